@@ -1,0 +1,117 @@
+/* ops.h - one function type per CPU operation, and the table of them that a processor gets.
+ *
+ * Owns      nothing; every buffer is the caller's.
+ * Borrows   arguments during the call.
+ * Thread    any; functions keep no state, disjoint parts may run at once.
+ * Fails     never; sizes were vetted when weights and buffers were made.
+ * Cost      stated per operation in kernels/README.md.
+ *
+ * ops_init() fills the table with kernels/ref and lets each instruction set override it, weak to
+ * strong. Numerics, for every entry of every level: results depend on neither the number of
+ * tokens in a call, nor how rows, tokens or parts are split between calls. Between levels they
+ * differ within the tolerance stated here. NaN or Inf in an input gives NaN, Inf or a finite
+ * number, never a fault. Activations are fp32, row-major, (n_tokens, ld). */
+#ifndef KERNELS_OPS_H
+#define KERNELS_OPS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/weights.h"
+
+/* Binary-coded matrix times activations. mul() follows act_pack() of the same x; a call to
+ * pack(), act_pack() or mul() covers a part, so that threads can share the work.
+ * Tolerance: ||y - y64|| <= 2e-4 ||y64|| against fp64 on the stored parameters for x without
+ * extreme outliers, and always |error| <= 2e-4 * sum |w x|. */
+struct bcq_ops {
+    int row_block; /* rows handled as a unit; ranges below count such blocks */
+
+    /* Bytes of the packed form, 64-byte aligned memory; and the repacking of blocks [b0, b1).
+     * dst is zeroed memory. */
+    size_t (*pack_bytes)(const struct bcq_spec *w);
+    void (*pack)(void *dst, const struct bcq_view *w, int b0, int b1);
+
+    /* What mul() needs of x: tables or quantized activations for n tokens, plus group sums.
+     * act is 64-byte aligned. Parts 0..n_parts-1 together cover everything. */
+    size_t (*act_bytes)(int cols, int n);
+    void (*act_pack)(void *act, const float *x, size_t ldx, int cols, int n, int part,
+                     int n_parts);
+
+    /* y[t*ldy + r] = (W x_t)[r] for the rows of blocks [b0, b1); rows past w->rows are not
+     * written. packed is pack()'s whole result. */
+    void (*mul)(float *y, size_t ldy, const void *packed, const struct bcq_spec *w,
+                const void *act, int n, int b0, int b1);
+};
+
+/* Dense matrix times activations, fp32 accumulation over k in one fixed order per element.
+ * Tolerance: |y - y64| <= 2e-6 * sqrt(cols) * max|w| * max|x| * sqrt(cols). */
+struct dense_ops {
+    int row_block;
+    size_t (*pack_bytes)(enum dtype type, int rows, int cols);
+    void (*pack)(void *dst, enum dtype type, const void *src, int rows, int cols, int b0, int b1);
+    void (*mul)(float *y, size_t ldy, const void *packed, enum dtype type, int rows, int cols,
+                const float *x, size_t ldx, int n, int b0, int b1);
+};
+
+enum { KV_BLOCK_TOKENS = 16 };
+
+/* One layer's keys and values. Block b, KV head h, K (v = 0) or V (v = 1):
+ * (KV_BLOCK_TOKENS, head_dim) elements at base + ((b*n_kv_heads + h)*2 + v) * that size. */
+struct kv_layer {
+    void *base;
+    enum dtype type; /* F32 or F16 */
+    int n_kv_heads, head_dim;
+};
+
+/* One query token against the context of its sequence, for one KV head. */
+struct attn_call {
+    const struct kv_layer *kv;
+    const int32_t *blocks; /* the sequence's block table: position p is in blocks[p/16] */
+    int kv_head;
+    int n_rep;   /* query heads that share the KV head */
+    int pos;     /* the query's position; it sees positions first..pos */
+    int first;   /* 0, or the start of a sliding window */
+    float scale; /* of q.k */
+    const float *slopes; /* (n_rep) ALiBi slopes, added as slope * (j - pos); NULL without */
+};
+
+struct ops {
+    const char *level; /* "ref", "avx2", "avx512": the strongest set that filled anything */
+    struct bcq_ops bcq;
+    struct dense_ops dense;
+
+    /* Scratch floats that attention() wants for n_rep heads of head_dim. */
+    size_t (*attention_scratch)(int n_rep, int head_dim);
+    /* out, q: (n_rep, head_dim). Online softmax over blocks in order: the result depends on
+     * first, pos and the stored values alone. Tolerance 2e-6 of max|v|. */
+    void (*attention)(float *out, const float *q, const struct attn_call *call, float *scratch);
+    /* Puts one token's k or v row (n_kv_heads, head_dim) at position slot of its block. */
+    void (*kv_store)(const struct kv_layer *kv, int block, int slot, const float *k,
+                     const float *v);
+
+    /* dst may be src. w, b: (dim). RMSNorm: x * w / sqrt(mean(x^2) + eps). */
+    void (*rmsnorm)(float *dst, const float *src, const float *w, int dim, float eps);
+    void (*layernorm)(float *dst, const float *src, const float *w, const float *b, int dim,
+                      float eps);
+    /* Rotates pairs (i, i + half) of each head in place; cos, sin: (half). Pairs past
+     * 2*half stay. x: (n_heads, head_dim). */
+    void (*rope)(float *x, int n_heads, int head_dim, int half, const float *cos,
+                 const float *sin);
+    void (*silu_mul)(float *gate, const float *up, size_t n); /* gate = silu(gate) * up */
+    void (*relu)(float *x, size_t n);
+    void (*gelu_tanh)(float *x, size_t n);
+    void (*add)(float *dst, const float *src, size_t n);
+    /* dst: (cols) fp32 of one row of a dense table. */
+    void (*widen)(float *dst, enum dtype type, const void *src, size_t n);
+};
+
+/* features: bits of kernels/cpu/features.h. */
+void ops_init(struct ops *ops, unsigned features);
+
+/* Each level's overrides; call only on a processor that has it (see features.h). */
+void ops_init_ref(struct ops *ops);
+void ops_init_avx2(struct ops *ops);
+void ops_init_avx512(struct ops *ops);
+
+#endif
