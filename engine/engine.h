@@ -1,0 +1,162 @@
+/* engine.h - the loaded model as a service: requests go in, text comes out.
+ *
+ * The engine is one thread that owns a model, its KV blocks and every sequence. Callers hand
+ * over requests and get events; two mailboxes are all that is shared. A caller never sees a
+ * tensor, and the engine never sees a socket.
+ *
+ * Owns      the thread, the model, requests after a successful submit, events until polled.
+ * Borrows   the wake function's argument until engine_close().
+ * Thread    submit, cancel, poll, stats, drain: any one thread (the event loop). wake() is called
+ *           on the engine thread and must only poke the loop.
+ * Fails     submit: -EAGAIN queue full, -EINVAL names the field, -E2BIG prompt too long,
+ *           -ESHUTDOWN draining, -EIO the model has failed. A request that fails later ends
+ *           with ENGINE_FAILED.
+ * Cost      submit and poll: a short lock. Events of one step are one wake.
+ *
+ * Every submitted request ends with exactly one ENGINE_DONE or ENGINE_FAILED event, also when
+ * it is cancelled and when the engine closes. */
+#ifndef ENGINE_ENGINE_H
+#define ENGINE_ENGINE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/sampler.h"
+
+struct error;
+struct engine;
+struct source;
+
+struct engine_options {
+    const char *backend;     /* see backend_options; NULL = auto */
+    const char *level;       /* CPU instruction set; NULL = auto */
+    int n_threads;           /* 0 = all */
+    int max_context;         /* positions per sequence; 0 = the model's */
+    int max_running;         /* sequences computed together */
+    int max_waiting;         /* sequences queued behind them */
+    int step_tokens;         /* token budget of a step */
+    int64_t kv_tokens;       /* positions in the KV pool; 0 = enough for max_running at a quarter
+                                of max_context each, and at least one full context */
+    bool kv_f32;             /* fp32 keys and values (default fp16) */
+    void (*wake)(void *arg); /* events are waiting; may be NULL */
+    void *wake_arg;
+};
+
+enum { ENGINE_MAX_STOPS = 16, ENGINE_MAX_LOGPROBS = 20 };
+
+struct engine_message { /* one chat message; strings are the request's */
+    char *role, *content;
+};
+
+/* What to generate. Filled by the caller, freed by engine_request_free(). */
+struct engine_request {
+    /* Exactly one of the three: */
+    char *text; /* prompt text, text_len bytes, UTF-8 */
+    size_t text_len;
+    int32_t *ids; /* prompt as token ids */
+    size_t n_ids;
+    struct engine_message *messages; /* a chat, through the model's template */
+    int n_messages;
+
+    struct sampler_params sampling; /* sampling.bias is the request's too (malloc) */
+    uint64_t seed;
+    int max_tokens;  /* 0 = up to the context length */
+    int min_tokens;  /* end tokens are not sampled before */
+    bool ignore_eos; /* end tokens are ordinary */
+    bool echo;       /* the prompt's text comes first */
+    int n_logprobs;  /* -1 = none, 0 = the token's own, n = and the n best; a model without a
+                        tokenizer always gives tokens */
+    char *stops[ENGINE_MAX_STOPS];
+    int n_stops;
+    uint64_t tag; /* the caller's; comes back in every event */
+};
+
+struct engine_request *engine_request_new(void);          /* defaults everywhere; NULL: no memory */
+void engine_request_free(struct engine_request *request); /* NULL is allowed */
+
+enum engine_event_kind {
+    ENGINE_STARTED, /* admitted: n_prompt is known */
+    ENGINE_TEXT,    /* text and/or tokens */
+    ENGINE_DONE,    /* finish says why; n_prompt and n_generated are final */
+    ENGINE_FAILED   /* code and text (the message) say why */
+};
+
+enum engine_finish { FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED };
+
+struct engine_token { /* one generated token, when logprobs were asked for */
+    int32_t id;
+    float logprob;
+    int n_top;
+    int32_t top_ids[ENGINE_MAX_LOGPROBS];
+    float top_logprobs[ENGINE_MAX_LOGPROBS];
+};
+
+struct engine_event {
+    struct engine_event *next;
+    enum engine_event_kind kind;
+    uint64_t ticket, tag;
+    enum engine_finish finish;
+    int code; /* negative errno */
+    int n_prompt, n_generated;
+    char *text; /* text_len bytes of complete UTF-8 characters, NUL after; may be empty */
+    size_t text_len;
+    struct engine_token *tokens; /* (n_tokens) */
+    int n_tokens;
+};
+
+struct engine_stats {
+    bool ready, draining, failed;
+    int running, waiting, max_running, max_waiting;
+    int64_t kv_blocks, kv_blocks_free;
+    int64_t requests, finished, failures, cancelled, preemptions;
+    int64_t prompt_tokens, generated_tokens, steps;
+    int64_t last_step_ns; /* CLOCK_MONOTONIC at the end of the last step: the heartbeat */
+    double busy_seconds;  /* time inside steps */
+};
+
+/* What a model is, for /v1/models, start lines and `inspect`; strings live as long as the engine. */
+struct engine_info {
+    const char *architecture, *method,
+        *backend;    /* "llama", "gptqt" or "none", "cpu (avx512, 2 threads)" */
+    int bits, group; /* 0 when dense */
+    int context, vocab, n_layers, hidden;
+    bool has_tokenizer, has_chat_template;
+    size_t weight_bytes, kv_bytes;
+    struct sampler_params sampling; /* generation_config.json's defaults */
+};
+
+/* Loads the model and starts the thread; takes src on success. Returns once ready. */
+int engine_open(struct engine **ret, struct source *src, const struct engine_options *options,
+                struct error *err);
+
+/* Cancels what runs, stops the thread, frees everything, events that were not polled too: poll
+ * first. NULL is allowed. */
+void engine_close(struct engine *e);
+
+const struct engine_info *engine_get_info(const struct engine *e);
+
+/* Takes request on success. */
+int engine_submit(struct engine *e, uint64_t *ret_ticket, struct engine_request *request,
+                  struct error *err);
+
+/* The request ends within a step with FINISH_CANCELLED; unknown tickets are ignored. */
+void engine_cancel(struct engine *e, uint64_t ticket);
+
+/* Takes all waiting events, oldest first; NULL when there are none. */
+struct engine_event *engine_poll(struct engine *e);
+void engine_event_free(struct engine_event *event); /* one event */
+
+void engine_get_stats(struct engine *e, struct engine_stats *stats);
+
+/* New requests are refused from now on; running ones finish. */
+void engine_drain(struct engine *e);
+
+/* Token ids of text, on the calling thread; *ret_ids is malloc'ed. */
+int engine_tokenize(const struct engine *e, int32_t **ret_ids, size_t *ret_n, const char *text,
+                    size_t n, bool add_special, bool parse_special, struct error *err);
+
+/* The text piece of one token id, raw bytes borrowed from the tokenizer; NULL when unknown. */
+const char *engine_token_text(const struct engine *e, int32_t id, size_t *ret_n);
+
+#endif

@@ -1,0 +1,64 @@
+/* model_weights.h - loads a model's tensors into a back end, by the architecture's table.
+ *
+ * Owns      the packed weights.
+ * Borrows   the back end and the source until model_weights_close().
+ * Thread    the back end's.
+ * Fails     -EBADMSG names a tensor that is missing or misshapen; -ENOMEM.
+ * Cost      loading reads every weight once and gives the source's pages back behind it.
+ *
+ * A linear layer is taken from NAME.bcq when there is one, else from NAME.weight. Q, K and V of
+ * an architecture with one fused matrix are split here, so that everything after sees three. */
+#ifndef ENGINE_MODEL_WEIGHTS_H
+#define ENGINE_MODEL_WEIGHTS_H
+
+#include "engine/model.h"
+#include "engine/model_arch.h"
+
+struct model_norm {
+    struct weight *w, *b; /* (1, dim); w NULL: there is no such norm, b NULL: RMSNorm */
+    int dim;
+};
+
+struct model_layer {
+    struct model_norm attn_norm, ffn_norm;
+    struct weight *linear[ROLE_COUNT], *bias[ROLE_COUNT];
+};
+
+struct model_weights {
+    struct backend *be;
+    struct source *src;
+    const struct model_config *config;
+    const struct arch_row *arch;
+    const char *prefix; /* the one that this file uses */
+
+    struct weight *embed;           /* (vocab, embed_dim) table */
+    struct weight *embed_positions; /* NULL unless positions are learned */
+    struct weight *project_in, *project_out;
+    struct weight *head;            /* (vocab, embed_dim) linear */
+    struct model_norm embed_norm, final_norm;
+    struct model_layer *layers;     /* (n_layers) */
+
+    size_t bytes;                   /* packed so far */
+    size_t total;                   /* bytes of the source's tensors, for progress */
+    void (*progress)(void *arg, size_t done, size_t total);
+    void *progress_arg;
+};
+
+int model_weights_open(struct model_weights *w, struct backend *be, struct source *src,
+                       const struct model_options *options, struct error *err);
+void model_weights_close(struct model_weights *w); /* half-opened is allowed */
+
+int model_weights_load_layer(struct model_weights *w, int layer, struct error *err);
+void model_weights_drop_layer(struct model_weights *w, int layer);
+
+size_t model_weights_bytes(const struct model_weights *w);
+bool model_weights_shape(const struct model_weights *w, enum model_role role, int *ret_rows,
+                         int *ret_cols);
+int model_weights_read(struct model_weights *w, int layer, enum model_role role, float *dst,
+                       struct error *err);
+int model_weights_replace(struct model_weights *w, int layer, enum model_role role,
+                          const struct weight_view *view, struct error *err);
+void model_weights_name(const struct model_weights *w, int layer, enum model_role role,
+                        char *name, size_t size);
+
+#endif
