@@ -17,16 +17,16 @@ struct model {
     struct model_weights weights;
     struct model_options options;
 
-    int q_width, kv_width;  /* n_heads * head_dim, n_kv_heads * head_dim */
-    double *inv_freq;       /* (head_dim / 2) when positions are rotary */
-    float *slopes;          /* (n_heads) when positions are ALiBi */
+    int q_width, kv_width; /* n_heads * head_dim, n_kv_heads * head_dim */
+    double *inv_freq;      /* (head_dim / 2) when positions are rotary */
+    float *slopes;         /* (n_heads) when positions are ALiBi */
     struct kv *kv;
 
-    struct buffer *x;              /* (n, hidden): the residual stream */
-    struct buffer *h;              /* (n, hidden): its normed copy */
-    struct buffer *q, *k, *v, *a;  /* (n, q_width), (n, kv_width) x2, (n, q_width) */
-    struct buffer *gate, *up;      /* (n, intermediate) */
-    struct buffer *e;              /* (n, embed_dim) where that is not hidden */
+    struct buffer *x;                        /* (n, hidden): the residual stream */
+    struct buffer *h;                        /* (n, hidden): its normed copy */
+    struct buffer *q, *k, *v, *a;            /* (n, q_width), (n, kv_width) x2, (n, q_width) */
+    struct buffer *gate, *up;                /* (n, intermediate) */
+    struct buffer *e;                        /* (n, embed_dim) where that is not hidden */
     struct buffer *head_x, *head_e, *logits; /* (max_logit_rows, hidden | embed_dim | vocab) */
 
     int n_tokens; /* of the batch */
@@ -269,10 +269,8 @@ static void feed_forward(struct model *m, int layer, const struct model_layer *w
         backend_linear(m->be, calls, 2, in);
         backend_gate(m->be, m->gate, m->up, c->intermediate);
     } else {
-        struct linear_call call = {.dst = m->up,
-                                   .w = w->linear[ROLE_UP],
-                                   .bias = w->bias[ROLE_UP],
-                                   .act = c->activation};
+        struct linear_call call = {
+            .dst = m->up, .w = w->linear[ROLE_UP], .bias = w->bias[ROLE_UP], .act = c->activation};
         backend_linear(m->be, &call, 1, in);
     }
     struct buffer *wide = m->gate ? m->gate : m->up;
@@ -359,8 +357,8 @@ int model_hidden(struct model *m, float *hidden, const int32_t *rows, int n_rows
         int n = n_rows - done;
         if (n > m->options.max_logit_rows) n = m->options.max_logit_rows;
         struct buffer *in = head_input(m, rows + done, n);
-        int r = backend_buffer_read(m->be, hidden + (size_t)done * width, in, 0,
-                                    (size_t)n * width, err);
+        int r = backend_buffer_read(m->be, hidden + (size_t)done * width, in, 0, (size_t)n * width,
+                                    err);
         if (r < 0) return r;
         done += n;
     }
@@ -388,8 +386,7 @@ void model_write_state(struct model *m, const float *x) {
                          (size_t)m->n_tokens * (size_t)m->weights.config->hidden);
 }
 
-bool model_linear_shape(const struct model *m, enum model_role role, int *ret_rows,
-                        int *ret_cols) {
+bool model_linear_shape(const struct model *m, enum model_role role, int *ret_rows, int *ret_cols) {
     return model_weights_shape(&m->weights, role, ret_rows, ret_cols);
 }
 

@@ -25,23 +25,14 @@ struct model_config;
 struct source;
 
 /* The linear layers of a block, by what they do; a block has those its architecture names. */
-enum model_role {
-    ROLE_Q,
-    ROLE_K,
-    ROLE_V,
-    ROLE_O,
-    ROLE_GATE,
-    ROLE_UP,
-    ROLE_DOWN,
-    ROLE_COUNT
-};
+enum model_role { ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN, ROLE_COUNT };
 
 struct model_options {
-    enum dtype kv_type;     /* DTYPE_F16 to serve, DTYPE_F32 to compare with references */
-    int max_batch_tokens;   /* tokens of one forward() at most */
-    int max_logit_rows;     /* rows of one logits() at most */
-    int n_kv_blocks;        /* KV pool, in blocks of BACKEND_KV_BLOCK tokens; 0: none */
-    bool layers_on_demand;  /* load blocks with model_load_layer() (the quantizer's way) */
+    enum dtype kv_type;    /* DTYPE_F16 to serve, DTYPE_F32 to compare with references */
+    int max_batch_tokens;  /* tokens of one forward() at most */
+    int max_logit_rows;    /* rows of one logits() at most */
+    int n_kv_blocks;       /* KV pool, in blocks of BACKEND_KV_BLOCK tokens; 0: none */
+    bool layers_on_demand; /* load blocks with model_load_layer() (the quantizer's way) */
     void (*progress)(void *arg, size_t done, size_t total); /* bytes packed; may be NULL */
     void *progress_arg;
 };
@@ -93,8 +84,7 @@ int model_read_state(struct model *m, float *x, struct error *err);
 void model_write_state(struct model *m, const float *x);
 
 /* Shape of a linear layer; false where the block has none of that role. */
-bool model_linear_shape(const struct model *m, enum model_role role, int *ret_rows,
-                        int *ret_cols);
+bool model_linear_shape(const struct model *m, enum model_role role, int *ret_rows, int *ret_cols);
 /* The source's weights in fp32, w: (rows, cols). */
 int model_read_linear(struct model *m, int layer, enum model_role role, float *w,
                       struct error *err);

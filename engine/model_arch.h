@@ -32,8 +32,8 @@ struct arch_row {
 
     const char *embed, *embed_positions, *embed_norm, *project_in;
     const char *final_norm, *project_out, *head;
-    const char *attn_norm, *ffn_norm;     /* "%d" is the layer */
-    const char *linear[ROLE_COUNT];       /* "%d" is the layer; NULL = the block has none */
+    const char *attn_norm, *ffn_norm; /* "%d" is the layer */
+    const char *linear[ROLE_COUNT];   /* "%d" is the layer; NULL = the block has none */
 };
 
 const struct arch_row *model_arch_find(enum config_arch id);

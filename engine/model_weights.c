@@ -124,8 +124,8 @@ bool model_weights_shape(const struct model_weights *w, enum model_role role, in
     return true;
 }
 
-void model_weights_name(const struct model_weights *w, int layer, enum model_role role,
-                        char *name, size_t size) {
+void model_weights_name(const struct model_weights *w, int layer, enum model_role role, char *name,
+                        size_t size) {
     char full[NAME_SIZE];
     name_of(w, full, w->arch->linear[role], layer, "");
     snprintf(name, size, "%s", full);
@@ -142,8 +142,8 @@ static int read_fused(struct model_weights *w, const struct source_tensor *t, en
     int dim = w->config->head_dim;
     for (int head = 0; head < w->config->n_heads; head++) {
         int row = (3 * head + (int)role) * dim;
-        int r = source_read_rows(w->src, t, row, dim, dst + (size_t)head * (size_t)dim * (size_t)cols,
-                                 err);
+        int r = source_read_rows(w->src, t, row, dim,
+                                 dst + (size_t)head * (size_t)dim * (size_t)cols, err);
         if (r < 0) return r;
     }
     return 0;

@@ -34,12 +34,12 @@ struct model_weights {
     struct weight *embed;           /* (vocab, embed_dim) table */
     struct weight *embed_positions; /* NULL unless positions are learned */
     struct weight *project_in, *project_out;
-    struct weight *head;            /* (vocab, embed_dim) linear */
+    struct weight *head; /* (vocab, embed_dim) linear */
     struct model_norm embed_norm, final_norm;
-    struct model_layer *layers;     /* (n_layers) */
+    struct model_layer *layers; /* (n_layers) */
 
-    size_t bytes;                   /* packed so far */
-    size_t total;                   /* bytes of the source's tensors, for progress */
+    size_t bytes; /* packed so far */
+    size_t total; /* bytes of the source's tensors, for progress */
     void (*progress)(void *arg, size_t done, size_t total);
     void *progress_arg;
 };
@@ -58,7 +58,7 @@ int model_weights_read(struct model_weights *w, int layer, enum model_role role,
                        struct error *err);
 int model_weights_replace(struct model_weights *w, int layer, enum model_role role,
                           const struct weight_view *view, struct error *err);
-void model_weights_name(const struct model_weights *w, int layer, enum model_role role,
-                        char *name, size_t size);
+void model_weights_name(const struct model_weights *w, int layer, enum model_role role, char *name,
+                        size_t size);
 
 #endif

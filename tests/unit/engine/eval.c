@@ -1,0 +1,135 @@
+#include "engine/eval.h"
+
+#include <criterion/criterion.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/config.h"
+#include "engine/offline.h"
+#include "engine/safetensors.h"
+#include "engine/source.h"
+#include "kernels/error.h"
+
+enum { CTX = 100 };
+
+static void path_of(char *path, size_t size, const char *file) {
+    snprintf(path, size, "%s/models/llama-gqa%s", getenv("GPTQT_FIXTURES"), file);
+}
+
+static void open_model(struct offline *o) {
+    char path[512];
+    struct error err;
+    struct source *src;
+    path_of(path, sizeof path, "");
+    cr_assert_eq(source_open(&src, path, &err), 0, "%s", err.text);
+    struct offline_options options = {.model = {.kv_type = DTYPE_F32,
+                                                .max_batch_tokens = EVAL_BATCH_TOKENS,
+                                                .max_logit_rows = EVAL_LOGIT_ROWS},
+                                      .context = CTX};
+    cr_assert_eq(offline_open(o, src, &options, &err), 0, "%s", err.text);
+}
+
+static struct eval_result run(const struct eval_options *options, struct model *m,
+                              struct model *reference, const int32_t *tokens, size_t n) {
+    struct eval_result result;
+    struct error err;
+    cr_assert_eq(eval_run(&result, m, reference, tokens, n, options, &err), 0, "%s", err.text);
+    return result;
+}
+
+struct golden {
+    struct safetensors file;
+    const int32_t *ids;
+    const float *log_probs; /* (CTX - 1) */
+};
+
+static struct golden open_golden(void) {
+    struct golden g;
+    struct error err;
+    char path[512];
+    path_of(path, sizeof path, "/golden.safetensors");
+    cr_assert_eq(safetensors_open(&g.file, path, &err), 0);
+    g.ids = safetensors_find(&g.file, "prompt.3.ids")->data;
+    g.log_probs = safetensors_find(&g.file, "prompt.3.logprobs")->data;
+    return g;
+}
+
+Test(eval, every_token_but_the_first_of_a_window_counts) {
+    struct offline o;
+    open_model(&o);
+    struct golden g = open_golden();
+    double sum = 0;
+    for (int i = 0; i < CTX - 1; i++) sum += (double)g.log_probs[i];
+    struct eval_options options = {.protocol = EVAL_GPTQ, .ctx = CTX, .bos = -1};
+    struct eval_result r = run(&options, o.model, NULL, g.ids, CTX);
+    cr_expect_eq(r.tokens, CTX - 1);
+    cr_expect_eq(r.positions, 0);
+    cr_expect_float_eq(r.nll, -sum / (CTX - 1), 1e-5);
+    cr_expect_float_eq(r.perplexity, exp(r.nll), 1e-9);
+    offline_close(&o);
+    safetensors_close(&g.file);
+}
+
+Test(eval, llama_cpp_counts_the_second_half) {
+    struct offline o;
+    open_model(&o);
+    struct golden g = open_golden();
+    double sum = 0;
+    for (int i = CTX / 2; i < CTX - 1; i++) sum += (double)g.log_probs[i];
+    struct eval_options options = {.protocol = EVAL_LLAMA_CPP, .ctx = CTX, .bos = -1};
+    struct eval_result r = run(&options, o.model, NULL, g.ids, CTX);
+    cr_expect_eq(r.tokens, CTX - CTX / 2 - 1);
+    cr_expect_float_eq(r.nll, -sum / (double)r.tokens, 1e-5);
+    offline_close(&o);
+    safetensors_close(&g.file);
+}
+
+Test(eval, windows_do_not_see_each_other_and_are_limited) {
+    struct offline o;
+    open_model(&o);
+    struct golden g = open_golden();
+    int32_t twice[2 * CTX + 7];
+    for (int i = 0; i < 2 * CTX + 7; i++) twice[i] = g.ids[i % CTX];
+    struct eval_options options = {.protocol = EVAL_GPTQ, .ctx = CTX, .bos = -1};
+    struct eval_result one = run(&options, o.model, NULL, g.ids, CTX);
+    struct eval_result two = run(&options, o.model, NULL, twice, 2 * CTX + 7);
+    cr_expect_eq(two.chunks, 2);
+    cr_expect_float_eq(two.nll, one.nll, 1e-12); /* the sums round differently */
+    options.chunks = 1;
+    cr_expect_eq(run(&options, o.model, NULL, twice, 2 * CTX).tokens, CTX - 1);
+    offline_close(&o);
+    safetensors_close(&g.file);
+}
+
+Test(eval, a_model_does_not_diverge_from_itself) {
+    struct offline o, reference;
+    open_model(&o);
+    open_model(&reference);
+    struct golden g = open_golden();
+    struct eval_options options = {.protocol = EVAL_GPTQ, .ctx = CTX, .bos = -1};
+    struct eval_result r = run(&options, o.model, reference.model, g.ids, CTX);
+    cr_expect_eq(r.positions, CTX);
+    cr_expect_eq(r.kl_mean, 0);
+    cr_expect_eq(r.kl_p99, 0);
+    cr_expect_eq(r.top1_agreement, 1);
+    offline_close(&o);
+    offline_close(&reference);
+    safetensors_close(&g.file);
+}
+
+Test(eval, a_short_text_is_refused) {
+    struct offline o;
+    open_model(&o);
+    int32_t tokens[CTX] = {0};
+    struct eval_options options = {.protocol = EVAL_GPTQ, .ctx = CTX, .bos = -1};
+    struct eval_result result;
+    struct error err;
+    cr_expect_lt(eval_run(&result, o.model, NULL, tokens, CTX - 1, &options, &err), 0);
+    cr_expect_not_null(strstr(err.text, "one window"));
+    tokens[3] = 1 << 20;
+    cr_expect_lt(eval_run(&result, o.model, NULL, tokens, CTX, &options, &err), 0);
+    cr_expect_not_null(strstr(err.text, "vocabulary"));
+    offline_close(&o);
+}

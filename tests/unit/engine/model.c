@@ -1,0 +1,283 @@
+/* The forward pass against logits, hidden states and greedy continuations that transformers made
+ * (tests/fixtures/models, tolerances from the notes beside them). */
+#include "engine/model.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/config.h"
+#include "engine/offline.h"
+#include "engine/safetensors.h"
+#include "engine/source.h"
+#include "kernels/error.h"
+
+enum { MAX_TOKENS = 160, STEPS = 32 };
+
+static const char *const names[] = {"llama-mha",  "llama-gqa",     "llama3",        "llama-wide",
+                                    "llama-bias", "opt-125m-like", "opt-350m-like", "bloom"};
+enum { N_NAMES = sizeof names / sizeof *names };
+
+static const char *const levels[] = {"ref", "avx2", "avx512"};
+
+struct fixture {
+    struct offline o;
+    struct safetensors golden;
+    int vocab;
+};
+
+static void path_of(char *path, size_t size, const char *name, const char *file) {
+    snprintf(path, size, "%s/models/%s%s", getenv("GPTQT_FIXTURES"), name, file);
+}
+
+/* False where the processor lacks the level. */
+static bool open_fixture(struct fixture *f, const char *name, const char *level, bool by_layer) {
+    char path[512];
+    struct error err;
+    struct source *src;
+    path_of(path, sizeof path, name, "");
+    cr_assert_eq(source_open(&src, path, &err), 0, "%s", err.text);
+    struct offline_options options = {
+        .backend = {.name = "cpu", .level = level, .n_threads = 2},
+        .model = {.kv_type = DTYPE_F32,
+                  .max_batch_tokens = MAX_TOKENS,
+                  .max_logit_rows = 8,
+                  .layers_on_demand = by_layer},
+        .context = MAX_TOKENS,
+        .sequences = 2,
+    };
+    int r = offline_open(&f->o, src, &options, &err);
+    if (r == -ENOTSUP) return false;
+    cr_assert_eq(r, 0, "%s: %s", name, err.text);
+    f->vocab = model_get_config(f->o.model)->vocab;
+    path_of(path, sizeof path, name, "/golden.safetensors");
+    cr_assert_eq(safetensors_open(&f->golden, path, &err), 0, "%s", err.text);
+    return true;
+}
+
+static void close_fixture(struct fixture *f) {
+    offline_close(&f->o);
+    safetensors_close(&f->golden);
+}
+
+static const void *golden(const struct fixture *f, const char *format, int i, size_t *ret_n) {
+    char name[64];
+    snprintf(name, sizeof name, format, i);
+    const struct safetensors_tensor *t = safetensors_find(&f->golden, name);
+    cr_assert_not_null(t, "%s", name);
+    if (ret_n) *ret_n = (size_t)t->shape[0];
+    return t->data;
+}
+
+/* Tokens [start, start + n) of a sequence whose KV blocks are 10*seq, 10*seq + 1, ... */
+struct feed {
+    int32_t tokens[MAX_TOKENS], positions[MAX_TOKENS], seqs[MAX_TOKENS];
+    int32_t blocks[2 * MAX_TOKENS / BACKEND_KV_BLOCK];
+    int n;
+};
+
+static void add(struct feed *f, int seq, const int32_t *tokens, int start, int n) {
+    for (int i = 0; i < n; i++) {
+        f->tokens[f->n] = tokens[start + i];
+        f->positions[f->n] = start + i;
+        f->seqs[f->n++] = seq;
+    }
+}
+
+static void run(struct fixture *f, struct feed *feed) {
+    for (int i = 0; i < 2 * MAX_TOKENS / BACKEND_KV_BLOCK; i++) feed->blocks[i] = i;
+    struct batch batch = {.n_tokens = feed->n,
+                          .n_seqs = 2,
+                          .tokens = feed->tokens,
+                          .positions = feed->positions,
+                          .seqs = feed->seqs,
+                          .blocks = feed->blocks,
+                          .max_blocks = MAX_TOKENS / BACKEND_KV_BLOCK};
+    model_forward(f->o.model, &batch);
+}
+
+static float *logits_of(struct fixture *f, int first, int n) {
+    int32_t rows[MAX_TOKENS];
+    struct error err;
+    for (int i = 0; i < n; i++) rows[i] = first + i;
+    float *logits = malloc((size_t)n * (size_t)f->vocab * sizeof *logits);
+    cr_assert_not_null(logits);
+    cr_assert_eq(model_logits(f->o.model, logits, rows, n, &err), 0, "%s", err.text);
+    return logits;
+}
+
+static double max_difference(const float *a, const float *b, size_t n) {
+    double most = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = fabs((double)a[i] - (double)b[i]);
+        if (!(d <= most)) most = d;
+    }
+    return most;
+}
+
+static int best(const float *logits, int n) {
+    int at = 0;
+    for (int i = 1; i < n; i++)
+        if (logits[i] > logits[at]) at = i;
+    return at;
+}
+
+static double log_prob(const float *logits, int n, int token) {
+    double sum = 0, top = (double)logits[best(logits, n)];
+    for (int i = 0; i < n; i++) sum += exp((double)logits[i] - top);
+    return (double)logits[token] - top - log(sum);
+}
+
+static void check_prompts(struct fixture *f, const char *name, const char *level) {
+    for (int p = 0; p < 4; p++) {
+        size_t n;
+        const int32_t *ids = golden(f, "prompt.%d.ids", p, &n);
+        const float *want = golden(f, "prompt.%d.logits", p, NULL);
+        struct feed feed = {.n = 0};
+        add(&feed, 0, ids, 0, (int)n);
+        run(f, &feed);
+        float *got = logits_of(f, 0, (int)n);
+        double d = max_difference(got, want, n * (size_t)f->vocab);
+        cr_expect(d <= 5e-4, "%s, %s, prompt %d: %g", name, level, p, d);
+        const float *log_probs = n > 1 ? golden(f, "prompt.%d.logprobs", p, NULL) : NULL;
+        double sum = 0, wanted = 0;
+        for (size_t i = 0; i + 1 < n; i++) {
+            sum += log_prob(got + i * (size_t)f->vocab, f->vocab, ids[i + 1]);
+            wanted += (double)log_probs[i];
+        }
+        cr_expect(fabs(sum - wanted) <= 2e-3, "%s: sum of logprobs %g", name, sum - wanted);
+        free(got);
+    }
+}
+
+Test(model, logits_equal_those_of_transformers_on_every_level) {
+    for (int i = 0; i < N_NAMES; i++)
+        for (int l = 0; l < 3; l++) {
+            struct fixture f;
+            if (!open_fixture(&f, names[i], levels[l], false)) continue;
+            check_prompts(&f, names[i], levels[l]);
+            close_fixture(&f);
+        }
+}
+
+Test(model, greedy_continuations_with_the_kv_cache_equal_those_of_transformers) {
+    for (int i = 0; i < N_NAMES; i++) {
+        struct fixture f;
+        cr_assert(open_fixture(&f, names[i], NULL, false));
+        for (int p = 0; p < 2; p++) {
+            size_t n;
+            const int32_t *ids = golden(&f, "prompt.%d.ids", p + 1, &n);
+            const int32_t *want = golden(&f, "greedy.%d.ids", p + 1, NULL);
+            int32_t tokens[MAX_TOKENS];
+            memcpy(tokens, ids, n * sizeof *ids);
+            int done = 0;
+            for (int step = 0; step < STEPS; step++) {
+                struct feed feed = {.n = 0};
+                add(&feed, 0, tokens, done, (int)n + step - done);
+                run(&f, &feed);
+                float *logits = logits_of(&f, feed.n - 1, 1);
+                done = (int)n + step;
+                tokens[done] = best(logits, f.vocab);
+                free(logits);
+                cr_assert_eq(tokens[done], want[step], "%s, run %d, step %d", names[i], p, step);
+            }
+        }
+        close_fixture(&f);
+    }
+}
+
+Test(model, block_by_block_gives_the_hidden_states_of_transformers) {
+    for (int i = 0; i < N_NAMES; i++) {
+        struct fixture f;
+        struct error err;
+        cr_assert(open_fixture(&f, names[i], NULL, true));
+        const struct model_config *c = model_get_config(f.o.model);
+        size_t n, width = (size_t)c->hidden;
+        const int32_t *ids = golden(&f, "prompt.%d.ids", 2, &n);
+        struct feed feed = {.n = 0};
+        add(&feed, 0, ids, 0, (int)n);
+        for (int b = 0; b < 2 * MAX_TOKENS / BACKEND_KV_BLOCK; b++) feed.blocks[b] = b;
+        struct batch batch = {.n_tokens = (int)n,
+                              .n_seqs = 1,
+                              .tokens = feed.tokens,
+                              .positions = feed.positions,
+                              .seqs = feed.seqs,
+                              .blocks = feed.blocks,
+                              .max_blocks = MAX_TOKENS / BACKEND_KV_BLOCK};
+        model_begin(f.o.model, &batch);
+        model_embed(f.o.model);
+        float *x = malloc(n * width * sizeof *x);
+        for (int layer = 0; layer < c->n_layers; layer++) {
+            cr_assert_eq(model_load_layer(f.o.model, layer, &err), 0, "%s", err.text);
+            model_layer(f.o.model, layer);
+            model_drop_layer(f.o.model, layer);
+            cr_assert_eq(model_read_state(f.o.model, x, &err), 0);
+            const float *want = golden(&f, "hidden.layer.%d", layer, NULL);
+            double most = 1;
+            for (size_t k = 0; k < n * width; k++) most = fmax(most, fabs((double)want[k]));
+            double d = max_difference(x, want, n * width);
+            cr_expect(d <= 1e-3 * most, "%s, layer %d: %g of %g", names[i], layer, d, most);
+        }
+        free(x);
+        close_fixture(&f);
+    }
+}
+
+/* The promise that a request's tokens do not depend on its company rests on this. */
+Test(model, logits_do_not_depend_on_batch_or_chunks) {
+    for (int i = 0; i < N_NAMES; i++)
+        for (int l = 0; l < 3; l++) {
+            struct fixture f;
+            if (!open_fixture(&f, names[i], levels[l], false)) continue;
+            size_t n, m;
+            const int32_t *ids = golden(&f, "prompt.%d.ids", 3, &n);
+            const int32_t *other = golden(&f, "prompt.%d.ids", 2, &m);
+            struct feed alone = {.n = 0};
+            add(&alone, 0, ids, 0, (int)n);
+            run(&f, &alone);
+            float *want = logits_of(&f, (int)n - 1, 1);
+
+            struct feed first = {.n = 0}, second = {.n = 0};
+            add(&first, 1, other, 0, 5);
+            add(&first, 0, ids, 0, 37);
+            run(&f, &first);
+            add(&second, 0, ids, 37, (int)n - 37);
+            add(&second, 1, other, 5, (int)m - 5);
+            run(&f, &second);
+            float *got = logits_of(&f, (int)n - 37 - 1, 1);
+            cr_expect_eq(memcmp(got, want, (size_t)f.vocab * sizeof *got), 0, "%s, %s", names[i],
+                         levels[l]);
+            free(want);
+            free(got);
+            close_fixture(&f);
+        }
+}
+
+Test(model, a_missing_or_misshapen_tensor_is_named) {
+    struct error err;
+    char config[512];
+    path_of(config, sizeof config, "llama-mha", "/config.json");
+    struct map text, weights;
+    cr_assert_eq(map_open(&text, config, &err), 0);
+    path_of(config, sizeof config, "llama-bias", "/model.safetensors");
+    cr_assert_eq(map_open(&weights, config, &err), 0);
+    /* llama-mha's config over llama-bias's weights: shapes and vocabulary differ. */
+    struct source_file files[] = {{"config.json", text.bytes, text.size},
+                                  {"model.safetensors", weights.bytes, weights.size}};
+    struct source *src;
+    int r = source_open_memory(&src, files, 2, &err);
+    if (r == 0) {
+        struct offline_options options = {
+            .model = {.kv_type = DTYPE_F32, .max_batch_tokens = 8, .max_logit_rows = 1},
+            .context = 16};
+        struct offline o;
+        r = offline_open(&o, src, &options, &err);
+    }
+    cr_expect_eq(r, -EBADMSG);
+    cr_expect_not_null(strstr(err.text, "tensor 'model."), "%s", err.text);
+    map_close(&text);
+    map_close(&weights);
+}
