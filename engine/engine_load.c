@@ -1,0 +1,153 @@
+#include "engine/engine_state.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "engine/kv.h"
+#include "engine/model.h"
+#include "engine/source.h"
+#include "engine/tokenizer.h"
+
+static int context_length(const struct engine *e) {
+    int context = source_config(e->src)->max_positions, wanted = e->options.max_context;
+    return wanted > 0 && wanted < context ? wanted : context;
+}
+
+/* Positions in the pool: what was asked for, else as engine_options says. */
+static int pool_blocks(const struct engine *e, int context, int *ret, struct error *err) {
+    int64_t positions = e->options.kv_tokens;
+    if (positions == 0) {
+        positions = (int64_t)e->options.max_running * (context / 4);
+        if (positions < context) positions = context;
+    }
+    /* The back end counts in int; a pool beyond that would not fit into memory either. */
+    if (positions < 2 || positions > INT32_MAX - BACKEND_KV_BLOCK)
+        return error_set(err, -EINVAL, "kv_tokens: %lld is out of range", (long long)positions);
+    *ret = kv_blocks_for((int)positions);
+    return 0;
+}
+
+static int open_model(struct engine *e, int context, int *ret_blocks, struct error *err) {
+    const struct engine_options *o = &e->options;
+    struct backend_options backend = {
+        .name = o->backend, .level = o->level, .n_threads = o->n_threads};
+    int r = pool_blocks(e, context, ret_blocks, err);
+    if (r == 0) r = backend_open(&e->backend, &backend, err);
+    if (r < 0) return r;
+    struct model_options model = {.kv_type = o->kv_f32 ? DTYPE_F32 : DTYPE_F16,
+                                  .max_batch_tokens = o->step_tokens,
+                                  .max_logit_rows = o->max_running,
+                                  .n_kv_blocks = *ret_blocks};
+    return model_open(&e->model, e->backend, e->src, &model, err);
+}
+
+static int open_policy(struct engine *e, int n_blocks, struct error *err) {
+    struct scheduler_options o = {.max_running = e->options.max_running,
+                                  .max_waiting = e->options.max_waiting,
+                                  .step_tokens = e->options.step_tokens,
+                                  .max_context = e->shape.context};
+    int r = kv_new(&e->kv, n_blocks);
+    if (r < 0) return error_set(err, r, "KV pool: out of memory");
+    return scheduler_new(&e->scheduler, &o, e->kv, err);
+}
+
+static int allocate_step(struct engine *e, struct error *err) {
+    size_t running = (size_t)e->options.max_running, tokens = (size_t)e->options.step_tokens;
+    size_t blocks = (size_t)kv_blocks_for(e->shape.context), vocab = (size_t)e->shape.vocab;
+    e->sequences = calloc((size_t)e->capacity, sizeof(struct sequence *));
+    e->owners = calloc((size_t)e->capacity, sizeof(struct sequence *));
+    e->work = sampler_work_new(e->shape.vocab);
+    e->shares = calloc(running, sizeof *e->shares);
+    e->tokens = calloc(tokens, sizeof *e->tokens);
+    e->positions = calloc(tokens, sizeof *e->positions);
+    e->seqs = calloc(tokens, sizeof *e->seqs);
+    e->blocks = calloc(running, blocks * sizeof *e->blocks);
+    e->rows = calloc(running, sizeof *e->rows);
+    e->logits = calloc(running, vocab * sizeof *e->logits);
+    if (!e->sequences || !e->owners || !e->work || !e->shares || !e->tokens || !e->positions ||
+        !e->seqs || !e->blocks || !e->rows || !e->logits)
+        return error_set(err, -ENOMEM, "engine: out of memory");
+    return 0;
+}
+
+static void fill_shape(struct engine *e, int context, int n_blocks) {
+    const struct engine_texts *t = &e->texts;
+    /* A sequence cannot be longer than the whole pool. */
+    int64_t positions = (int64_t)n_blocks * BACKEND_KV_BLOCK;
+    if (positions < context) context = (int)positions;
+    e->shape = (struct sequence_shape){.context = context,
+                                       .vocab = source_config(e->src)->vocab,
+                                       .ends = t->ends,
+                                       .n_ends = t->n_ends,
+                                       .tokenizer = t->tokenizer,
+                                       .chat = t->chat,
+                                       .chat_reason = t->chat_reason.text,
+                                       .bos = t->bos,
+                                       .eos = t->eos};
+    /* 4: normalizing to composed characters shrinks a text by less than that. */
+    e->max_text = (size_t)context * t->longest_token * 4;
+}
+
+static void proposed_sampling(struct sampler_params *params, const struct config_generation *g) {
+    sampler_defaults(params);
+    if (g->temperature >= 0) params->temperature = g->temperature;
+    if (g->do_sample == 0) params->temperature = 0;
+    if (g->top_p > 0) params->top_p = g->top_p;
+    if (g->min_p >= 0 && g->min_p < 1) params->min_p = g->min_p;
+    if (g->top_k >= 0) params->top_k = g->top_k;
+}
+
+static void fill_info(struct engine *e) {
+    const struct model_config *c = source_config(e->src);
+    snprintf(e->backend_text, sizeof e->backend_text, "%s (%s)", e->backend->name,
+             e->backend->detail);
+    e->info = (struct engine_info){
+        .architecture = config_arch_name(c->arch),
+        .method = c->quantization.method[0] ? c->quantization.method : "none",
+        .backend = e->backend_text,
+        .bits = c->quantization.bits,
+        .group = c->quantization.group,
+        .context = e->shape.context,
+        .vocab = c->vocab,
+        .n_layers = c->n_layers,
+        .hidden = c->hidden,
+        .has_tokenizer = e->texts.tokenizer != NULL,
+        .has_chat_template = e->texts.chat != NULL,
+        .weight_bytes = model_weight_bytes(e->model),
+        .kv_bytes = model_kv_bytes(e->model),
+    };
+    proposed_sampling(&e->info.sampling, &c->generation);
+}
+
+int engine_load(struct engine *e, struct error *err) {
+    int n_blocks = 0, context = context_length(e);
+    int r = engine_texts_open(&e->texts, e->src, err);
+    if (r == 0) r = open_model(e, context, &n_blocks, err);
+    if (r < 0) return r;
+    fill_shape(e, context, n_blocks);
+    r = open_policy(e, n_blocks, err);
+    if (r == 0) r = allocate_step(e, err);
+    if (r < 0) return r;
+    fill_info(e);
+    e->stats.last_step_ns = engine_mail_now_ns();
+    return 0;
+}
+
+void engine_unload(struct engine *e) {
+    scheduler_free(e->scheduler);
+    kv_free(e->kv);
+    model_close(e->model);
+    backend_close(e->backend);
+    sampler_work_free(e->work);
+    engine_texts_close(&e->texts);
+    free(e->sequences);
+    free(e->owners);
+    free(e->shares);
+    free(e->tokens);
+    free(e->positions);
+    free(e->seqs);
+    free(e->blocks);
+    free(e->rows);
+    free(e->logits);
+}

@@ -1,0 +1,236 @@
+#include "engine/engine_mail.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "kernels/error.h"
+
+/* DESIGN. Two threads meet here and nowhere else: the caller's and the engine's.
+ *
+ * Queues: jobs (caller to engine) and events (engine to caller), both linked lists that the
+ * receiver takes whole. A cancellation is a mark in the table of tickets, so it cannot fail for
+ * want of memory and costs nothing for tickets that have ended. The table has a row for each
+ * request in flight, from submit to the flush of the final event, and thereby bounds the queue.
+ *
+ * Lock: one, over everything in the first part of struct engine_mail. It is held for pointer
+ * work and for walks over the table or the posted events; never while allocating, computing or
+ * calling wake(). No other lock is taken under it.
+ *
+ * Order: a request's events arrive in the order they were posted, its final event last. Requests
+ * are taken in the order of submission. A cancellation sent after its submission is seen with it
+ * or later, never before. */
+
+int64_t engine_mail_now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+int engine_mail_init(struct engine_mail *m, int capacity, void (*wake)(void *arg), void *wake_arg) {
+    *m = (struct engine_mail){.capacity = capacity, .wake = wake, .wake_arg = wake_arg};
+    m->jobs_end = &m->jobs;
+    m->events_end = &m->events;
+    m->posted_end = &m->posted;
+    struct engine_mail_entry *table = calloc((size_t)capacity, sizeof *table);
+    m->cancelled = calloc((size_t)capacity, sizeof *m->cancelled);
+    if (!table || !m->cancelled) goto fail;
+    if (pthread_mutex_init(&m->lock, NULL) != 0) goto fail;
+    if (pthread_cond_init(&m->news, NULL) != 0) {
+        pthread_mutex_destroy(&m->lock);
+        goto fail;
+    }
+    m->table = table;
+    return 0;
+fail:
+    free(table);
+    free(m->cancelled);
+    m->cancelled = NULL;
+    return -ENOMEM;
+}
+
+static void free_events(struct engine_event *event) {
+    while (event) {
+        struct engine_event *next = event->next;
+        engine_event_free(event);
+        event = next;
+    }
+}
+
+void engine_mail_deinit(struct engine_mail *m) {
+    if (!m->table) return;
+    while (m->jobs) {
+        struct engine_job *next = m->jobs->next;
+        engine_mail_job_free(m->jobs);
+        m->jobs = next;
+    }
+    free_events(m->events);
+    free_events(m->posted);
+    pthread_cond_destroy(&m->news);
+    pthread_mutex_destroy(&m->lock);
+    free(m->table);
+    free(m->cancelled);
+    m->table = NULL;
+}
+
+/* -- Any thread ------------------------------------------------------------------------------ */
+
+static int refuse(const struct engine_mail *m, struct error *err) {
+    if (m->stats.failed) return error_set(err, -EIO, "the model has failed");
+    if (m->stats.draining || m->closing)
+        return error_set(err, -ESHUTDOWN, "the engine takes no new requests");
+    if (m->n_used == m->capacity)
+        return error_set(err, -EAGAIN, "%d requests are in flight already", m->n_used);
+    return 0;
+}
+
+/* A ticket names its row: serial * capacity + row, with serials from 1 so that 0 is none. */
+static void give_place(struct engine_mail *m, struct engine_job *job) {
+    int place = 0;
+    while (m->table[place].ticket != 0) place++;
+    job->place = place;
+    job->ticket = ++m->serial * (uint64_t)m->capacity + (uint64_t)place;
+    m->table[place] = (struct engine_mail_entry){.ticket = job->ticket};
+    /* The heartbeat of an idle engine is old; it counts from its first request on. */
+    if (m->n_used++ == 0) m->stats.last_step_ns = engine_mail_now_ns();
+    m->stats.requests++;
+}
+
+int engine_mail_submit(struct engine_mail *m, uint64_t *ret_ticket, struct engine_request *request,
+                       struct error *err) {
+    struct engine_job *job = calloc(1, sizeof *job);
+    struct engine_event *last = engine_mail_event(sizeof(struct error), 0);
+    if (!job || !last) {
+        free(job);
+        engine_event_free(last);
+        return error_set(err, -ENOMEM, "request: out of memory");
+    }
+    job->last = last;
+    last->tag = request->tag;
+
+    pthread_mutex_lock(&m->lock);
+    int r = refuse(m, err);
+    if (r == 0) {
+        give_place(m, job);
+        job->request = request;
+        *ret_ticket = last->ticket = job->ticket;
+        *m->jobs_end = job;
+        m->jobs_end = &job->next;
+        pthread_cond_signal(&m->news);
+    }
+    pthread_mutex_unlock(&m->lock);
+    if (r < 0) engine_mail_job_free(job);
+    return r;
+}
+
+void engine_mail_cancel(struct engine_mail *m, uint64_t ticket) {
+    struct engine_mail_entry *entry = &m->table[ticket % (uint64_t)m->capacity];
+    pthread_mutex_lock(&m->lock);
+    if (ticket != 0 && entry->ticket == ticket && !entry->cancelled) {
+        entry->cancelled = m->any_cancelled = true;
+        pthread_cond_signal(&m->news);
+    }
+    pthread_mutex_unlock(&m->lock);
+}
+
+struct engine_event *engine_mail_poll(struct engine_mail *m) {
+    pthread_mutex_lock(&m->lock);
+    struct engine_event *events = m->events;
+    m->events = NULL;
+    m->events_end = &m->events;
+    pthread_mutex_unlock(&m->lock);
+    return events;
+}
+
+void engine_mail_get_stats(struct engine_mail *m, struct engine_stats *stats) {
+    pthread_mutex_lock(&m->lock);
+    *stats = m->stats;
+    /* What is not running waits: in the mail, in the scheduler's queue, or preempted. */
+    stats->waiting = m->n_used - m->stats.running;
+    stats->ready = !stats->failed && !stats->draining && !m->closing;
+    pthread_mutex_unlock(&m->lock);
+}
+
+void engine_mail_drain(struct engine_mail *m) {
+    pthread_mutex_lock(&m->lock);
+    m->stats.draining = true;
+    pthread_mutex_unlock(&m->lock);
+}
+
+void engine_mail_close(struct engine_mail *m) {
+    pthread_mutex_lock(&m->lock);
+    m->closing = true;
+    pthread_cond_signal(&m->news);
+    pthread_mutex_unlock(&m->lock);
+}
+
+/* -- The engine thread ----------------------------------------------------------------------- */
+
+void engine_mail_take(struct engine_mail *m, struct engine_mail_news *news, bool wait) {
+    *news = (struct engine_mail_news){.cancelled = m->cancelled};
+    pthread_mutex_lock(&m->lock);
+    while (wait && !m->jobs && !m->any_cancelled && !m->closing)
+        pthread_cond_wait(&m->news, &m->lock);
+    news->jobs = m->jobs;
+    news->closing = m->closing;
+    m->jobs = NULL;
+    m->jobs_end = &m->jobs;
+    for (struct engine_job *job = news->jobs; job; job = job->next)
+        job->cancelled = m->table[job->place].cancelled;
+    for (int i = 0; m->any_cancelled && i < m->capacity; i++)
+        if (m->table[i].cancelled) m->cancelled[news->n_cancelled++] = i;
+    m->any_cancelled = false;
+    pthread_mutex_unlock(&m->lock);
+}
+
+void engine_mail_job_free(struct engine_job *job) {
+    if (!job) return;
+    engine_request_free(job->request);
+    engine_event_free(job->last);
+    free(job);
+}
+
+void engine_mail_post(struct engine_mail *m, struct engine_event *event) {
+    event->next = NULL;
+    *m->posted_end = event;
+    m->posted_end = &event->next;
+}
+
+/* Frees the rows of requests that end with these events. */
+static void end_tickets(struct engine_mail *m, const struct engine_event *event) {
+    for (; event; event = event->next) {
+        if (event->kind != ENGINE_DONE && event->kind != ENGINE_FAILED) continue;
+        m->table[event->ticket % (uint64_t)m->capacity] = (struct engine_mail_entry){0};
+        m->n_used--;
+    }
+}
+
+void engine_mail_flush(struct engine_mail *m, const struct engine_stats *stats) {
+    bool any = m->posted != NULL;
+    pthread_mutex_lock(&m->lock);
+    struct engine_stats ours = m->stats;
+    m->stats = *stats;
+    m->stats.requests = ours.requests;
+    m->stats.draining = ours.draining;
+    if (any) {
+        end_tickets(m, m->posted);
+        *m->events_end = m->posted;
+        m->events_end = m->posted_end;
+    }
+    pthread_mutex_unlock(&m->lock);
+    m->posted = NULL;
+    m->posted_end = &m->posted;
+    if (any && m->wake) m->wake(m->wake_arg);
+}
+
+struct engine_event *engine_mail_event(size_t text_size, int n_tokens) {
+    size_t tokens_size = (size_t)n_tokens * sizeof(struct engine_token);
+    struct engine_event *event = calloc(1, sizeof *event + tokens_size + text_size + 1);
+    if (!event) return NULL;
+    event->tokens = (struct engine_token *)(event + 1);
+    event->text = (char *)(event + 1) + tokens_size;
+    return event;
+}
+
+void engine_event_free(struct engine_event *event) { free(event); }

@@ -1,0 +1,98 @@
+/* engine_mail.h - carries requests to the engine thread and events back.
+ *
+ * Owns      jobs until they are taken, events until they are polled, the table of tickets.
+ * Borrows   the wake function's argument until deinit.
+ * Thread    first group below: any thread; second: the engine thread.
+ * Fails     submit, as engine_submit() does; nothing that the engine thread calls can fail.
+ * Cost      a short lock; posting an event takes none.
+ *
+ * Every ticket that was given out ends with one final event (ENGINE_DONE or ENGINE_FAILED); its
+ * memory is set aside at submission, so that running out of memory can be reported. */
+#ifndef ENGINE_ENGINE_MAIL_H
+#define ENGINE_ENGINE_MAIL_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/engine.h"
+
+/* A submitted request on its way to the engine thread. */
+struct engine_job {
+    struct engine_job *next;
+    uint64_t ticket;
+    int place;      /* below the capacity, its own until the final event is flushed */
+    bool cancelled; /* known before it was taken */
+    struct engine_request *request;
+    struct engine_event *last; /* the final event, to be filled and posted */
+};
+
+struct engine_mail_entry {
+    uint64_t ticket; /* 0 = free */
+    bool cancelled;
+};
+
+struct engine_mail {
+    /* Under the lock: */
+    pthread_mutex_t lock;
+    pthread_cond_t news; /* jobs, cancellations or closing came */
+    struct engine_job *jobs, **jobs_end;
+    struct engine_event *events, **events_end;
+    struct engine_mail_entry *table; /* (capacity) */
+    int n_used;
+    uint64_t serial; /* of the last ticket */
+    bool any_cancelled, closing;
+    struct engine_stats stats;
+
+    /* The engine thread's: */
+    struct engine_event *posted, **posted_end; /* not flushed */
+    int *cancelled;                            /* (capacity) places, of the last take */
+
+    /* Fixed: */
+    int capacity;
+    void (*wake)(void *arg);
+    void *wake_arg;
+};
+
+/* What has come for the engine thread. */
+struct engine_mail_news {
+    struct engine_job *jobs; /* oldest first; the taker's */
+    const int *cancelled;    /* (n_cancelled) places, valid until the next take */
+    int n_cancelled;
+    bool closing;
+};
+
+/* capacity: requests in flight at most. */
+int engine_mail_init(struct engine_mail *m, int capacity, void (*wake)(void *arg), void *wake_arg);
+void engine_mail_deinit(struct engine_mail *m); /* a zeroed one is allowed */
+
+/* -- Any thread ------------------------------------------------------------------------------ */
+
+/* Takes request on success. */
+int engine_mail_submit(struct engine_mail *m, uint64_t *ret_ticket, struct engine_request *request,
+                       struct error *err);
+void engine_mail_cancel(struct engine_mail *m, uint64_t ticket);
+struct engine_event *engine_mail_poll(struct engine_mail *m);
+void engine_mail_get_stats(struct engine_mail *m, struct engine_stats *stats);
+void engine_mail_drain(struct engine_mail *m);
+void engine_mail_close(struct engine_mail *m);
+
+/* -- The engine thread ----------------------------------------------------------------------- */
+
+/* Takes what has come; waits for something when wait is set. */
+void engine_mail_take(struct engine_mail *m, struct engine_mail_news *news, bool wait);
+void engine_mail_job_free(struct engine_job *job); /* NULL is allowed */
+
+/* Takes event. It stays here until the flush. */
+void engine_mail_post(struct engine_mail *m, struct engine_event *event);
+/* Hands over what was posted, with the engine's own figures, and wakes the other side once. */
+void engine_mail_flush(struct engine_mail *m, const struct engine_stats *stats);
+
+/* An event in one piece of memory with room for text_size bytes of text and n_tokens tokens; the
+ * counts start at 0. NULL: no memory. */
+struct engine_event *engine_mail_event(size_t text_size, int n_tokens);
+
+/* CLOCK_MONOTONIC, of which engine_stats has its times. */
+int64_t engine_mail_now_ns(void);
+
+#endif

@@ -1,0 +1,88 @@
+/* engine_state.h - what the parts of the engine share.
+ *
+ * Owns      everything a loaded model needs while it serves.
+ * Borrows   options' strings and wake_arg as engine.h says.
+ * Thread    engine, save for the parts that are fixed once it is ready (info, shape, tokenizer)
+ *           and the mail.
+ * Fails     as stated below.
+ * Cost      one step costs what the model costs; arrays are sized at opening.
+ *
+ * sequences[place] and owners[slot] name the same objects: place is the row of the ticket in the
+ * mail, slot the scheduler's number. */
+#ifndef ENGINE_ENGINE_STATE_H
+#define ENGINE_ENGINE_STATE_H
+
+#include <pthread.h>
+#include <semaphore.h>
+
+#include "engine/engine.h"
+#include "engine/engine_mail.h"
+#include "engine/engine_texts.h"
+#include "engine/scheduler.h"
+#include "engine/sequence.h"
+#include "kernels/backend.h"
+#include "kernels/error.h"
+
+struct kv_pool;
+struct model;
+
+struct engine {
+    struct engine_options options; /* checked; zeros replaced */
+    struct source *src;
+    struct engine_mail mail;
+    pthread_t thread;
+    sem_t opened; /* posted by the thread, once */
+
+    /* Written by the thread before it posts opened, by nobody after: */
+    int open_result;
+    struct error open_error;
+    struct engine_info info;
+    char backend_text[160];
+    struct engine_texts texts;
+    struct sequence_shape shape; /* what all sequences have in common */
+    size_t max_text;             /* bytes of a prompt that cannot fit, at least */
+    int capacity;                /* max_running + max_waiting */
+
+    /* The engine thread's: */
+    struct backend *backend;
+    struct model *model;
+    struct kv_pool *kv;
+    struct scheduler *scheduler;
+    struct sampler_work *work;
+    struct engine_job *jobs;     /* taken from the mail, not admitted */
+    struct sequence **sequences; /* (capacity) by place; NULL = none */
+    struct sequence **owners;    /* (capacity) by slot */
+    struct engine_stats stats;
+
+    /* One step, filled anew each time: */
+    struct scheduler_share *shares; /* (max_running) */
+    int32_t *tokens;                /* (step_tokens) */
+    int32_t *positions;             /* (step_tokens) */
+    int32_t *seqs;                  /* (step_tokens) */
+    int32_t *blocks;                /* (max_running, blocks of a full context) at most */
+    int32_t *rows;                  /* (max_running) */
+    float *logits;                  /* (max_running, vocab) */
+};
+
+/* Loads and frees everything that is the engine thread's; both run on it. unload takes a
+ * half-loaded engine. */
+int engine_load(struct engine *e, struct error *err);
+void engine_unload(struct engine *e);
+
+/* Hands posted events and figures to the caller's side. */
+void engine_publish(struct engine *e);
+
+/* Serves until the mail is closed; every request has got its final event then. */
+void engine_serve(struct engine *e);
+
+/* Runs what the scheduler asks for and deals with the new tokens. */
+void engine_step(struct engine *e);
+
+/* Ends a sequence with a final event: text that it still holds, then DONE; or FAILED. */
+void engine_finish(struct engine *e, struct sequence *seq, enum engine_finish finish);
+void engine_fail(struct engine *e, struct sequence *seq, int code, const char *text);
+
+/* Posts the text and tokens that seq has ready; -ENOMEM. */
+int engine_post_text(struct engine *e, struct sequence *seq);
+
+#endif

@@ -1,0 +1,156 @@
+#include "tests/support/desk.h"
+
+#include <criterion/criterion.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/source.h"
+#include "kernels/error.h"
+#include "tests/support/fake_model.h"
+#include "tests/support/tiny_source.h"
+
+static void count_wake(void *arg) {
+    struct desk *d = arg;
+    pthread_mutex_lock(&d->lock);
+    d->wakes++;
+    pthread_cond_signal(&d->woken);
+    pthread_mutex_unlock(&d->lock);
+}
+
+struct engine_options desk_options(void) {
+    return (struct engine_options){.max_running = 4, .max_waiting = 8, .step_tokens = 16};
+}
+
+void desk_open(struct desk *d, const struct engine_options *options, int context,
+               bool with_tokenizer) {
+    struct error err = {""};
+    struct engine_options o = *options;
+    memset(d, 0, sizeof *d);
+    pthread_mutex_init(&d->lock, NULL);
+    pthread_cond_init(&d->woken, NULL);
+    d->records = calloc(DESK_MAX, sizeof *d->records);
+    o.wake = count_wake;
+    o.wake_arg = d;
+    int r = engine_open(&d->engine, tiny_source_open(context, with_tokenizer), &o, &err);
+    cr_assert_eq(r, 0, "%s", err.text);
+}
+
+void desk_close(struct desk *d) {
+    engine_close(d->engine);
+    cr_expect(fake_model_all_closed());
+    free(d->records);
+    pthread_cond_destroy(&d->woken);
+    pthread_mutex_destroy(&d->lock);
+}
+
+int desk_submit(struct desk *d, struct engine_request *request) {
+    struct error err = {""};
+    cr_assert_lt(d->n_records, DESK_MAX);
+    struct desk_record *record = &d->records[d->n_records];
+    *record = (struct desk_record){0};
+    request->tag = (uint64_t)d->n_records;
+    int r = engine_submit(d->engine, &record->ticket, request, &err);
+    if (r < 0) {
+        cr_expect_neq(err.text[0], 0);
+        engine_request_free(request);
+        return r;
+    }
+    cr_assert_neq(record->ticket, 0);
+    return d->n_records++;
+}
+
+void desk_cancel(struct desk *d, int record) {
+    engine_cancel(d->engine, d->records[record].ticket);
+}
+
+static void take_text(struct desk_record *record, const struct engine_event *event) {
+    size_t room = DESK_TEXT - 1 - record->text_len;
+    size_t n = event->text_len < room ? event->text_len : room;
+    cr_assert_eq(event->text[event->text_len], 0);
+    if (n > 0) memcpy(record->text + record->text_len, event->text, n);
+    record->text_len += n;
+    record->text[record->text_len] = 0;
+    for (int i = 0; i < event->n_tokens && record->n_tokens < DESK_TOKENS; i++)
+        record->tokens[record->n_tokens++] = event->tokens[i].id;
+}
+
+static void take_event(struct desk *d, const struct engine_event *event) {
+    cr_assert_lt(event->tag, (uint64_t)d->n_records);
+    struct desk_record *record = &d->records[event->tag];
+    cr_assert_eq(event->ticket, record->ticket);
+    cr_assert_not(record->ended, "an event came after the final one");
+    record->n_events++;
+    record->n_prompt = event->n_prompt;
+    record->n_generated = event->n_generated;
+    switch (event->kind) {
+    case ENGINE_STARTED:
+        cr_assert_eq(record->n_events, 1);
+        record->started = true;
+        break;
+    case ENGINE_TEXT:
+        cr_assert(record->started);
+        cr_assert(event->text_len > 0 || event->n_tokens > 0, "an event says nothing");
+        take_text(record, event);
+        break;
+    case ENGINE_FAILED:
+        record->text_len = 0;
+        take_text(record, event);
+        /* fall through */
+    case ENGINE_DONE:
+        record->ended = true;
+        record->kind = event->kind;
+        record->finish = event->finish;
+        record->code = event->code;
+        break;
+    }
+}
+
+void desk_poll(struct desk *d) {
+    struct engine_event *event = engine_poll(d->engine);
+    while (event) {
+        struct engine_event *next = event->next;
+        take_event(d, event);
+        engine_event_free(event);
+        event = next;
+    }
+}
+
+static void wait_wake(struct desk *d) {
+    pthread_mutex_lock(&d->lock);
+    while (d->wakes == d->seen) pthread_cond_wait(&d->woken, &d->lock);
+    d->seen = d->wakes;
+    pthread_mutex_unlock(&d->lock);
+}
+
+void desk_wait(struct desk *d, int record) {
+    cr_assert_geq(record, 0);
+    for (desk_poll(d); !d->records[record].ended; desk_poll(d)) wait_wake(d);
+}
+
+void desk_wait_started(struct desk *d, int record) {
+    cr_assert_geq(record, 0);
+    for (desk_poll(d); !d->records[record].started; desk_poll(d)) wait_wake(d);
+}
+
+void desk_wait_all(struct desk *d) {
+    for (int i = 0; i < d->n_records; i++) desk_wait(d, i);
+}
+
+struct engine_request *desk_text(const char *text, int max_tokens) {
+    struct engine_request *request = engine_request_new();
+    request->text = strdup(text);
+    request->text_len = strlen(text);
+    request->max_tokens = max_tokens;
+    request->sampling.temperature = 0;
+    return request;
+}
+
+struct engine_request *desk_ids(const int32_t *ids, int n, int max_tokens) {
+    struct engine_request *request = engine_request_new();
+    request->ids = malloc((size_t)n * sizeof *ids);
+    memcpy(request->ids, ids, (size_t)n * sizeof *ids);
+    request->n_ids = (size_t)n;
+    request->max_tokens = max_tokens;
+    request->sampling.temperature = 0;
+    return request;
+}

@@ -1,0 +1,227 @@
+#include "tests/support/fake_model.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/config.h"
+#include "engine/model.h"
+#include "engine/source.h"
+#include "kernels/backend.h"
+#include "kernels/error.h"
+#include "tests/support/random.h"
+
+struct model {
+    const struct model_config *config;
+    struct model_options options;
+    int32_t *kv;      /* (n_kv_blocks, BACKEND_KV_BLOCK) token ids */
+    uint64_t *states; /* (max_batch_tokens) hash of the tokens up to this one */
+    int32_t *last;    /* (max_batch_tokens) the token itself */
+};
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    enum fake_model_kind kind;
+    bool held, broken;
+    int permits, entered, open_count, max_tokens, max_seqs;
+} control = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
+/* -- Controls -------------------------------------------------------------------------------- */
+
+static int locked_get(const int *value) {
+    pthread_mutex_lock(&control.lock);
+    int v = *value;
+    pthread_mutex_unlock(&control.lock);
+    return v;
+}
+
+static void locked_add(int *value, int n) {
+    pthread_mutex_lock(&control.lock);
+    *value += n;
+    pthread_cond_broadcast(&control.changed);
+    pthread_mutex_unlock(&control.lock);
+}
+
+static void locked_set(bool *value, bool v) {
+    pthread_mutex_lock(&control.lock);
+    *value = v;
+    pthread_cond_broadcast(&control.changed);
+    pthread_mutex_unlock(&control.lock);
+}
+
+void fake_model_set_kind(enum fake_model_kind kind) {
+    pthread_mutex_lock(&control.lock);
+    control.kind = kind;
+    pthread_mutex_unlock(&control.lock);
+}
+
+void fake_model_hold(void) { locked_set(&control.held, true); }
+
+void fake_model_allow(int n) { locked_add(&control.permits, n); }
+
+void fake_model_release(void) { locked_set(&control.held, false); }
+
+void fake_model_wait_entered(int n) {
+    pthread_mutex_lock(&control.lock);
+    while (control.entered < n) pthread_cond_wait(&control.changed, &control.lock);
+    pthread_mutex_unlock(&control.lock);
+}
+
+int fake_model_entered(void) { return locked_get(&control.entered); }
+
+void fake_model_break(void) { locked_set(&control.broken, true); }
+
+int fake_model_max_tokens(void) { return locked_get(&control.max_tokens); }
+
+int fake_model_max_seqs(void) { return locked_get(&control.max_seqs); }
+
+bool fake_model_all_closed(void) { return locked_get(&control.open_count) == 0; }
+
+/* -- Back end -------------------------------------------------------------------------------- */
+
+static int fake_sync(struct backend *be, struct error *err) {
+    (void)be;
+    (void)err;
+    return 0;
+}
+
+static const struct backend_ops fake_ops = {.sync = fake_sync};
+
+int backend_open(struct backend **ret, const struct backend_options *options, struct error *err) {
+    if (options->name && strcmp(options->name, "absent") == 0)
+        return error_set(err, -ENODEV, "there is no back end 'absent'");
+    struct backend *be = calloc(1, sizeof *be);
+    if (!be) return error_set(err, -ENOMEM, "back end: out of memory");
+    *be = (struct backend){.ops = &fake_ops, .name = "fake", .detail = "no threads"};
+    locked_add(&control.open_count, 1);
+    *ret = be;
+    return 0;
+}
+
+void backend_close(struct backend *be) {
+    if (!be) return;
+    locked_add(&control.open_count, -1);
+    free(be);
+}
+
+/* -- Model ----------------------------------------------------------------------------------- */
+
+int model_open(struct model **ret, struct backend *be, struct source *src,
+               const struct model_options *options, struct error *err) {
+    (void)be;
+    struct model *m = calloc(1, sizeof *m);
+    if (!m) return error_set(err, -ENOMEM, "model: out of memory");
+    locked_add(&control.open_count, 1);
+    m->config = source_config(src);
+    m->options = *options;
+    m->kv = malloc((size_t)options->n_kv_blocks * BACKEND_KV_BLOCK * sizeof *m->kv);
+    m->states = calloc((size_t)options->max_batch_tokens, sizeof *m->states);
+    m->last = calloc((size_t)options->max_batch_tokens, sizeof *m->last);
+    if (!m->kv || !m->states || !m->last) {
+        model_close(m);
+        return error_set(err, -ENOMEM, "model: out of memory");
+    }
+    *ret = m;
+    return 0;
+}
+
+void model_close(struct model *m) {
+    if (!m) return;
+    locked_add(&control.open_count, -1);
+    free(m->kv);
+    free(m->states);
+    free(m->last);
+    free(m);
+}
+
+const struct model_config *model_get_config(const struct model *m) { return m->config; }
+
+size_t model_weight_bytes(const struct model *m) { return (size_t)m->config->vocab; }
+
+size_t model_kv_bytes(const struct model *m) {
+    return (size_t)m->options.n_kv_blocks * BACKEND_KV_BLOCK * sizeof *m->kv;
+}
+
+static void enter(const struct batch *batch) {
+    pthread_mutex_lock(&control.lock);
+    control.entered++;
+    if (batch->n_tokens > control.max_tokens) control.max_tokens = batch->n_tokens;
+    if (batch->n_seqs > control.max_seqs) control.max_seqs = batch->n_seqs;
+    pthread_cond_broadcast(&control.changed);
+    while (control.held && control.permits == 0) pthread_cond_wait(&control.changed, &control.lock);
+    if (control.held) control.permits--;
+    pthread_mutex_unlock(&control.lock);
+}
+
+static uint64_t mix(uint64_t state, int32_t id) {
+    state ^= (uint64_t)id + 1;
+    return random_next(&state);
+}
+
+static int32_t *cell(struct model *m, const struct batch *batch, int seq, int position) {
+    int32_t block = batch->blocks[seq * batch->max_blocks + position / BACKEND_KV_BLOCK];
+    if (block < 0 || block >= m->options.n_kv_blocks) abort();
+    return &m->kv[block * BACKEND_KV_BLOCK + position % BACKEND_KV_BLOCK];
+}
+
+void model_forward(struct model *m, const struct batch *batch) {
+    enter(batch);
+    if (batch->n_tokens > m->options.max_batch_tokens) abort();
+    for (int i = 0; i < batch->n_tokens; i++) {
+        if (batch->tokens[i] < 0 || batch->tokens[i] >= m->config->vocab) abort();
+        *cell(m, batch, batch->seqs[i], batch->positions[i]) = batch->tokens[i];
+    }
+    for (int i = 0; i < batch->n_tokens; i++) {
+        m->states[i] = 0;
+        for (int p = 0; p <= batch->positions[i]; p++)
+            m->states[i] = mix(m->states[i], *cell(m, batch, batch->seqs[i], p));
+        m->last[i] = batch->tokens[i];
+    }
+}
+
+static void alphabet_row(float *logits, int vocab, int32_t last) {
+    memset(logits, 0, (size_t)vocab * sizeof *logits);
+    logits[last == 'z' || last >= 255 ? FAKE_MODEL_EOS : last + 1] = 50;
+}
+
+static void hash_row(float *logits, int vocab, uint64_t state) {
+    for (int i = 0; i < vocab; i++) logits[i] = (float)(random_next(&state) % 4096) / 512;
+    for (int i = FAKE_MODEL_EOS; i < vocab; i++) logits[i] = -50;
+}
+
+static void fill_row(float *logits, int vocab, uint64_t state, int32_t last) {
+    pthread_mutex_lock(&control.lock);
+    enum fake_model_kind kind = control.kind;
+    pthread_mutex_unlock(&control.lock);
+    if (kind == FAKE_MODEL_ALPHABET)
+        alphabet_row(logits, vocab, last);
+    else
+        hash_row(logits, vocab, state);
+}
+
+int model_logits(struct model *m, float *logits, const int32_t *rows, int n_rows,
+                 struct error *err) {
+    pthread_mutex_lock(&control.lock);
+    bool broken = control.broken;
+    pthread_mutex_unlock(&control.lock);
+    if (broken) return error_set(err, -EIO, "the device was lost");
+    if (n_rows > m->options.max_logit_rows) abort();
+    size_t vocab = (size_t)m->config->vocab;
+    for (int i = 0; i < n_rows; i++)
+        fill_row(logits + (size_t)i * vocab, m->config->vocab, m->states[rows[i]],
+                 m->last[rows[i]]);
+    return 0;
+}
+
+int32_t fake_model_expect(const int32_t *ids, int n) {
+    float logits[FAKE_MODEL_VOCAB];
+    uint64_t state = 0;
+    for (int i = 0; i < n; i++) state = mix(state, ids[i]);
+    fill_row(logits, FAKE_MODEL_VOCAB, state, ids[n - 1]);
+    int32_t best = 0;
+    for (int i = 1; i < FAKE_MODEL_VOCAB; i++)
+        if (logits[i] > logits[best]) best = i;
+    return best;
+}

@@ -1,0 +1,49 @@
+/* fake_model.h - stands in for engine/model.h and the back end in tests of the engine.
+ *
+ * Owns      one process-wide set of controls: each Criterion test is a process of its own.
+ * Borrows   nothing.
+ * Thread    controls: the test's; the model: the engine's. They meet under one lock.
+ * Fails     where a control says so.
+ * Cost      O(tokens of the sequence) for a row of logits.
+ *
+ * Keys and values are the token ids themselves, kept in the blocks that the batch names. Logits
+ * are a function of the ids found through the sequence's block table, so a block that was lost,
+ * shared or not computed again changes the result. */
+#ifndef TESTS_SUPPORT_FAKE_MODEL_H
+#define TESTS_SUPPORT_FAKE_MODEL_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum { FAKE_MODEL_EOS = 256, FAKE_MODEL_VOCAB = 258 };
+
+enum fake_model_kind {
+    FAKE_MODEL_HASH,    /* logits: a hash of all tokens so far; end tokens are unlikely */
+    FAKE_MODEL_ALPHABET /* after byte b comes b + 1; after 'z' the end token */
+};
+
+void fake_model_set_kind(enum fake_model_kind kind);
+
+/* From now on each forward() waits for a permit. */
+void fake_model_hold(void);
+void fake_model_allow(int n);  /* n more permits */
+void fake_model_release(void); /* no permits needed any more */
+
+/* Waits until forward() has been entered n times since the start; the last may be waiting. */
+void fake_model_wait_entered(int n);
+int fake_model_entered(void);
+
+/* model_logits() fails with -EIO from now on. */
+void fake_model_break(void);
+
+/* Largest number of tokens and sequences in one forward(). */
+int fake_model_max_tokens(void);
+int fake_model_max_seqs(void);
+
+/* Nothing opened is left open. */
+bool fake_model_all_closed(void);
+
+/* The token that greedy decoding picks after ids, by itself. */
+int32_t fake_model_expect(const int32_t *ids, int n);
+
+#endif
