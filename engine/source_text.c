@@ -49,8 +49,8 @@ static int from_gguf(struct tokenizer **ret, const struct gguf_vocab *v, struct 
                                    .pre = pre_name(v, pre, sizeof pre),
                                    .bos_id = v->bos,
                                    .eos_id = v->eos,
-                                   .add_bos = v->add_bos == 1,
-                                   .add_eos = v->add_eos == 1};
+                                   .add_bos = v->add_bos,
+                                   .add_eos = v->add_eos};
     r = r < 0 ? error_set(err, r, "tokenizer: out of memory")
               : tokenizer_from_gguf(ret, &parts, err);
     free(tokens);

@@ -23,7 +23,8 @@
 /* Binary-coded matrix times activations. mul() follows act_pack() of the same x; a call to
  * pack(), act_pack() or mul() covers a part, so that threads can share the work.
  * Tolerance: ||y - y64|| <= 2e-4 ||y64|| against fp64 on the stored parameters for x without
- * extreme outliers, and always |error| <= 2e-4 * sum |w x|. */
+ * extreme outliers, and always |error| <= 2e-4 * sum |x| * largest |alpha_1| + .. + |beta| of the
+ * row. */
 struct bcq_ops {
     int row_block; /* rows handled as a unit; ranges below count such blocks */
 
