@@ -1,0 +1,254 @@
+/* Compact form: y = s0/2 * sum_g q_g sum_i d_i B_ig + s1 * sum_g p_g X_g, where B_ig is the
+ * signed sum of a group's 16 inputs for plane i and X_g their plain sum.
+ *
+ * A byte multiply-add weighs two planes with their d and adds them: 16-bit sums of low bytes
+ * stay within 2 columns * 254 * 63 = 32004, of high bytes within 2 * 127 * 63. Two groups are
+ * then put side by side, multiplied by their q and added in 32 bits: 8 groups * 15 * 63 *
+ * 2 columns * 16115 units < 2^28 for a span. */
+#include "kernels/avx2/bcq.h"
+
+#include <string.h>
+
+enum { P_AT = 128, P_LAST_AT = 256, QUARTERS = 4, QUARTER_COLUMNS = 4 };
+
+/* Sums of a group, by half block. */
+struct sums {
+    __m256i lo[2], hi[2];
+};
+
+/* Selectors, q and p of a block and span, taken apart once for many tokens. */
+struct prepared {
+    _Alignas(64) uint8_t code[AVX2_BCQ_COLUMNS * BCQ_MAX_BITS * 64];
+    __m256i q[QUARTERS][4], p[QUARTERS][4];
+};
+
+/* What a unit's kernel reads: either the packed block or the prepared form. */
+struct source {
+    const uint8_t *meta, *code;
+    const struct prepared *prepared;
+};
+
+AVX2_INLINE __m256i q_pair(const uint8_t *meta, int k, int quarter) {
+    return _mm256_and_si256(
+        _mm256_srlv_epi32(avx2_bcq_load(meta + 32 * k), _mm256_set1_epi32(4 * quarter)),
+        _mm256_set1_epi32(0x000f000f));
+}
+
+AVX2_INLINE __m256i p_pair(const uint8_t *meta, int k, int quarter) {
+    __m256i v = avx2_bcq_load(meta + P_AT + 32 * k);
+    switch (quarter) {
+    case 0:
+        return _mm256_srai_epi16(v, 11);
+    case 1:
+        return _mm256_srai_epi16(_mm256_slli_epi16(v, 5), 11);
+    case 2:
+        return _mm256_srai_epi16(_mm256_slli_epi16(v, 10), 11);
+    default:
+        return _mm256_cvtepi8_epi16(_mm_load_si128((const void *)(meta + P_LAST_AT + 16 * k)));
+    }
+}
+
+/* One code vector against a column's tables: byte sums of the two tables' entries. */
+AVX2_INLINE void look_up(__m256i *lo, __m256i *hi, const uint8_t *code, bool split,
+                         const struct avx2_bcq_act *x, int column) {
+    __m256i even, odd;
+    if (split) {
+        even = avx2_bcq_in_register(avx2_bcq_load(code));
+        odd = avx2_bcq_in_register(avx2_bcq_load(code + 32));
+    } else {
+        avx2_bcq_split(code, &even, &odd);
+    }
+    *lo = _mm256_add_epi8(_mm256_shuffle_epi8(avx2_bcq_table(x->lo[2 * column]), even),
+                          _mm256_shuffle_epi8(avx2_bcq_table(x->lo[2 * column + 1]), odd));
+    *hi = _mm256_add_epi8(_mm256_shuffle_epi8(avx2_bcq_table(x->hi[2 * column]), even),
+                          _mm256_shuffle_epi8(avx2_bcq_table(x->hi[2 * column + 1]), odd));
+}
+
+AVX2_INLINE void weigh(struct sums *s, bool first, int half, __m256i lo, __m256i hi,
+                       const uint8_t *shape) {
+    const __m256i d = avx2_bcq_in_register(avx2_bcq_load(shape));
+    __m256i l = _mm256_maddubs_epi16(lo, d), h = _mm256_maddubs_epi16(d, hi);
+    s->lo[half] = first ? l : _mm256_add_epi16(s->lo[half], l);
+    s->hi[half] = first ? h : _mm256_add_epi16(s->hi[half], h);
+}
+
+AVX2_INLINE void add_column(struct sums *s, bool first, int bits, bool split, const uint8_t *head,
+                            const uint8_t *code, const struct avx2_bcq_act *x, int column) {
+    const int stride = split ? 64 : 32;
+    __m256i lo, hi;
+#pragma GCC unroll 2
+    for (int pair = 0; pair < bits / 2; pair++)
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++) {
+            look_up(&lo, &hi, code, split, x, column);
+            weigh(s, first && !pair, half, lo, hi, head + 64 * pair + 32 * half);
+            code += stride;
+        }
+    if (bits % 2) {
+        look_up(&lo, &hi, code, split, x, column);
+        weigh(s, first && bits == 1, 0, lo, hi, head + 64 * (bits / 2));
+        weigh(s, first && bits == 1, 1, lo, hi, head + 64 * (bits / 2) + 32);
+    }
+    /* gcc 12 otherwise gathers the loads of several columns and spills the sums. */
+    __asm__ volatile("" : "+x"(s->lo[0]), "+x"(s->lo[1]), "+x"(s->hi[0]), "+x"(s->hi[1])::"memory");
+}
+
+/* acc += q * sums for two groups side by side. */
+AVX2_INLINE void multiply(__m256i acc[4], const __m256i a[2], const __m256i b[2],
+                          const __m256i q[4]) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++) {
+        __m256i u = _mm256_unpacklo_epi16(a[half], b[half]);
+        __m256i v = _mm256_unpackhi_epi16(a[half], b[half]);
+        acc[2 * half] = _mm256_add_epi32(acc[2 * half], _mm256_madd_epi16(u, q[2 * half]));
+        acc[2 * half + 1] =
+            _mm256_add_epi32(acc[2 * half + 1], _mm256_madd_epi16(v, q[2 * half + 1]));
+    }
+}
+
+/* ya, yb: (32) fp32, the sums of q and of p. A span's quarters may be fewer than four. */
+AVX2_INLINE void finish(float *ya, float *yb, const struct source *from, bool split,
+                        const struct avx2_bcq_act *x, const __m256i lo[4], const __m256i hi[4]) {
+    const __m256 scale = _mm256_broadcast_ss(&x->scale);
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; k++) {
+        __m256i v = _mm256_add_epi32(_mm256_slli_epi32(hi[k], 7), lo[k]), b;
+        _mm256_store_ps(ya + 8 * k,
+                        _mm256_fmadd_ps(_mm256_cvtepi32_ps(v), scale, _mm256_load_ps(ya + 8 * k)));
+#pragma GCC unroll 4
+        for (int j = 0; j < QUARTERS; j++) {
+            int32_t sums;
+            memcpy(&sums, x->sums16 + 2 * j, sizeof sums);
+            __m256i p = split ? from->prepared->p[j][k] : p_pair(from->meta, k, j);
+            __m256i t = _mm256_madd_epi16(p, _mm256_set1_epi32(sums));
+            b = j ? _mm256_add_epi32(b, t) : t;
+        }
+        _mm256_store_ps(yb + 8 * k,
+                        _mm256_fmadd_ps(_mm256_cvtepi32_ps(b), scale, _mm256_load_ps(yb + 8 * k)));
+    }
+}
+
+AVX2_INLINE void unit(float *ya, float *yb, int bits, bool split, const uint8_t *head,
+                      const struct source *from, const struct avx2_bcq_act *x, int quarters) {
+    __m256i lo[4], hi[4];
+    const uint8_t *code = split ? from->prepared->code : from->code;
+    const size_t column_bytes = (size_t)bits * (split ? 64 : 32);
+    for (int k = 0; k < 4; k++) lo[k] = hi[k] = _mm256_setzero_si256();
+    for (int j = 0; j < quarters; j++) {
+        struct sums a, b;
+        __m256i q[4];
+        if (!split)
+            for (size_t i = 0; i < column_bytes * QUARTER_COLUMNS; i += 64)
+                avx2_bcq_prefetch(code + i);
+        add_column(&a, true, bits, split, head, code, x, 4 * j);
+        add_column(&a, false, bits, split, head, code + column_bytes, x, 4 * j + 1);
+        add_column(&b, true, bits, split, head, code + 2 * column_bytes, x, 4 * j + 2);
+        add_column(&b, false, bits, split, head, code + 3 * column_bytes, x, 4 * j + 3);
+        code += 4 * column_bytes;
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++)
+            q[k] = split ? from->prepared->q[j][k] : q_pair(from->meta, k, j);
+        multiply(lo, a.lo, b.lo, q);
+        multiply(hi, a.hi, b.hi, q);
+    }
+    finish(ya, yb, from, split, x, lo, hi);
+}
+
+/* y = s0/2 * ya + s1 * yb for the rows that there are. */
+static void store_rows(const struct avx2_bcq_mul *c, int b, int token, const uint8_t *scales,
+                       const float *ya, const float *yb) {
+    _Alignas(32) float rows[AVX2_BCQ_ROWS];
+    for (int k = 0; k < 4; k++) {
+        __m256 s0 = _mm256_cvtph_ps(_mm_load_si128((const void *)(scales + 16 * k)));
+        __m256 s1 = _mm256_cvtph_ps(_mm_load_si128((const void *)(scales + 64 + 16 * k)));
+        __m256 t =
+            _mm256_mul_ps(_mm256_mul_ps(s0, _mm256_set1_ps(0.5f)), _mm256_load_ps(ya + 8 * k));
+        _mm256_store_ps(rows + 8 * k, _mm256_fmadd_ps(s1, _mm256_load_ps(yb + 8 * k), t));
+    }
+    int row0 = b * AVX2_BCQ_ROWS;
+    avx2_bcq_store(c->y + (size_t)token * c->ldy + row0, rows, c->w->rows - row0);
+}
+
+/* Quarters of 32 inputs in a span. */
+static int quarters_of(const struct bcq_spec *w, int span) {
+    return avx2_bcq_min((w->cols - span * AVX2_BCQ_SPAN + 31) / 32, QUARTERS);
+}
+
+AVX2_INLINE void one_token(const struct avx2_bcq_mul *c, const struct avx2_bcq_shape *s, int bits) {
+    const size_t scales = (size_t)((bits + 1) / 2) * 64;
+    const struct avx2_bcq_act *x = c->act;
+    for (int b = c->b0; b < c->b1; b++) {
+        _Alignas(32) float y[2][AVX2_BCQ_ROWS] = {{0}};
+        const uint8_t *head = c->packed + (size_t)b * s->block_bytes, *at = head + s->head;
+        for (int span = 0; span < s->spans; span++, at += s->unit) {
+            const struct source from = {.meta = at, .code = at + AVX2_BCQ_META};
+            for (int i = 0; i < AVX2_BCQ_META; i += 64) avx2_bcq_prefetch(at + i);
+            unit(y[0], y[1], bits, false, head, &from, x + span, quarters_of(c->w, span));
+        }
+        store_rows(c, b, 0, head + scales, y[0], y[1]);
+    }
+}
+
+AVX2_INLINE void prepare(struct prepared *out, const uint8_t *at, int bits, int quarters) {
+    avx2_bcq_split_all(out->code, at + AVX2_BCQ_META, quarters * QUARTER_COLUMNS * bits);
+    for (int k = 0; k < 4; k++) {
+        for (int j = 0; j < QUARTERS; j++) out->q[j][k] = q_pair(at, k, j);
+        out->p[0][k] = p_pair(at, k, 0);
+        out->p[1][k] = p_pair(at, k, 1);
+        out->p[2][k] = p_pair(at, k, 2);
+        out->p[3][k] = p_pair(at, k, 3);
+    }
+}
+
+/* A tile of row blocks against a tile of tokens: a span's tables are used by every block of the
+ * tile while they are in cache, a block's selectors by every token. */
+AVX2_INLINE void tile(const struct avx2_bcq_mul *c, const struct avx2_bcq_shape *s, int bits,
+                      int b0, int n_blocks, int t0, int n_tokens) {
+    _Alignas(64) float y[AVX2_BCQ_TILE_BLOCKS][AVX2_BCQ_TILE_TOKENS][2][AVX2_BCQ_ROWS];
+    struct prepared p;
+    const struct avx2_bcq_act *act = c->act;
+    memset(y, 0, sizeof y);
+    const uint8_t *blocks = c->packed + (size_t)b0 * s->block_bytes;
+    for (int span = 0; span < s->spans; span++) {
+        const struct avx2_bcq_act *x = act + (size_t)span * (size_t)c->n + t0;
+        int quarters = quarters_of(c->w, span);
+        for (int b = 0; b < n_blocks; b++) {
+            const uint8_t *head = blocks + (size_t)b * s->block_bytes;
+            const struct source from = {.prepared = &p};
+            prepare(&p, head + s->head + (size_t)span * s->unit, bits, quarters);
+            for (int t = 0; t < n_tokens; t++) {
+                avx2_bcq_prefetch_act(x + t, c->n, b);
+                unit(y[b][t][0], y[b][t][1], bits, true, head, &from, x + t, quarters);
+            }
+        }
+    }
+    for (int b = 0; b < n_blocks; b++)
+        for (int t = 0; t < n_tokens; t++)
+            store_rows(c, b0 + b, t0 + t,
+                       blocks + (size_t)b * s->block_bytes + (size_t)((bits + 1) / 2) * 64,
+                       y[b][t][0], y[b][t][1]);
+}
+
+AVX2_INLINE void multiply_all(const struct avx2_bcq_mul *c, int bits) {
+    struct avx2_bcq_shape s;
+    avx2_bcq_shape(&s, c->w);
+    if (c->n == 1) {
+        one_token(c, &s, bits);
+        return;
+    }
+    /* Tokens outside: a tile's tables are more bytes than its weights, and so stay in cache. */
+    for (int t = 0; t < c->n; t += AVX2_BCQ_TILE_TOKENS)
+        for (int b = c->b0; b < c->b1; b += AVX2_BCQ_TILE_BLOCKS)
+            tile(c, &s, bits, b, avx2_bcq_min(c->b1 - b, AVX2_BCQ_TILE_BLOCKS), t,
+                 avx2_bcq_min(c->n - t, AVX2_BCQ_TILE_TOKENS));
+}
+
+static __attribute__((noinline)) void bits_1(const struct avx2_bcq_mul *c) { multiply_all(c, 1); }
+static __attribute__((noinline)) void bits_2(const struct avx2_bcq_mul *c) { multiply_all(c, 2); }
+static __attribute__((noinline)) void bits_3(const struct avx2_bcq_mul *c) { multiply_all(c, 3); }
+static __attribute__((noinline)) void bits_4(const struct avx2_bcq_mul *c) { multiply_all(c, 4); }
+
+void avx2_bcq_mul_compact(const struct avx2_bcq_mul *c) {
+    static void (*const by_bits[])(const struct avx2_bcq_mul *) = {bits_1, bits_2, bits_3, bits_4};
+    by_bits[c->w->bits - 1](c);
+}

@@ -1,0 +1,12 @@
+#include "kernels/ops.h"
+
+#include "kernels/avx2/avx2.h"
+
+void ops_init_avx2(struct ops *ops) {
+    ops->level = "avx2";
+    avx2_bcq_init(&ops->bcq);
+    avx2_dense_init(&ops->dense);
+    avx2_attention_init(ops);
+    avx2_norm_init(ops);
+    avx2_elementwise_init(ops);
+}

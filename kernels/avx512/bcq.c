@@ -1,0 +1,109 @@
+#include "kernels/avx512/avx512.h"
+
+#include "kernels/avx512/bcq.h"
+#include "kernels/ops.h"
+
+/* Tokens whose tables are used together, while they stay in L2: a block's code then comes from
+ * memory once for all of them. */
+enum { TOKEN_TILE = 16 };
+
+static size_t round_up(size_t n) { return (n + 63) / 64 * 64; }
+
+/* The largest power of two up to a span that divides the group. */
+static int piece_of(int group) {
+    int low = group & -group;
+    return low < AVX512_BCQ_SPAN ? low : AVX512_BCQ_SPAN;
+}
+
+static void compact_shape(struct avx512_bcq_shape *s) {
+    size_t half = (size_t)AVX512_BCQ_UNITS * (2 * (size_t)s->bits + 1) * 64;
+    size_t halves = ((size_t)s->cols + 63) / 64;
+    s->head = 256 + 64 * (size_t)s->bits;
+    s->block_bytes = s->head + (size_t)s->spans * 64 + halves * half;
+}
+
+static void free_shape(struct avx512_bcq_shape *s) {
+    size_t bits = (size_t)s->bits, pieces;
+    s->row = s->group >= s->cols;
+    s->piece = s->row ? AVX512_BCQ_SPAN : piece_of(s->group);
+    pieces = ((size_t)s->cols + (size_t)s->piece - 1) / (size_t)s->piece;
+    s->params = (bits + 1) * (s->wide ? 64 : 32);
+    s->head = s->row ? AVX512_BCQ_UNITS * s->params : 0;
+    size_t code = s->piece == 16 ? pieces * ((bits + 1) / 2) : (size_t)s->words * bits;
+    s->block_bytes = s->head + AVX512_BCQ_UNITS * (code * 64 + (s->row ? 0 : pieces * s->params));
+}
+
+static void odd_shape(struct avx512_bcq_shape *s) {
+    size_t entries = 0;
+    for (int run = 0; run < s->runs; run++) {
+        int first, last;
+        avx512_bcq_groups_of(s, run, &first, &last);
+        entries += (size_t)(last - first + 1);
+    }
+    s->params = ((size_t)s->bits + 1) * 64;
+    s->block_bytes = AVX512_BCQ_UNITS * 2 * s->params * entries;
+}
+
+void avx512_bcq_shape(struct avx512_bcq_shape *ret, const struct bcq_spec *w) {
+    struct avx512_bcq_shape s = {.cols = w->cols,
+                                 .group = w->group,
+                                 .bits = w->bits,
+                                 .spans = (w->cols + AVX512_BCQ_SPAN - 1) / AVX512_BCQ_SPAN,
+                                 .runs = (w->cols + 15) / 16,
+                                 .words = (w->cols + 31) / 32,
+                                 .wide = w->kind != BCQ_FREE};
+    if (w->group % 16 && w->group < w->cols) {
+        s.form = AVX512_BCQ_ODD;
+        odd_shape(&s);
+    } else if (w->kind == BCQ_COMPACT && w->scale_bits <= 4 && w->bias_bits <= 5) {
+        s.form = AVX512_BCQ_COMPACT;
+        compact_shape(&s);
+    } else {
+        s.form = AVX512_BCQ_FREE;
+        free_shape(&s);
+    }
+    *ret = s;
+}
+
+size_t avx512_bcq_pack_bytes(const struct bcq_spec *w) {
+    struct avx512_bcq_shape s;
+    avx512_bcq_shape(&s, w);
+    return ((size_t)w->rows + AVX512_BCQ_ROWS - 1) / AVX512_BCQ_ROWS * s.block_bytes;
+}
+
+static avx512_bcq_panel_function *kernel(const struct avx512_bcq_shape *s, int n) {
+    if (s->form == AVX512_BCQ_COMPACT) return avx512_bcq_compact(s, n);
+    return s->form == AVX512_BCQ_FREE ? avx512_bcq_free(s, n) : avx512_bcq_odd(n);
+}
+
+static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,
+                int n, int b0, int b1) {
+    struct avx512_bcq_shape s;
+    avx512_bcq_shape(&s, w);
+    const struct avx512_bcq_token *tokens = act;
+    const void *spans = (const uint8_t *)act + round_up((size_t)n * sizeof *tokens);
+    const struct avx512_bcq_span *first = spans;
+    for (int t0 = 0; t0 < n; t0 += TOKEN_TILE)
+        for (int b = b0; b < b1; b++)
+            for (int t = t0; t < avx512_min(t0 + TOKEN_TILE, n); t += AVX512_BCQ_COLUMNS) {
+                int row = b * AVX512_BCQ_ROWS;
+                const struct avx512_bcq_panel panel = {
+                    .shape = &s,
+                    .block = (const uint8_t *)packed + (size_t)b * s.block_bytes,
+                    .spans = first + (size_t)t * (size_t)s.spans,
+                    .tokens = tokens + t,
+                    .y = y + (size_t)t * ldy + row,
+                    .ldy = ldy,
+                    .n_rows = avx512_min(w->rows - row, AVX512_BCQ_ROWS)};
+                kernel(&s, avx512_min(n - t, AVX512_BCQ_COLUMNS))(&panel);
+            }
+}
+
+void avx512_bcq_init(struct bcq_ops *ops) {
+    ops->row_block = AVX512_BCQ_ROWS;
+    ops->pack_bytes = avx512_bcq_pack_bytes;
+    ops->pack = avx512_bcq_pack;
+    ops->act_bytes = avx512_bcq_act_bytes;
+    ops->act_pack = avx512_bcq_act_pack;
+    ops->mul = mul;
+}

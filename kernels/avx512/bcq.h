@@ -1,0 +1,163 @@
+/* bcq.h - the packed forms that the AVX-512 kernels for binary-coded matrices share.
+ *
+ * Owns      nothing.
+ * Borrows   arguments during the call.
+ * Thread    any; no state.
+ * Fails     never.
+ * Cost      as in kernels/ops.h.
+ *
+ * The method: four inputs make a table of their 16 signed sums, a plane's four bits select one,
+ * and vpermb selects in four tables ("a run", 16 inputs) for 16 rows at once. Entries are
+ * 254 * high + low with both bytes signed; vpdpbusd adds a row's four bytes, its unsigned
+ * operand carrying a constant weight: 1 or 254, or the row's d_i. One scale serves a span of
+ * 128 inputs. Everything up to the end of a span (compact form) or of a piece of it (the other
+ * forms) is integer arithmetic; the floating-point operations after it are the same for every
+ * number of tokens: that is why a token's result is the same bits in any batch.
+ *
+ * A block is 64 rows in four units of 16, so that a span's tables serve four units from L1.
+ * A code word holds two runs of a row and plane, nibble b of the first in the low half of byte
+ * b, of the second in the high half; a code vector is the code words of a unit. */
+#ifndef KERNELS_AVX512_BCQ_H
+#define KERNELS_AVX512_BCQ_H
+
+#include <immintrin.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/weights.h"
+
+#define AVX512_INLINE static inline __attribute__((always_inline))
+
+/* Accumulators stay in registers only where every loop over them is unrolled. */
+#ifdef __clang__
+#define AVX512_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define AVX512_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+/* Keeps gcc 12 from gathering the loads and prefetches of several steps, which costs a fifth
+ * of the speed out of cache. */
+#define AVX512_STEP_FENCE() __asm__ volatile("" ::: "memory")
+
+enum {
+    AVX512_BCQ_ROWS = 64,
+    AVX512_BCQ_UNITS = 4,
+    AVX512_BCQ_SPAN = 128,
+    AVX512_BCQ_RUNS = AVX512_BCQ_SPAN / 16,
+    AVX512_BCQ_COLUMNS = 4, /* tokens that a kernel takes at once */
+    /* Prefetch distances in bytes. A line is fetched into L2 far ahead and into L1 near its
+     * use: L1 has too few miss buffers to wait for memory. */
+    AVX512_BCQ_FAR = 16384,
+    AVX512_BCQ_NEAR = 4096
+};
+
+/* Which kernel takes a matrix. */
+enum avx512_bcq_form {
+    AVX512_BCQ_COMPACT, /* small q and p, stored for each run */
+    AVX512_BCQ_FREE,    /* alpha and beta for each piece of a span, or for the row */
+    AVX512_BCQ_ODD      /* groups that begin inside a run */
+};
+
+/* Where things lie in a packed block, bytes from its start.
+ *   COMPACT  s0[64] s1[64] fp16, d[bits][64];
+ *            for each span: fifth bits of p (word i, byte u, bit g = row 16u+i, run g), then for
+ *            each unit one or two halves of 64 inputs: code [2][bits], and a vector of words
+ *            with the nibbles q0 q2 p0 p2 q1 q3 p1 p3 of its four runs (p + 16, lower four bits)
+ *   FREE     for each piece, for each pair of units: code of both, parameters of both;
+ *            a unit's code: [words][bits], for pieces of 16 [(bits+1)/2] vectors with the run of
+ *            one plane in the low nibbles and of the next in the high ones;
+ *            its parameters: alpha[bits][16] beta[16], fp16 or fp32; whole rows: in the head
+ *   ODD      for each run and each group in it, for each unit: alpha[bits][16] beta[16], fp32
+ *            and halved; code [bits + 1], see bcq_odd.c */
+struct avx512_bcq_shape {
+    enum avx512_bcq_form form;
+    int cols, group; /* as in the spec */
+    int bits, spans;
+    int runs, words;    /* ceil(cols / 16), ceil(cols / 32) */
+    int piece;          /* FREE: inputs per piece, a power of two 16..128 */
+    bool wide;          /* FREE: fp32 parameters */
+    bool row;           /* FREE: one group per row */
+    size_t head;        /* bytes before the first span or piece */
+    size_t params;      /* FREE, ODD: bytes of a unit's parameters */
+    size_t block_bytes; /* a multiple of 64 */
+};
+
+void avx512_bcq_shape(struct avx512_bcq_shape *ret, const struct bcq_spec *w);
+
+/* What a token's 128 inputs look like to the kernels. */
+struct avx512_bcq_span {
+    int8_t table[AVX512_BCQ_RUNS][2][64]; /* low and high bytes */
+    float scale;                          /* of entries; NaN if an input is not finite */
+    float sums[15]; /* of 128, 2 of 64, 4 of 32, 8 of 16 inputs: level of c sums begins at c - 1 */
+    int32_t run_sums[4]; /* bytes, low of runs 0-3, high of 0-3, low of 4-7, high of 4-7 */
+    int32_t unused[12];  /* fills a cache line */
+};
+
+/* A token's sums over runs as 254 * high + low, in units of scale. */
+struct avx512_bcq_token {
+    float scale;
+    int32_t low, high; /* totals over all runs */
+    int32_t unused;
+};
+
+/* Packed activations: tokens, then spans in blocks of AVX512_BCQ_COLUMNS tokens (the last block
+ * has what is left), (span, token) within a block. */
+size_t avx512_bcq_act_bytes(int cols, int n);
+void avx512_bcq_act_pack(void *act, const float *x, size_t ldx, int cols, int n, int part,
+                         int n_parts);
+
+size_t avx512_bcq_pack_bytes(const struct bcq_spec *w);
+void avx512_bcq_pack(void *dst, const struct bcq_view *w, int b0, int b1);
+
+/* One block of rows times one block of tokens. */
+struct avx512_bcq_panel {
+    const struct avx512_bcq_shape *shape;
+    const uint8_t *block;
+    const struct avx512_bcq_span *spans;   /* (spans, n_tokens) */
+    const struct avx512_bcq_token *tokens; /* (n_tokens) */
+    float *y;                              /* first row, first token */
+    size_t ldy;
+    int n_rows; /* to write, 1..64 */
+};
+
+typedef void avx512_bcq_panel_function(const struct avx512_bcq_panel *c);
+
+/* n: tokens, 1..AVX512_BCQ_COLUMNS. */
+avx512_bcq_panel_function *avx512_bcq_compact(const struct avx512_bcq_shape *s, int n);
+avx512_bcq_panel_function *avx512_bcq_free(const struct avx512_bcq_shape *s, int n);
+avx512_bcq_panel_function *avx512_bcq_odd(int n);
+
+AVX512_INLINE int avx512_min(int a, int b) { return a < b ? a : b; }
+
+/* The first and last group that has inputs in a run. */
+AVX512_INLINE void avx512_bcq_groups_of(const struct avx512_bcq_shape *s, int run, int *first,
+                                        int *last) {
+    *first = 16 * run / s->group;
+    *last = (avx512_min(16 * run + 16, s->cols) - 1) / s->group;
+}
+
+AVX512_INLINE __m512i avx512_load(const void *p) { return _mm512_load_si512(p); }
+
+AVX512_INLINE void avx512_bcq_prefetch(const uint8_t *line) {
+    _mm_prefetch((const char *)((uintptr_t)line + AVX512_BCQ_FAR), _MM_HINT_T1);
+    _mm_prefetch((const char *)((uintptr_t)line + AVX512_BCQ_NEAR), _MM_HINT_T0);
+}
+
+/* Table selectors of a code vector's first (half = 0) or second run. */
+AVX512_INLINE __m512i avx512_bcq_select(__m512i code, int half) {
+    const __m512i nibble = _mm512_set1_epi32(0x0f0f0f0f), table = _mm512_set1_epi32(0x30201000);
+    if (half) code = _mm512_srli_epi32(code, 4);
+    return _mm512_ternarylogic_epi32(code, nibble, table, 0xea); /* (code & nibble) | table */
+}
+
+/* Writes a unit's sums of one token, as many as there are. */
+AVX512_INLINE void avx512_bcq_store(const struct avx512_bcq_panel *c, int unit, int token,
+                                    __m512 sums) {
+    int left = c->n_rows - 16 * unit;
+    if (left <= 0) return;
+    __mmask16 rows = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+    _mm512_mask_storeu_ps(c->y + (size_t)token * c->ldy + 16 * unit, rows, sums);
+}
+
+#endif

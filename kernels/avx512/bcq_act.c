@@ -1,0 +1,181 @@
+#include "kernels/avx512/bcq.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Largest entry, 127 * 254: a table's largest magnitude becomes exactly this. */
+static const float LIMIT = 32258.0f;
+
+/* Below this the inverse of a scale would overflow; such inputs count as zero. */
+static const float TINY = 1e-30f;
+
+static int n_spans(int cols) { return (cols + AVX512_BCQ_SPAN - 1) / AVX512_BCQ_SPAN; }
+
+static size_t token_bytes(int n) {
+    return ((size_t)n * sizeof(struct avx512_bcq_token) + 63) / 64 * 64;
+}
+
+size_t avx512_bcq_act_bytes(int cols, int n) {
+    return token_bytes(n) + (size_t)n_spans(cols) * (size_t)n * sizeof(struct avx512_bcq_span);
+}
+
+/* One token's records: span i is at first[i * stride]. */
+struct column {
+    const float *x;
+    int cols;
+    struct avx512_bcq_span *first;
+    size_t stride;
+};
+
+static struct column column_of(void *act, const float *x, size_t ldx, int cols, int n, int t) {
+    void *spans = (uint8_t *)act + token_bytes(n);
+    int in_block = t % AVX512_BCQ_COLUMNS, block = t - in_block;
+    struct avx512_bcq_span *first = spans;
+    return (struct column){.x = x + (size_t)t * ldx,
+                           .cols = cols,
+                           .first = first + (size_t)block * (size_t)n_spans(cols) + in_block,
+                           .stride = (size_t)avx512_min(n - block, AVX512_BCQ_COLUMNS)};
+}
+
+/* A span's inputs; the last span of a column is completed with zeros in tail. */
+static const float *inputs(const struct column *c, int span, float tail[AVX512_BCQ_SPAN]) {
+    size_t at = (size_t)span * AVX512_BCQ_SPAN, left = (size_t)c->cols - at;
+    if (left >= AVX512_BCQ_SPAN) return c->x + at;
+    memset(tail, 0, AVX512_BCQ_SPAN * sizeof *tail);
+    memcpy(tail, c->x + at, left * sizeof *tail);
+    return tail;
+}
+
+/* What turns magnitudes up to largest into at most LIMIT units, and back. bits: of largest. */
+AVX512_INLINE void scales(int32_t bits, float *up, float *down) {
+    float largest;
+    memcpy(&largest, &bits, sizeof largest);
+    *up = largest > TINY && largest < INFINITY ? LIMIT / largest : 0;
+    *down = largest > TINY ? largest / LIMIT : 0;
+    if (!(largest < INFINITY)) *down = NAN;
+}
+
+/* Magnitudes are compared as integers: that orders finite values alike, and a NaN wins. */
+AVX512_INLINE __m512i max_magnitude(__m512i largest, __m512 v) {
+    return _mm512_max_epi32(largest, _mm512_castps_si512(_mm512_abs_ps(v)));
+}
+
+/* Sums of four runs. */
+AVX512_INLINE __m128 sums_of_4_runs(const float *x) {
+    __m512 v0 = _mm512_loadu_ps(x), v1 = _mm512_loadu_ps(x + 16), v2 = _mm512_loadu_ps(x + 32),
+           v3 = _mm512_loadu_ps(x + 48);
+    __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(v0, v1), _mm512_unpackhi_ps(v0, v1));
+    __m512 b = _mm512_add_ps(_mm512_unpacklo_ps(v2, v3), _mm512_unpackhi_ps(v2, v3));
+    a = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+    __m256 c = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(c), _mm256_extractf128_ps(c, 1));
+}
+
+/* Fills the sums of all spans; returns the bits of the largest magnitude of a run's sum. */
+static int32_t sum_spans(const struct column *c) {
+    __m128i largest = _mm_setzero_si128();
+    const __m128i magnitude = _mm_set1_epi32(0x7fffffff);
+    for (int i = 0; i < n_spans(c->cols); i++) {
+        float tail[AVX512_BCQ_SPAN], *sums = c->first[(size_t)i * c->stride].sums;
+        const float *x = inputs(c, i, tail);
+        __m128 a = sums_of_4_runs(x), b = sums_of_4_runs(x + 64);
+        _mm_storeu_ps(sums + 7, a);
+        _mm_storeu_ps(sums + 11, b);
+        __m128 of_32 = _mm_hadd_ps(a, b), of_64 = _mm_hadd_ps(of_32, of_32);
+        _mm_storeu_ps(sums + 3, of_32);
+        _mm_storel_pi((__m64 *)(sums + 1), of_64);
+        _mm_store_ss(sums, _mm_hadd_ps(of_64, of_64));
+        largest = _mm_max_epi32(largest, _mm_and_si128(_mm_castps_si128(a), magnitude));
+        largest = _mm_max_epi32(largest, _mm_and_si128(_mm_castps_si128(b), magnitude));
+    }
+    return _mm512_reduce_max_epi32(_mm512_zextsi128_si512(largest));
+}
+
+/* Sums over runs as bytes, with one scale for the whole token. */
+static void pack_sums(const struct column *c, struct avx512_bcq_token *token) {
+    float up, down;
+    scales(sum_spans(c), &up, &down);
+    __m256i low_total = _mm256_setzero_si256(), high_total = low_total;
+    for (int i = 0; i < n_spans(c->cols); i++) {
+        struct avx512_bcq_span *s = &c->first[(size_t)i * c->stride];
+        __m256 sums = _mm256_mul_ps(_mm256_loadu_ps(s->sums + 7), _mm256_set1_ps(up));
+        /* NaN becomes a number here: every byte fits whatever the sums are. */
+        sums = _mm256_min_ps(_mm256_max_ps(sums, _mm256_set1_ps(-LIMIT)), _mm256_set1_ps(LIMIT));
+        __m256i v = _mm256_cvtps_epi32(sums);
+        __m256i high =
+            _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_cvtepi32_ps(v), _mm256_set1_ps(1.0f / 254.0f)));
+        __m256i low = _mm256_sub_epi32(v, _mm256_mullo_epi32(high, _mm256_set1_epi32(254)));
+        low_total = _mm256_add_epi32(low_total, low);
+        high_total = _mm256_add_epi32(high_total, high);
+        __m128i bytes = _mm_unpacklo_epi32(_mm256_cvtepi32_epi8(low), _mm256_cvtepi32_epi8(high));
+        _mm_store_si128((__m128i *)s->run_sums, bytes);
+    }
+    token->scale = down;
+    token->low = _mm512_reduce_add_epi32(_mm512_zextsi256_si512(low_total));
+    token->high = _mm512_reduce_add_epi32(_mm512_zextsi256_si512(high_total));
+}
+
+/* Bits of the largest sum of four magnitudes: the largest table entry. */
+AVX512_INLINE int32_t largest_entry(const float *x) {
+    __m512i largest = _mm512_setzero_si512();
+    AVX512_UNROLL for (int i = 0; i < AVX512_BCQ_RUNS; i++) {
+        __m512 a = _mm512_abs_ps(_mm512_loadu_ps(x + 16 * i));
+        a = _mm512_add_ps(a, _mm512_permute_ps(a, 0xb1));
+        largest = max_magnitude(largest, _mm512_add_ps(a, _mm512_permute_ps(a, 0x4e)));
+    }
+    return _mm512_reduce_max_epi32(largest);
+}
+
+/* +1 where bit i of the lane's number is set, else -1; times scale. */
+AVX512_INLINE __m512 signs(int i, float scale) {
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __mmask16 plus = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(1 << i));
+    return _mm512_mask_blend_ps(plus, _mm512_set1_ps(-scale), _mm512_set1_ps(scale));
+}
+
+AVX512_INLINE __m512i entries(const float *x, const __m512 sign[4]) {
+    __m512 v = _mm512_mul_ps(sign[0], _mm512_set1_ps(x[0]));
+    v = _mm512_fmadd_ps(sign[1], _mm512_set1_ps(x[1]), v);
+    v = _mm512_fmadd_ps(sign[2], _mm512_set1_ps(x[2]), v);
+    return _mm512_cvtps_epi32(_mm512_fmadd_ps(sign[3], _mm512_set1_ps(x[3]), v));
+}
+
+/* Saturated bytes of four tables of 16-bit entries as the two packs below left them. */
+AVX512_INLINE __m512i join(__m512i a, __m512i b) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b));
+}
+
+/* high = round(entry * 129 / 32768) is not quite a 254th: near the limit low may round to 128,
+ * and saturating it costs one unit of 32258. */
+static void pack_tables(struct avx512_bcq_span *out, const float *x) {
+    const __m512i k129 = _mm512_set1_epi16(129), k254 = _mm512_set1_epi16(254);
+    float up;
+    scales(largest_entry(x), &up, &out->scale);
+    const __m512 sign[4] = {signs(0, up), signs(1, up), signs(2, up), signs(3, up)};
+    for (int i = 0; i < AVX512_BCQ_RUNS; i++, x += 16) {
+        __m512i a = _mm512_packs_epi32(entries(x, sign), entries(x + 4, sign));
+        __m512i b = _mm512_packs_epi32(entries(x + 8, sign), entries(x + 12, sign));
+        __m512i high_a = _mm512_mulhrs_epi16(a, k129), high_b = _mm512_mulhrs_epi16(b, k129);
+        a = _mm512_sub_epi16(a, _mm512_mullo_epi16(high_a, k254));
+        b = _mm512_sub_epi16(b, _mm512_mullo_epi16(high_b, k254));
+        _mm512_store_si512(out->table[i][0], join(a, b));
+        _mm512_store_si512(out->table[i][1], join(high_a, high_b));
+    }
+}
+
+/* Parts are ranges of (token, span). The tables of a span belong to the part that has it, a
+ * token's sums to the part that has its first span. */
+void avx512_bcq_act_pack(void *act, const float *x, size_t ldx, int cols, int n, int part,
+                         int n_parts) {
+    int64_t spans = n_spans(cols), total = spans * n;
+    int64_t first = total * part / n_parts, last = total * (part + 1) / n_parts;
+    struct avx512_bcq_token *tokens = act;
+    for (int64_t i = first; i < last; i++) {
+        int t = (int)(i / spans), span = (int)(i % spans);
+        struct column c = column_of(act, x, ldx, cols, n, t);
+        float tail[AVX512_BCQ_SPAN];
+        if (span == 0) pack_sums(&c, &tokens[t]);
+        pack_tables(&c.first[(size_t)span * c.stride], inputs(&c, span, tail));
+    }
+}

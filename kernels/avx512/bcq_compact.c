@@ -1,0 +1,179 @@
+#include "kernels/avx512/bcq.h"
+
+/* One run of a plane is one group or part of one: d_i is the unsigned operand of vpdpbusd, so
+ * the planes of a run share an accumulator (one for low, one for high bytes). Its sums are at
+ * most 4 * 128 * 63 and fit 16 bits: those of two runs are put side by side and multiplied by
+ * their q with one vpdpwssd. p + 16 is the unsigned operand for the sums over runs. */
+
+/* Of 16 rows and one token. */
+struct sums {
+    __m512 y;          /* sum of scale * q * sum_i d_i * (+-x) */
+    __m512i low, high; /* sum of p * x, bytes apart */
+};
+
+/* Constants of a unit. */
+struct unit {
+    __m512i d[BCQ_MAX_BITS]; /* four equal bytes per row */
+    __m512i fifth[2];        /* positions of p's fifth bits, for each half of a span */
+};
+
+/* The fifth bit of run b of the half to bit 4 of byte b, both rows of a 64-bit lane. */
+AVX512_INLINE __m512i fifth_positions(int unit, int half) {
+    uint64_t at = 0;
+    for (int b = 0; b < 8; b++) {
+        int from = (b >= 4 ? 32 : 0) + 8 * unit + 4 * half + (b & 3);
+        at |= (uint64_t)((from - 4) & 63) << (8 * b);
+    }
+    return _mm512_set1_epi64((long long)at);
+}
+
+/* p + 16 of four runs in the order of their bytes. */
+AVX512_INLINE __m512i biases(__m512i nibbles, __m512i fifth, __m512i fifth_at) {
+    /* Runs 0 to 3 have their nibbles at bits 8, 24, 12, 28 of the word. */
+    const __m512i at = _mm512_set1_epi64(0x3c2c38281c0c1808);
+    const __m512i low =
+        _mm512_and_si512(_mm512_multishift_epi64_epi8(at, nibbles), _mm512_set1_epi8(15));
+    const __m512i high = _mm512_multishift_epi64_epi8(fifth_at, fifth);
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi8(16), high, low, 0xca); /* 16 ? high : low */
+}
+
+/* sum_i d_i * (+-x) over a run, low and high bytes apart. */
+AVX512_INLINE void look_up(const int bits, const int8_t (*table)[64], const __m512i *select,
+                           const __m512i *d, __m512i *a) {
+    const __m512i low = avx512_load(table[0]), high = avx512_load(table[1]);
+    a[0] = a[1] = _mm512_setzero_si512();
+    AVX512_UNROLL for (int p = 0; p < bits; p++) {
+        a[0] = _mm512_dpbusd_epi32(a[0], d[p], _mm512_permutexvar_epi8(select[p], low));
+        a[1] = _mm512_dpbusd_epi32(a[1], d[p], _mm512_permutexvar_epi8(select[p], high));
+    }
+}
+
+/* 16 rows x 64 inputs of n tokens; runs: of the first token. */
+AVX512_INLINE void half_unit(const int bits, const int n, const uint8_t *code, __m512i fifth,
+                             __m512i fifth_at, const __m512i *d, const struct avx512_bcq_span *x,
+                             int half, __m512i *low, __m512i *high, struct sums *sums) {
+    const __m512i pairs =
+        _mm512_set_epi16(62, 30, 60, 28, 58, 26, 56, 24, 54, 22, 52, 20, 50, 18, 48, 16, 46, 14, 44,
+                         12, 42, 10, 40, 8, 38, 6, 36, 4, 34, 2, 32, 0);
+    const __m512i q = avx512_load(code + 2 * bits * 64);
+    AVX512_UNROLL for (int j = 0; j < 2; j++) {
+        __m512i select[2][BCQ_MAX_BITS], word[BCQ_MAX_BITS];
+        const __m512i qj =
+            _mm512_and_si512(j ? _mm512_srli_epi32(q, 4) : q, _mm512_set1_epi32(0x000f000f));
+        AVX512_UNROLL for (int c = 0; c < n; c++) {
+            __m512i a[2][2];
+            AVX512_UNROLL for (int h = 0; h < 2; h++) {
+                AVX512_STEP_FENCE();
+                AVX512_UNROLL for (int p = 0; p < bits && c == 0; p++) {
+                    if (!h) {
+                        word[p] = avx512_load(code + (j * bits + p) * 64);
+                        avx512_bcq_prefetch(code + (j * bits + p) * 64);
+                    }
+                    select[h][p] = avx512_bcq_select(word[p], h);
+                }
+                look_up(bits, x[c].table[half * 4 + j * 2 + h], select[h], d, a[h]);
+            }
+            low[c] =
+                _mm512_dpwssd_epi32(low[c], _mm512_permutex2var_epi16(a[0][0], pairs, a[1][0]), qj);
+            high[c] = _mm512_dpwssd_epi32(high[c],
+                                          _mm512_permutex2var_epi16(a[0][1], pairs, a[1][1]), qj);
+        }
+    }
+    avx512_bcq_prefetch(code + 2 * bits * 64);
+    const __m512i p16 = biases(q, fifth, fifth_at);
+    AVX512_UNROLL for (int c = 0; c < n; c++) {
+        const int32_t *r = x[c].run_sums + 2 * half;
+        sums[c].low = _mm512_dpbusd_epi32(sums[c].low, p16, _mm512_set1_epi32(r[0]));
+        sums[c].high = _mm512_dpbusd_epi32(sums[c].high, p16, _mm512_set1_epi32(r[1]));
+    }
+}
+
+AVX512_INLINE void unit_span(const int bits, const int n, int halves, const uint8_t *code,
+                             __m512i fifth, const struct unit *unit,
+                             const struct avx512_bcq_span *x, struct sums *sums) {
+    __m512i d[BCQ_MAX_BITS], low[AVX512_BCQ_COLUMNS], high[AVX512_BCQ_COLUMNS];
+    AVX512_UNROLL for (int p = 0; p < bits; p++) d[p] = unit->d[p];
+    AVX512_UNROLL for (int c = 0; c < n; c++) low[c] = high[c] = _mm512_setzero_si512();
+    for (int half = 0; half < halves; half++)
+        half_unit(bits, n, code + half * (2 * bits + 1) * 64, fifth, unit->fifth[half], d, x, half,
+                  low, high, sums);
+    AVX512_UNROLL for (int c = 0; c < n; c++) {
+        __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[c]), _mm512_set1_ps(254.0f),
+                                   _mm512_cvtepi32_ps(low[c]));
+        sums[c].y = _mm512_fmadd_ps(v, _mm512_set1_ps(x[c].scale), sums[c].y);
+    }
+}
+
+/* Takes 16 off every p: the totals begin at -16 times the sum over all runs. */
+static void begin(int n, struct sums (*sums)[AVX512_BCQ_COLUMNS],
+                  const struct avx512_bcq_token *tokens) {
+    for (int u = 0; u < AVX512_BCQ_UNITS; u++)
+        for (int c = 0; c < n; c++)
+            sums[u][c] = (struct sums){.y = _mm512_setzero_ps(),
+                                       .low = _mm512_set1_epi32(-16 * tokens[c].low),
+                                       .high = _mm512_set1_epi32(-16 * tokens[c].high)};
+}
+
+static void finish(int n, const struct avx512_bcq_panel *panel,
+                   struct sums (*sums)[AVX512_BCQ_COLUMNS]) {
+    for (int u = 0; u < AVX512_BCQ_UNITS; u++) {
+        const uint8_t *scales = panel->block + 32 * u;
+        __m512 s0 = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)scales));
+        __m512 s1 = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(scales + 128)));
+        s0 = _mm512_mul_ps(s0, _mm512_set1_ps(0.5f));
+        for (int c = 0; c < n; c++) {
+            __m512 bias =
+                _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[u][c].high), _mm512_set1_ps(254.0f),
+                                _mm512_cvtepi32_ps(sums[u][c].low));
+            bias = _mm512_mul_ps(_mm512_mul_ps(bias, _mm512_set1_ps(panel->tokens[c].scale)), s1);
+            avx512_bcq_store(panel, u, c, _mm512_fmadd_ps(sums[u][c].y, s0, bias));
+        }
+    }
+}
+
+static void load_units(int bits, struct unit *units, const uint8_t *shape) {
+    for (int u = 0; u < AVX512_BCQ_UNITS; u++) {
+        for (int p = 0; p < bits; p++) {
+            __m128i d = _mm_load_si128((const __m128i *)(shape + 64 * p + 16 * u));
+            units[u].d[p] =
+                _mm512_mullo_epi32(_mm512_cvtepu8_epi32(d), _mm512_set1_epi32(0x01010101));
+        }
+        units[u].fifth[0] = fifth_positions(u, 0);
+        units[u].fifth[1] = fifth_positions(u, 1);
+    }
+}
+
+AVX512_INLINE void block(const int bits, const int n, const struct avx512_bcq_panel *panel) {
+    const uint8_t *at = panel->block + panel->shape->head;
+    const struct avx512_bcq_span *x = panel->spans;
+    struct sums sums[AVX512_BCQ_UNITS][AVX512_BCQ_COLUMNS];
+    struct unit units[AVX512_BCQ_UNITS];
+    begin(n, sums, panel->tokens);
+    load_units(bits, units, panel->block + 256);
+    for (int left = (panel->shape->words + 1) / 2; left > 0; left -= 2, x += n) {
+        const int halves = avx512_min(left, 2);
+        const __m512i fifth = avx512_load(at);
+        avx512_bcq_prefetch(at);
+        at += 64;
+        for (int u = 0; u < AVX512_BCQ_UNITS; u++, at += halves * (2 * bits + 1) * 64)
+            unit_span(bits, n, halves, at, fifth, &units[u], x, sums[u]);
+    }
+    finish(n, panel, sums);
+}
+
+#define KERNEL(bits, n)                                                                            \
+    static void block_##bits##_##n(const struct avx512_bcq_panel *panel) { block(bits, n, panel); }
+#define KERNELS(bits) KERNEL(bits, 1) KERNEL(bits, 2) KERNEL(bits, 3) KERNEL(bits, 4)
+KERNELS(1)
+KERNELS(2)
+KERNELS(3)
+KERNELS(4)
+
+avx512_bcq_panel_function *avx512_bcq_compact(const struct avx512_bcq_shape *s, int n) {
+    static avx512_bcq_panel_function *const kernels[BCQ_MAX_BITS][AVX512_BCQ_COLUMNS] = {
+        {block_1_1, block_1_2, block_1_3, block_1_4},
+        {block_2_1, block_2_2, block_2_3, block_2_4},
+        {block_3_1, block_3_2, block_3_3, block_3_4},
+        {block_4_1, block_4_2, block_4_3, block_4_4}};
+    return kernels[s->bits - 1][n - 1];
+}

@@ -1,0 +1,303 @@
+#include "kernels/avx512/bcq.h"
+
+#include <string.h>
+
+#include "kernels/float16.h"
+
+/* One block of rows being repacked. */
+struct source {
+    const struct bcq_view *w;
+    const struct avx512_bcq_shape *shape;
+    uint8_t *block;
+    int row;    /* the block's first */
+    int n_rows; /* that the matrix has in it */
+};
+
+/* out[i]: word i of the 16 rows whose word 0 to 15 are in r. */
+AVX512_INLINE void transpose(__m512i r[16]) {
+    __m512i t[16];
+    AVX512_UNROLL for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    AVX512_UNROLL for (int i = 0; i < 4; i++) {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    AVX512_UNROLL for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+        t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+    }
+    AVX512_UNROLL for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+        r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+        r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+    }
+}
+
+/* Words of two runs, bits in order, to code words: nibble b of the first run goes to the low
+ * half of byte b, of the second to the high half. */
+AVX512_INLINE __m512i code_words(__m512i v) {
+    const __m512i low_at = _mm512_set1_epi64(0x2c2824200c080400);
+    const __m512i high_at = _mm512_set1_epi64(0x3834302c1814100c);
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi8(15), _mm512_multishift_epi64_epi8(low_at, v),
+                                     _mm512_multishift_epi64_epi8(high_at, v), 0xca);
+}
+
+/* Words that are transposed at once: a cache line of a row's plane. A block is packed in such
+ * chunks, so that all writes of one go to a few neighbouring KiB. */
+enum { CHUNK = 16 };
+
+/* Words first..first+15 of a plane of a unit's rows, zero past the matrix. */
+static void load_words(__m512i out[16], const struct source *s, int unit, int plane, int first) {
+    const struct bcq_view *w = s->w;
+    size_t stride = (size_t)w->spec.bits * (size_t)w->layout.plane_words;
+    const uint32_t *row = w->planes + (size_t)(s->row + 16 * unit) * stride +
+                          (size_t)plane * (size_t)w->layout.plane_words + first;
+    int left = w->layout.plane_words - first, rows = s->n_rows - 16 * unit;
+    __mmask16 words = left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1);
+    AVX512_UNROLL for (int i = 0; i < 16; i++) if (i < rows) {
+        out[i] = _mm512_maskz_loadu_epi32(words, row + (size_t)i * stride);
+        _mm_prefetch((const char *)(uintptr_t)(row + (size_t)i * stride) + 128, _MM_HINT_T0);
+    }
+    else {
+        out[i] = _mm512_setzero_si512();
+    }
+    transpose(out);
+}
+
+/* ---- compact ---- */
+
+/* Where the half of 64 inputs of a unit begins. */
+static uint8_t *half_at(const struct source *s, int unit, int half) {
+    size_t bytes = (2 * (size_t)s->shape->bits + 1) * 64, span = (size_t)half / 2;
+    int in_span = avx512_min(2, (s->shape->words + 1) / 2 - half / 2 * 2);
+    return s->block + s->shape->head + span * (64 + 8 * bytes) + 64 +
+           ((size_t)(unit * in_span) + (size_t)half % 2) * bytes;
+}
+
+static void compact_code(const struct source *s, int unit, int first) {
+    int bits = s->shape->bits, n = avx512_min(CHUNK, s->shape->words - first);
+    for (int p = 0; p < bits; p++) {
+        __m512i v[CHUNK];
+        load_words(v, s, unit, p, first);
+        for (int i = 0; i < n; i += 2) {
+            uint8_t *half = half_at(s, unit, (first + i) / 2);
+            _mm512_store_si512(half + 64 * p, code_words(v[i]));
+            if (i + 1 < n) _mm512_store_si512(half + 64 * (bits + p), code_words(v[i + 1]));
+        }
+    }
+}
+
+static void compact_head(const struct source *s) {
+    int bits = s->shape->bits;
+    for (int i = 0; i < s->n_rows; i++) {
+        size_t row = (size_t)(s->row + i);
+        memcpy(s->block + 2 * i, s->w->row_scale + 2 * row, 2);
+        memcpy(s->block + 128 + 2 * i, s->w->row_scale + 2 * row + 1, 2);
+        for (int p = 0; p < bits; p++)
+            s->block[256 + 64 * p + i] = s->w->shape[row * (size_t)bits + (size_t)p];
+    }
+}
+
+/* The fields of a row's 8 runs from run on, a byte each; runs past the matrix are 0. */
+static uint64_t fields_of_span(const uint8_t *fields, size_t n_bytes, int width, int run,
+                               const struct avx512_bcq_shape *s) {
+    uint64_t out = 0;
+    if (s->group == 16) {
+        /* 8 fields are width whole bytes. */
+        size_t at = (size_t)run / 8 * (size_t)width;
+        if (n_bytes - at >= sizeof out)
+            memcpy(&out, fields + at, sizeof out);
+        else
+            memcpy(&out, fields + at, n_bytes - at);
+        return _pdep_u64(out, 0x0101010101010101u * ((1u << width) - 1));
+    }
+    for (int i = 0, group = -1, v = 0; i < 8 && run + i < s->runs; i++) {
+        int g = 16 * (run + i) / s->group;
+        if (g != group) v = (int)bcq_get(fields, width, g);
+        group = g;
+        out |= (uint64_t)v << (8 * i);
+    }
+    return out;
+}
+
+/* Four bytes below 16 to nibbles: 0 and 2 in byte 0, 1 and 3 in byte 1. */
+static uint32_t nibbles(uint64_t v) {
+    uint32_t u = (uint32_t)v & 0x0f0f0f0fu;
+    return (u | u >> 12) & 0xffffu;
+}
+
+/* q and p of a row's span. */
+static void compact_fields(const struct source *s, int row, int span) {
+    const struct bcq_spec *w = &s->w->spec;
+    const struct bcq_layout *l = &s->w->layout;
+    const uint8_t *q = s->w->q + (size_t)(s->row + row) * l->q_stride;
+    const uint8_t *p = s->w->p + (size_t)(s->row + row) * l->p_stride;
+    const uint64_t bytes = 0x0101010101010101u, sign = bytes << (w->bias_bits - 1);
+    int unit = row / 16, halves = (s->shape->words + 1) / 2;
+    uint64_t qs = fields_of_span(q, l->q_stride, w->scale_bits, 8 * span, s->shape);
+    uint64_t ps = fields_of_span(p, l->p_stride, w->bias_bits, 8 * span, s->shape);
+    /* Two's complement to p + 16; both steps stay inside the bytes. */
+    ps = (ps ^ sign) + bytes * (16u - (1u << (w->bias_bits - 1)));
+    uint8_t *fifth = half_at(s, 0, 2 * span) - 64;
+    fifth[4 * (row % 16) + unit] = (uint8_t)_pext_u64(ps, bytes << 4);
+    uint8_t *line = half_at(s, unit, 2 * span) + 128 * s->shape->bits;
+    for (int h = 0; h < 2 && 2 * span + h < halves; h++, qs >>= 32, ps >>= 32) {
+        uint32_t word = _pdep_u32(nibbles(qs), 0x00ff00ff) | _pdep_u32(nibbles(ps), 0xff00ff00);
+        memcpy(line + 4 * (row % 16), &word, 4);
+        line += 64 * (2 * s->shape->bits + 1);
+    }
+}
+
+static void pack_compact(const struct source *s) {
+    compact_head(s);
+    for (int first = 0; first < s->shape->words; first += CHUNK) {
+        int span = first / 4, end = avx512_min(span + CHUNK / 4, s->shape->spans);
+        for (int unit = 0; unit < AVX512_BCQ_UNITS; unit++) compact_code(s, unit, first);
+        for (; span < end; span++)
+            for (int row = 0; row < s->n_rows; row++) compact_fields(s, row, span);
+    }
+}
+
+/* ---- free ---- */
+
+/* Bytes of a unit's code in a piece. */
+static size_t piece_code(const struct avx512_bcq_shape *s, int piece) {
+    if (s->piece == 16) return 64 * (size_t)((s->bits + 1) / 2);
+    int words = s->piece / 32, left = s->words - piece * words;
+    return 64 * (size_t)(s->bits * avx512_min(words, left));
+}
+
+/* Where a unit's code, and its parameters, are in a piece. All pieces before one are whole. */
+static uint8_t *code_at(const struct source *s, int piece, int unit) {
+    size_t params = s->shape->row ? 0 : s->shape->params, code = piece_code(s->shape, piece);
+    return s->block + s->shape->head +
+           (size_t)piece * AVX512_BCQ_UNITS * (piece_code(s->shape, 0) + params) +
+           (size_t)unit * code + (size_t)(unit / 2) * 2 * params;
+}
+
+static uint8_t *params_at(const struct source *s, int piece, int unit) {
+    const struct avx512_bcq_shape *f = s->shape;
+    if (f->row) return s->block + (size_t)unit * f->params;
+    return code_at(s, piece, unit & ~1) + 2 * piece_code(f, piece) + (size_t)(unit & 1) * f->params;
+}
+
+static void free_words(const struct source *s, int unit, int first) {
+    int bits = s->shape->bits, per = s->shape->piece / 32;
+    int end = avx512_min(first + CHUNK, s->shape->words);
+    for (int p = 0; p < bits; p++) {
+        __m512i v[CHUNK];
+        load_words(v, s, unit, p, first);
+        for (int w = first; w < end; w++)
+            _mm512_store_si512(code_at(s, w / per, unit) + 64 * (w % per * bits + p),
+                               code_words(v[w - first]));
+    }
+}
+
+/* Pieces of one run: the same run of two planes makes a code word. */
+static void free_runs(const struct source *s, int unit, int first) {
+    const __m512i low = _mm512_set1_epi32(0xffff);
+    int bits = s->shape->bits, end = avx512_min(first + CHUNK, s->shape->words);
+    for (int p = 0; p < bits; p += 2) {
+        __m512i a[CHUNK], b[CHUNK];
+        load_words(a, s, unit, p, first);
+        for (int i = 0; i < CHUNK; i++) b[i] = _mm512_setzero_si512();
+        if (p + 1 < bits) load_words(b, s, unit, p + 1, first);
+        for (int w = first; w < end; w++) {
+            __m512i va = a[w - first], vb = b[w - first];
+            __m512i even = _mm512_or_si512(_mm512_and_si512(va, low), _mm512_slli_epi32(vb, 16));
+            __m512i odd = _mm512_or_si512(_mm512_srli_epi32(va, 16), _mm512_andnot_si512(low, vb));
+            _mm512_store_si512(code_at(s, 2 * w, unit) + 32 * p, code_words(even));
+            if (2 * w + 1 < s->shape->runs)
+                _mm512_store_si512(code_at(s, 2 * w + 1, unit) + 32 * p, code_words(odd));
+        }
+    }
+}
+
+static void free_params(const struct source *s, int row, int piece, int group) {
+    const struct bcq_view *w = s->w;
+    size_t bits = (size_t)w->spec.bits, lane = (size_t)row % 16;
+    uint8_t *out = params_at(s, piece, row / 16);
+    if (s->shape->wide) {
+        float params[BCQ_MAX_BITS + 1];
+        bcq_group_params(w, s->row + row, group, params, &params[bits]);
+        for (size_t p = 0; p <= bits; p++) memcpy(out + 64 * p + 4 * lane, &params[p], 4);
+        return;
+    }
+    size_t at = (size_t)(s->row + row) * (size_t)w->layout.n_groups + (size_t)group;
+    for (size_t p = 0; p < bits; p++) memcpy(out + 32 * p + 2 * lane, &w->alpha[at * bits + p], 2);
+    memcpy(out + 32 * bits + 2 * lane, &w->beta[at], 2);
+}
+
+static void pack_free(const struct source *s) {
+    const struct avx512_bcq_shape *f = s->shape;
+    int pieces = (f->cols + f->piece - 1) / f->piece, per_chunk = 32 * CHUNK / f->piece;
+    for (int first = 0; first < f->words; first += CHUNK) {
+        int piece = first / CHUNK * per_chunk, end = avx512_min(piece + per_chunk, pieces);
+        for (int unit = 0; unit < AVX512_BCQ_UNITS; unit++)
+            (f->piece == 16 ? free_runs : free_words)(s, unit, first);
+        for (; piece < end && !f->row; piece++)
+            for (int row = 0; row < s->n_rows; row++)
+                free_params(s, row, piece, piece * f->piece / f->group);
+    }
+    for (int row = 0; row < s->n_rows && f->row; row++) free_params(s, row, 0, 0);
+}
+
+/* ---- odd ---- */
+
+/* Plane bits of a run; past cols they do not matter. */
+static uint32_t run_bits(const struct source *s, int row, int plane, int run) {
+    const struct bcq_view *w = s->w;
+    size_t words = (size_t)w->layout.plane_words;
+    size_t first = ((size_t)(s->row + row) * (size_t)w->spec.bits + (size_t)plane) * words;
+    return w->planes[first + (size_t)run / 2] >> (run % 2 * 16) & 0xffffu;
+}
+
+static void odd_row(const struct source *s, uint8_t *unit, int row, int run, int group) {
+    int bits = s->shape->bits, first = group * s->shape->group - 16 * run;
+    int last = first + s->shape->group;
+    uint32_t from = 0xffffu << (first > 0 ? first : 0), to = 0xffffu >> (16 - avx512_min(last, 16));
+    uint32_t own = from & to;
+    float params[BCQ_MAX_BITS + 1];
+    bcq_group_params(s->w, s->row + row, group, params, &params[bits]);
+    for (int p = 0; p <= bits; p++) {
+        uint32_t v = own & (p < bits ? run_bits(s, row, p, run) : own);
+        uint32_t word = _pdep_u32(v, 0x0f0f0f0f) | _pdep_u32(v | (own ^ 0xffffu), 0xf0f0f0f0);
+        float half = 0.5f * params[p];
+        memcpy(unit + 64 * p + 4 * (row % 16), &half, 4);
+        memcpy(unit + 64 * (bits + 1 + p) + 4 * (row % 16), &word, 4);
+    }
+}
+
+static void pack_odd(const struct source *s) {
+    uint8_t *at = s->block;
+    for (int run = 0; run < s->shape->runs; run++) {
+        int first, last;
+        avx512_bcq_groups_of(s->shape, run, &first, &last);
+        for (int g = first; g <= last; g++, at += AVX512_BCQ_UNITS * 2 * s->shape->params)
+            for (int row = 0; row < s->n_rows; row++)
+                odd_row(s, at + (size_t)(row / 16) * 2 * s->shape->params, row, run, g);
+    }
+}
+
+void avx512_bcq_pack(void *dst, const struct bcq_view *w, int b0, int b1) {
+    struct avx512_bcq_shape shape;
+    avx512_bcq_shape(&shape, &w->spec);
+    for (int b = b0; b < b1; b++) {
+        int row = b * AVX512_BCQ_ROWS;
+        const struct source s = {.w = w,
+                                 .shape = &shape,
+                                 .block = (uint8_t *)dst + (size_t)b * shape.block_bytes,
+                                 .row = row,
+                                 .n_rows = avx512_min(w->spec.rows - row, AVX512_BCQ_ROWS)};
+        if (shape.form == AVX512_BCQ_COMPACT) pack_compact(&s);
+        if (shape.form == AVX512_BCQ_FREE) pack_free(&s);
+        if (shape.form == AVX512_BCQ_ODD) pack_odd(&s);
+    }
+}

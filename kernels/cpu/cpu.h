@@ -1,0 +1,106 @@
+/* cpu.h - the back end that computes on the processor's own threads.
+ *
+ * Owns      its thread pool, the table of operations, scratch memory, all that is made through it.
+ * Borrows   the batch between begin() and sync().
+ * Thread    one, as kernels/backend.h says; it forks to its pool inside an operation.
+ * Fails     cpu_open() with -EINVAL, -ENOTSUP, -ENOMEM, -EAGAIN.
+ * Cost      nothing is queued: an operation is done when it returns.
+ *
+ * The structs are shared by the files of kernels/cpu alone. Scratch grows when weights and pools
+ * are made; within a step only the first rope() of a batch may need memory, and keeps -ENOMEM
+ * for sync(). Work is cut by rows, tokens and heads, never inside a sum, so results do not depend
+ * on the number of threads. */
+#ifndef KERNELS_CPU_CPU_H
+#define KERNELS_CPU_CPU_H
+
+#include "kernels/backend.h"
+#include "kernels/cpu/memory.h"
+#include "kernels/error.h"
+#include "kernels/ops.h"
+
+struct pool;
+
+enum {
+    CPU_SLICE = 128,   /* tokens of linear() at a time: their tables stay in the caches */
+    CPU_TMP = 1 << 16, /* floats of a thread's scratch; >= CPU_SLICE * any row_block */
+    CPU_MAX_REP = 8,   /* query heads in one call of ops.attention */
+    CPU_CHUNKS = 8,    /* chunks of work for each thread */
+    CPU_ANGLES = 4     /* rotation schemes that a batch keeps angles for */
+};
+
+struct buffer {
+    size_t n;
+    float *data;
+};
+
+struct weight {
+    bool is_bcq;
+    enum dtype type;      /* when dense */
+    struct bcq_spec spec; /* when binary-coded */
+    int rows, cols;
+    size_t bytes;
+    void *data; /* packed (LINEAR), row-major (TABLE) or fp32 (VECTOR) */
+};
+
+struct kv {
+    struct kv_spec spec;
+    size_t layer_bytes;
+    char *data;
+};
+
+/* cos and sin of a batch's positions under one scheme: (n_tokens, 2, n_freq). */
+struct cpu_angles {
+    const double *inv_freq; /* NULL: empty */
+    int n_freq;
+    float scale;
+    size_t n; /* floats allocated */
+    float *data;
+};
+
+struct cpu {
+    struct backend base;
+    struct ops ops;
+    struct pool *pool;
+    struct memory memory;
+    int rc; /* the first error of a step, and its text */
+    struct error failure;
+
+    struct batch batch;
+    int n_rows; /* rows that activations have: n_tokens, or what gather() left */
+    struct cpu_angles angles[CPU_ANGLES];
+    int next_angles;
+
+    float *tmp; /* (threads, CPU_TMP) */
+    void *act;  /* of a slice, for the widest weight */
+    size_t act_bytes;
+    float *attention; /* (threads, attention_floats) */
+    size_t attention_floats;
+};
+
+int cpu_open(struct backend **ret, const char *level, int n_threads, struct error *err);
+
+/* Covers rows [0, n) by calls of fn, on all threads if n * cost is worth it. cost: floats touched
+ * for a row, or what takes as long. */
+typedef void cpu_rows(struct cpu *cpu, const void *arg, int thread, int row0, int row1);
+void cpu_for_rows(struct cpu *cpu, int n, size_t cost, cpu_rows *fn, const void *arg);
+
+/* Replaces *p by at least want bytes of zeros; -ENOMEM leaves it as it was. */
+int cpu_grow(struct cpu *cpu, void **p, size_t *have, size_t want);
+
+/* The operations of the files beside this one, as in struct backend_ops. */
+int cpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
+                   const struct weight_view *view, struct error *err);
+void cpu_weight_free(struct backend *be, struct weight *weight);
+size_t cpu_weight_bytes(const struct weight *weight);
+void cpu_embed(struct backend *be, struct buffer *dst, const struct weight *table, bool by_pos,
+               int offset, float scale, bool accumulate);
+void cpu_linear(struct backend *be, const struct linear_call *calls, int n_calls,
+                const struct buffer *x);
+int cpu_kv_new(struct backend *be, struct kv **ret, const struct kv_spec *spec, struct error *err);
+void cpu_kv_free(struct backend *be, struct kv *kv);
+void cpu_kv_store(struct backend *be, struct kv *kv, int layer, const struct buffer *k,
+                  const struct buffer *v);
+void cpu_attention(struct backend *be, const struct attention_call *call);
+void cpu_rope(struct backend *be, const struct rope_call *call);
+
+#endif

@@ -1,0 +1,144 @@
+#include "kernels/cpu/cpu.h"
+
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels/cpu/pool.h"
+
+/* All matrices of a call share their tables. For each slice of tokens: the activations are packed,
+ * then chunks of rows are handed out. A thread that finishes its rows adds bias, activation and
+ * residual while they are in its cache. */
+enum {
+    MAX_CALLS = 8,
+    SMALL_WORK = 1 << 18, /* weights times tokens: a few microseconds, one thread does it alone */
+    SMALL_PACK = 1 << 14  /* numbers to pack: the same */
+};
+
+struct linear_job {
+    struct cpu *cpu;
+    const struct linear_call *calls;
+    int n_calls;
+    const float *x; /* (n, cols) */
+    int cols, n;
+    bool any_bcq;
+    int t0, n_slice; /* the slice of tokens in work */
+    int n_parts;     /* of packing */
+    int chunk_blocks[MAX_CALLS]; /* row blocks in a chunk of each call */
+    int first_chunk[MAX_CALLS + 1];
+};
+
+static int row_block(const struct cpu *cpu, const struct weight *w) {
+    return w->is_bcq ? cpu->ops.bcq.row_block : cpu->ops.dense.row_block;
+}
+
+static int n_blocks(const struct cpu *cpu, const struct weight *w) {
+    int unit = row_block(cpu, w);
+    return (w->rows + unit - 1) / unit;
+}
+
+/* Chunks of about equal numbers of rows over all matrices. A chunk that is accumulated goes
+ * through the thread's scratch and has to fit there. */
+static void plan(struct linear_job *job) {
+    const struct cpu *cpu = job->cpu;
+    int64_t rows = 0, chunks = (int64_t)pool_threads(cpu->pool) * CPU_CHUNKS;
+    int tokens = job->n < CPU_SLICE ? job->n : CPU_SLICE;
+    for (int i = 0; i < job->n_calls; i++) rows += job->calls[i].w->rows;
+    int64_t target = (rows + chunks - 1) / chunks;
+    for (int i = 0; i < job->n_calls; i++) {
+        const struct linear_call *c = &job->calls[i];
+        int unit = row_block(cpu, c->w), blocks = n_blocks(cpu, c->w);
+        int64_t each = (target + unit - 1) / unit, most = CPU_TMP / tokens / unit;
+        if (c->accumulate && each > most) each = most;
+        job->chunk_blocks[i] = each < blocks ? (int)each : blocks;
+        job->first_chunk[i + 1] =
+            job->first_chunk[i] + (blocks + job->chunk_blocks[i] - 1) / job->chunk_blocks[i];
+    }
+}
+
+/* mul() places row r at y[r]: this y puts row r0 at p. Through an integer, because the address may
+ * lie before the array, where a pointer may not be computed. */
+static float *row_zero(float *p, int r0) {
+    return (float *)((uintptr_t)p - (uintptr_t)r0 * sizeof *p);
+}
+
+/* Rows [r0, r1) of W x for n tokens from t0; y as for mul(). */
+static void finish(const struct linear_job *job, const struct linear_call *c, float *y, size_t ldy,
+                   int r0, int r1, int t0, int n) {
+    const struct ops *ops = &job->cpu->ops;
+    size_t rows = (size_t)(r1 - r0), width = (size_t)c->w->rows;
+    for (int t = 0; t < n; t++) {
+        float *row = y + (size_t)t * ldy + r0;
+        if (c->bias) ops->add(row, (const float *)c->bias->data + r0, rows);
+        if (c->act == ACT_RELU) ops->relu(row, rows);
+        if (c->act == ACT_GELU_TANH) ops->gelu_tanh(row, rows);
+        if (c->accumulate) ops->add(c->dst->data + (size_t)(t0 + t) * width + r0, row, rows);
+    }
+}
+
+static void run_chunk(void *arg, int thread, int chunk) {
+    const struct linear_job *job = arg;
+    struct cpu *cpu = job->cpu;
+    int i = 0, t0 = job->t0, n = job->n_slice;
+    while (chunk >= job->first_chunk[i + 1]) i++;
+    const struct linear_call *c = &job->calls[i];
+    const struct weight *w = c->w;
+    int unit = row_block(cpu, w), blocks = n_blocks(cpu, w);
+    int b0 = (chunk - job->first_chunk[i]) * job->chunk_blocks[i];
+    int b1 = b0 + job->chunk_blocks[i] < blocks ? b0 + job->chunk_blocks[i] : blocks;
+    int r0 = b0 * unit, r1 = b1 * unit < w->rows ? b1 * unit : w->rows;
+    size_t ldy = c->accumulate ? (size_t)(r1 - r0) : (size_t)w->rows;
+    float *y = c->accumulate ? row_zero(cpu->tmp + (size_t)thread * CPU_TMP, r0)
+                             : c->dst->data + (size_t)t0 * ldy;
+    if (w->is_bcq)
+        cpu->ops.bcq.mul(y, ldy, w->data, &w->spec, cpu->act, n, b0, b1);
+    else
+        cpu->ops.dense.mul(y, ldy, w->data, w->type, w->rows, w->cols,
+                           job->x + (size_t)t0 * (size_t)job->cols, (size_t)job->cols, n, b0, b1);
+    finish(job, c, y, ldy, r0, r1, t0, n);
+}
+
+static void pack_part(void *arg, int thread, int part) {
+    const struct linear_job *job = arg;
+    (void)thread;
+    job->cpu->ops.bcq.act_pack(job->cpu->act, job->x + (size_t)job->t0 * (size_t)job->cols,
+                               (size_t)job->cols, job->cols, job->n_slice, part, job->n_parts);
+}
+
+/* Tables of few numbers are made by the caller: sharing them would take as long. */
+static void run_slice(struct linear_job *job, bool share) {
+    struct pool *pool = job->cpu->pool;
+    bool share_pack = share && (size_t)job->n_slice * (size_t)job->cols >= SMALL_PACK;
+    int n_chunks = job->first_chunk[job->n_calls];
+    job->n_parts = share_pack ? pool_threads(pool) * (job->n_slice < 16 ? 1 : 4) : 1;
+    if (job->any_bcq) pool_run(pool, pack_part, job, job->n_parts);
+    if (share) {
+        pool_run(pool, run_chunk, job, n_chunks);
+        return;
+    }
+    for (int c = 0; c < n_chunks; c++) run_chunk(job, 0, c);
+}
+
+static void linear_some(struct cpu *cpu, const struct linear_call *calls, int n_calls,
+                        const float *x) {
+    struct linear_job job = {
+        .cpu = cpu, .calls = calls, .n_calls = n_calls, .x = x, .n = cpu->n_rows};
+    size_t work = 0;
+    job.cols = calls[0].w->cols;
+    for (int i = 0; i < n_calls; i++) {
+        job.any_bcq |= calls[i].w->is_bcq;
+        work += (size_t)calls[i].w->rows * (size_t)job.cols * (size_t)job.n;
+    }
+    plan(&job);
+    for (job.t0 = 0; job.t0 < job.n; job.t0 += CPU_SLICE) {
+        job.n_slice = job.n - job.t0 < CPU_SLICE ? job.n - job.t0 : CPU_SLICE;
+        run_slice(&job, work >= SMALL_WORK);
+    }
+}
+
+void cpu_linear(struct backend *be, const struct linear_call *calls, int n_calls,
+                const struct buffer *x) {
+    struct cpu *cpu = (struct cpu *)be;
+    if (cpu->n_rows <= 0) return;
+    for (int i = 0; i < n_calls; i += MAX_CALLS)
+        linear_some(cpu, calls + i, n_calls - i < MAX_CALLS ? n_calls - i : MAX_CALLS, x->data);
+}

@@ -1,0 +1,260 @@
+/* sched_getaffinity() and CPU_COUNT are not in POSIX. */
+#define _GNU_SOURCE
+#include "kernels/cpu/pool.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "kernels/error.h"
+
+/* One word says everything about the job: its number, how many chunks it has and which comes
+ * next. A thread takes a chunk by moving the word on; when that succeeds the job cannot end before
+ * this chunk is counted as done, so job and arg, written before the word, stay as they are.
+ *
+ * An event is a counter that waiters see change. A waiter that gives up spinning counts itself as
+ * a sleeper and then looks once more; the signaller moves the counter and then looks for sleepers.
+ * Both use sequentially consistent operations, so at least one sees the other and no wake-up is
+ * lost. */
+enum {
+    MAX_THREADS = 256,
+    FIELD = 20, /* bits of the two chunk numbers in the word */
+    /* About 50 us: longer than the pauses between the operations of a step, shorter than a time
+     * slice. */
+    SPINS = 1500,
+    /* A wait for the last chunk that is longer than this was an interruption, not unevenness. */
+    STALL_NS = 150 * 1000,
+    /* After a stall the caller works alone for this many times as long: stalls then take at most
+     * a ninth of the time. */
+    SOLO_FACTOR = 8
+};
+
+struct event {
+    _Alignas(64) atomic_uint count;
+    atomic_int sleepers;
+    pthread_mutex_t mutex;
+    pthread_cond_t moved;
+};
+
+struct pool {
+    struct event posted, ended;
+    _Alignas(64) atomic_uint_least64_t word; /* job << 40 | chunks << 20 | next */
+    _Alignas(64) atomic_int done;            /* chunks of the job */
+    pool_job *job;
+    void *arg;
+    uint64_t n_jobs;
+    int64_t solo_until; /* CLOCK_MONOTONIC, ns: the caller works alone before */
+    atomic_bool stop;
+    int n_threads, spins;
+    int n_started; /* workers to join */
+    pthread_t threads[MAX_THREADS];
+};
+
+struct worker {
+    struct pool *pool;
+    int thread;
+};
+
+static void relax(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static int event_init(struct event *e) {
+    atomic_init(&e->count, 0);
+    atomic_init(&e->sleepers, 0);
+    if (pthread_mutex_init(&e->mutex, NULL)) return -ENOMEM;
+    if (pthread_cond_init(&e->moved, NULL)) {
+        pthread_mutex_destroy(&e->mutex);
+        return -ENOMEM;
+    }
+    return 0;
+}
+
+static void event_deinit(struct event *e) {
+    pthread_cond_destroy(&e->moved);
+    pthread_mutex_destroy(&e->mutex);
+}
+
+/* Returns the count that ended the wait. */
+static unsigned event_wait(struct event *e, unsigned seen, int spins) {
+    unsigned count;
+    for (int i = 0; i < spins; i++) {
+        count = atomic_load_explicit(&e->count, memory_order_acquire);
+        if (count != seen) return count;
+        relax();
+    }
+    pthread_mutex_lock(&e->mutex);
+    atomic_fetch_add(&e->sleepers, 1);
+    while ((count = atomic_load(&e->count)) == seen) pthread_cond_wait(&e->moved, &e->mutex);
+    atomic_fetch_sub(&e->sleepers, 1);
+    pthread_mutex_unlock(&e->mutex);
+    return count;
+}
+
+static void event_signal(struct event *e) {
+    atomic_fetch_add(&e->count, 1);
+    if (!atomic_load(&e->sleepers)) return;
+    pthread_mutex_lock(&e->mutex);
+    pthread_cond_broadcast(&e->moved);
+    pthread_mutex_unlock(&e->mutex);
+}
+
+/* -1 when every chunk of the job is taken. */
+static int take(struct pool *pool, int *ret_chunks) {
+    const uint64_t mask = (UINT64_C(1) << FIELD) - 1;
+    uint64_t word = atomic_load_explicit(&pool->word, memory_order_relaxed);
+    for (;;) {
+        uint64_t next = word & mask, chunks = word >> FIELD & mask;
+        if (next >= chunks) return -1;
+        if (atomic_compare_exchange_weak_explicit(&pool->word, &word, word + 1,
+                                                  memory_order_acquire, memory_order_relaxed)) {
+            *ret_chunks = (int)chunks;
+            return (int)next;
+        }
+    }
+}
+
+static void take_all(struct pool *pool, int thread) {
+    int chunks = 0, chunk;
+    while ((chunk = take(pool, &chunks)) >= 0) {
+        pool->job(pool->arg, thread, chunk);
+        if (atomic_fetch_add_explicit(&pool->done, 1, memory_order_acq_rel) + 1 == chunks)
+            event_signal(&pool->ended);
+    }
+}
+
+static void *work(void *arg) {
+    struct worker me = *(struct worker *)arg;
+    struct pool *pool = me.pool;
+    free(arg);
+    unsigned seen = 0;
+    for (;;) {
+        seen = event_wait(&pool->posted, seen, pool->spins);
+        if (atomic_load_explicit(&pool->stop, memory_order_relaxed)) return NULL;
+        take_all(pool, me.thread);
+    }
+}
+
+static int processors(void) {
+    cpu_set_t set;
+    if (!sched_getaffinity(0, sizeof set, &set)) return CPU_COUNT(&set);
+    long n = sysconf(_SC_NPROCESSORS_ONLN); /* more processors than a cpu_set_t holds */
+    return n < 1 ? 1 : n > MAX_THREADS ? MAX_THREADS : (int)n;
+}
+
+static int start_worker(struct pool *pool, int thread, struct error *err) {
+    struct worker *w = malloc(sizeof *w);
+    if (!w) return error_set(err, -ENOMEM, "no memory for thread %d", thread);
+    *w = (struct worker){pool, thread};
+    if (pthread_create(&pool->threads[pool->n_started], NULL, work, w)) {
+        free(w);
+        return error_set(err, -EAGAIN, "cannot start thread %d of %d", thread, pool->n_threads);
+    }
+    pool->n_started++;
+    return 0;
+}
+
+/* Workers block every signal, so that one sent to the process reaches a thread that expects it. */
+static int start_workers(struct pool *pool, struct error *err) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int rc = 0;
+    for (int i = 1; i < pool->n_threads && !rc; i++) rc = start_worker(pool, i, err);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return rc;
+}
+
+int pool_open(struct pool **ret, int n_threads, struct error *err) {
+    struct pool *pool = aligned_alloc(_Alignof(struct pool), sizeof *pool);
+    if (!pool) return error_set(err, -ENOMEM, "no memory for the thread pool");
+    int have = processors();
+    if (n_threads <= 0) n_threads = have;
+    if (n_threads > MAX_THREADS) n_threads = MAX_THREADS;
+    pool->n_threads = n_threads;
+    /* With fewer processors than threads, who is awaited may need the waiter's processor. */
+    pool->spins = n_threads > have ? 0 : SPINS;
+    pool->n_started = 0;
+    pool->n_jobs = 0;
+    pool->solo_until = 0;
+    atomic_init(&pool->stop, false);
+    atomic_init(&pool->word, 0);
+    atomic_init(&pool->done, 0);
+    int rc = event_init(&pool->posted);
+    if (!rc && (rc = event_init(&pool->ended))) event_deinit(&pool->posted);
+    if (rc) {
+        free(pool);
+        return error_set(err, rc, "no memory for the thread pool");
+    }
+    rc = start_workers(pool, err);
+    if (rc) {
+        pool_close(pool);
+        return rc;
+    }
+    *ret = pool;
+    return 0;
+}
+
+void pool_close(struct pool *pool) {
+    if (!pool) return;
+    atomic_store_explicit(&pool->stop, true, memory_order_relaxed); /* published by the signal */
+    event_signal(&pool->posted);
+    for (int i = 0; i < pool->n_started; i++) pthread_join(pool->threads[i], NULL);
+    event_deinit(&pool->posted);
+    event_deinit(&pool->ended);
+    free(pool);
+}
+
+int pool_threads(const struct pool *pool) { return pool->n_threads; }
+
+/* Others hold the last chunks; how long they take tells whether somebody interrupts them. */
+static void await_helpers(struct pool *pool, unsigned seen, int n_chunks) {
+    for (int i = 0; i < pool->spins / 16; i++) {
+        if (atomic_load_explicit(&pool->done, memory_order_acquire) == n_chunks) return;
+        relax();
+    }
+    int64_t since = now_ns();
+    while (atomic_load_explicit(&pool->done, memory_order_acquire) != n_chunks)
+        seen = event_wait(&pool->ended, seen, pool->spins);
+    int64_t now = now_ns();
+    if (now - since > STALL_NS) pool->solo_until = now + SOLO_FACTOR * (now - since);
+}
+
+static bool alone(const struct pool *pool, int n_chunks) {
+    if (pool->n_threads == 1 || n_chunks < 2) return true;
+    return pool->solo_until && now_ns() < pool->solo_until;
+}
+
+void pool_run(struct pool *pool, pool_job *job, void *arg, int n_chunks) {
+    if (alone(pool, n_chunks)) {
+        for (int i = 0; i < n_chunks; i++) job(arg, 0, i);
+        return;
+    }
+    /* Read before the job is posted: the count moves when its last chunk is done. */
+    unsigned seen = atomic_load_explicit(&pool->ended.count, memory_order_acquire);
+    pool->job = job;
+    pool->arg = arg;
+    atomic_store_explicit(&pool->done, 0, memory_order_relaxed);
+    uint64_t word = ++pool->n_jobs << 2 * FIELD | (uint64_t)n_chunks << FIELD;
+    atomic_store_explicit(&pool->word, word, memory_order_release);
+    event_signal(&pool->posted);
+    take_all(pool, 0);
+    await_helpers(pool, seen, n_chunks);
+}

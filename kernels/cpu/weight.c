@@ -1,0 +1,119 @@
+#include "kernels/cpu/cpu.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cpu/pool.h"
+
+static int check(const struct weight_view *v, enum weight_use use, struct error *err) {
+    if (v->rows < 1 || v->cols < 1 || v->rows > BCQ_MAX_DIM || v->cols > BCQ_MAX_DIM)
+        return error_set(err, -EINVAL, "a matrix of %d x %d is out of range", v->rows, v->cols);
+    if (!v->is_bcq) return 0;
+    if (use != WEIGHT_LINEAR)
+        return error_set(err, -EINVAL, "tables and vectors cannot be binary-coded");
+    if (v->bcq.spec.rows != v->rows || v->bcq.spec.cols != v->cols)
+        return error_set(err, -EINVAL, "a binary-coded matrix of another size than its tensor");
+    return bcq_check(&v->bcq.spec, err);
+}
+
+static void pack_rows(struct cpu *cpu, const void *arg, int thread, int b0, int b1) {
+    const struct weight_view *v = ((const void *const *)arg)[0];
+    const struct weight *w = ((const void *const *)arg)[1];
+    (void)thread;
+    if (w->is_bcq)
+        cpu->ops.bcq.pack(w->data, &v->bcq, b0, b1);
+    else
+        cpu->ops.dense.pack(w->data, v->type, v->data, v->rows, v->cols, b0, b1);
+}
+
+static int pack(struct cpu *cpu, struct weight *w, const struct weight_view *v) {
+    const struct ops *ops = &cpu->ops;
+    int unit = w->is_bcq ? ops->bcq.row_block : ops->dense.row_block;
+    w->bytes = w->is_bcq ? ops->bcq.pack_bytes(&w->spec)
+                         : ops->dense.pack_bytes(w->type, w->rows, w->cols);
+    if (w->is_bcq &&
+        cpu_grow(cpu, &cpu->act, &cpu->act_bytes, ops->bcq.act_bytes(w->cols, CPU_SLICE)))
+        return -ENOMEM;
+    w->data = memory_new(&cpu->memory, w->bytes);
+    if (!w->data) return -ENOMEM;
+    const void *arg[] = {v, w};
+    cpu_for_rows(cpu, (w->rows + unit - 1) / unit, (size_t)unit * (size_t)w->cols, pack_rows, arg);
+    return 0;
+}
+
+static int copy(struct cpu *cpu, struct weight *w, const struct weight_view *v, bool as_fp32) {
+    size_t n = (size_t)v->rows * (size_t)v->cols;
+    w->bytes = n * dtype_size(as_fp32 ? DTYPE_F32 : v->type);
+    w->data = memory_new(&cpu->memory, w->bytes);
+    if (!w->data) return -ENOMEM;
+    if (as_fp32)
+        cpu->ops.widen(w->data, v->type, v->data, n);
+    else
+        memcpy(w->data, v->data, w->bytes);
+    return 0;
+}
+
+int cpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
+                   const struct weight_view *view, struct error *err) {
+    struct cpu *cpu = (struct cpu *)be;
+    int rc = check(view, use, err);
+    if (rc) return rc;
+    struct weight *w = calloc(1, sizeof *w);
+    if (!w) return error_set(err, -ENOMEM, "no memory for a weight");
+    w->is_bcq = view->is_bcq;
+    w->type = view->type;
+    if (w->is_bcq) w->spec = view->bcq.spec;
+    w->rows = view->rows;
+    w->cols = view->cols;
+    rc = use == WEIGHT_LINEAR ? pack(cpu, w, view) : copy(cpu, w, view, use == WEIGHT_VECTOR);
+    if (rc) {
+        free(w);
+        return error_set(err, rc, "no memory for a matrix of %d x %d", view->rows, view->cols);
+    }
+    *ret = w;
+    return 0;
+}
+
+void cpu_weight_free(struct backend *be, struct weight *weight) {
+    memory_free(&((struct cpu *)be)->memory, weight->data);
+    free(weight);
+}
+
+size_t cpu_weight_bytes(const struct weight *weight) { return weight->bytes; }
+
+struct embed_job {
+    float *dst;
+    const struct weight *table;
+    const int32_t *ids; /* tokens or positions */
+    int offset;
+    float scale;
+    bool accumulate;
+};
+
+static void embed_row(struct cpu *cpu, const struct embed_job *job, float *tmp, int row) {
+    const struct weight *table = job->table;
+    size_t size = dtype_size(table->type), cols = (size_t)table->cols;
+    size_t id = (size_t)(job->ids[row] + job->offset);
+    const char *src = (const char *)table->data + id * cols * size;
+    float *dst = job->dst + (size_t)row * cols;
+    for (size_t at = 0; at < cols; at += CPU_TMP) {
+        size_t n = cols - at < CPU_TMP ? cols - at : CPU_TMP;
+        float *to = job->accumulate ? tmp : dst + at;
+        cpu->ops.widen(to, table->type, src + at * size, n);
+        for (size_t i = 0; job->scale != 1 && i < n; i++) to[i] *= job->scale;
+        if (job->accumulate) cpu->ops.add(dst + at, tmp, n);
+    }
+}
+
+static void embed_rows(struct cpu *cpu, const void *arg, int thread, int row0, int row1) {
+    for (int i = row0; i < row1; i++) embed_row(cpu, arg, cpu->tmp + (size_t)thread * CPU_TMP, i);
+}
+
+void cpu_embed(struct backend *be, struct buffer *dst, const struct weight *table, bool by_pos,
+               int offset, float scale, bool accumulate) {
+    struct cpu *cpu = (struct cpu *)be;
+    const int32_t *ids = by_pos ? cpu->batch.positions : cpu->batch.tokens;
+    struct embed_job job = {dst->data, table, ids, offset, scale, accumulate};
+    cpu_for_rows(cpu, cpu->batch.n_tokens, (size_t)table->cols, embed_rows, &job);
+}

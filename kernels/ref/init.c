@@ -1,0 +1,12 @@
+#include "kernels/ops.h"
+
+#include "kernels/ref/ref.h"
+
+void ops_init_ref(struct ops *ops) {
+    ops->level = "ref";
+    ref_bcq_init(&ops->bcq);
+    ref_dense_init(&ops->dense);
+    ref_attention_init(ops);
+    ref_norm_init(ops);
+    ref_elementwise_init(ops);
+}

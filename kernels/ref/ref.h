@@ -1,0 +1,24 @@
+/* ref.h - names the parts that kernels/ref fills in the table of operations.
+ *
+ * Owns      nothing.
+ * Borrows   the table during the call.
+ * Thread    any.
+ * Fails     never.
+ * Cost      a few stores.
+ *
+ * kernels/ref is the specification: obvious loops over the stored values that sum in double. The
+ * faster levels are tested against it. */
+#ifndef KERNELS_REF_REF_H
+#define KERNELS_REF_REF_H
+
+struct bcq_ops;
+struct dense_ops;
+struct ops;
+
+void ref_bcq_init(struct bcq_ops *bcq);
+void ref_dense_init(struct dense_ops *dense);
+void ref_attention_init(struct ops *ops);
+void ref_norm_init(struct ops *ops);
+void ref_elementwise_init(struct ops *ops);
+
+#endif

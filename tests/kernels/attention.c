@@ -1,0 +1,155 @@
+#include <math.h>
+#include <string.h>
+
+#include "tests/kernels/check.h"
+#include "tests/support/matrix.h"
+#include "tests/support/random.h"
+
+enum { N_BLOCKS = 12, KV_HEADS = 2, MAX_REP = 11 };
+
+/* A pool of one layer with everything in it random, and a table that visits it out of order. */
+struct pool {
+    struct kv_layer layer;
+    struct fence data;
+    int32_t table[N_BLOCKS];
+};
+
+static void pool_init(struct pool *p, const struct ops *ops, enum dtype type, int dim) {
+    size_t n = 2 * (size_t)N_BLOCKS * KV_HEADS * KV_BLOCK_TOKENS * (size_t)dim;
+    p->data = fence_new(n * dtype_size(type), 2);
+    p->layer = (struct kv_layer){p->data.p, type, KV_HEADS, dim};
+    struct fence k = check_floats(KV_HEADS * (size_t)dim, INPUT_NORMAL, 1);
+    struct fence v = check_floats(KV_HEADS * (size_t)dim, INPUT_NORMAL, 1);
+    for (int i = 0; i < N_BLOCKS * KV_BLOCK_TOKENS; i++) {
+        check_fill(k.p, KV_HEADS * (size_t)dim, INPUT_NORMAL, (uint64_t)i);
+        check_fill(v.p, KV_HEADS * (size_t)dim, INPUT_NORMAL, (uint64_t)i + 1000);
+        ops->kv_store(&p->layer, i / KV_BLOCK_TOKENS, i % KV_BLOCK_TOKENS, k.p, v.p);
+    }
+    for (int i = 0; i < N_BLOCKS; i++) p->table[i] = (i * 5 + 3) % N_BLOCKS;
+    fence_free(&k);
+    fence_free(&v);
+}
+
+static struct fence run(const struct ops *ops, const struct attn_call *call, const float *q) {
+    size_t n = (size_t)call->n_rep * (size_t)call->kv->head_dim;
+    struct fence out = fence_new(n * sizeof(float), sizeof(float));
+    struct fence scratch =
+        fence_new(ops->attention_scratch(call->n_rep, call->kv->head_dim) * sizeof(float), 64);
+    ops->attention(out.p, q, call, scratch.p);
+    fence_free(&scratch);
+    return out;
+}
+
+/* slack: how much larger than usual the scores are, whose rounding the exponential passes on. */
+static void check_call(struct check *c, const struct attn_call *call, double slack) {
+    int dim = call->kv->head_dim;
+    struct fence q = check_floats((size_t)call->n_rep * (size_t)dim, INPUT_NORMAL, 77);
+    struct fence got = run(c->ops, call, q.p), want = run(c->ref, call, q.p);
+    double worst = 0;
+    for (int i = 0; i < call->n_rep * dim; i++)
+        worst = fmax(worst, fabs((double)((float *)got.p)[i] - (double)((float *)want.p)[i]));
+    check_expect(c, worst <= 2e-6 * 5 * slack, "dim %d rep %d positions %d..%d: off by %g", dim,
+                 call->n_rep, call->first, call->pos, worst);
+    check_expect(c, fence_intact(&got), "dim %d rep %d: wrote outside", dim, call->n_rep);
+    for (int h = 0; h < call->n_rep; h++) {
+        struct attn_call one = *call;
+        one.n_rep = 1;
+        if (call->slopes) one.slopes += h;
+        struct fence alone = run(c->ops, &one, (float *)q.p + h * dim);
+        check_expect(c, check_same(alone.p, (float *)got.p + h * dim, (size_t)dim),
+                     "dim %d: head %d of %d differs alone", dim, h, call->n_rep);
+        fence_free(&alone);
+    }
+    fence_free(&q);
+    fence_free(&got);
+    fence_free(&want);
+}
+
+/* What lies in the blocks outside first..pos, NaN at worst, must not be seen. */
+static void check_unseen(struct check *c, struct pool *p, const struct attn_call *call) {
+    int dim = p->layer.head_dim;
+    struct fence q = check_floats((size_t)call->n_rep * (size_t)dim, INPUT_NORMAL, 77);
+    struct fence before = run(c->ops, call, q.p);
+    float row[KV_HEADS * 64];
+    for (int i = 0; i < KV_HEADS * dim; i++) row[i] = NAN;
+    for (int pos = 0; pos < N_BLOCKS * KV_BLOCK_TOKENS; pos++)
+        if (pos < call->first || pos > call->pos)
+            c->ops->kv_store(&p->layer, p->table[pos / KV_BLOCK_TOKENS], pos % KV_BLOCK_TOKENS, row,
+                             row);
+    struct fence after = run(c->ops, call, q.p);
+    check_expect(c, check_same(before.p, after.p, (size_t)call->n_rep * (size_t)dim),
+                 "dim %d: positions outside %d..%d are seen", dim, call->first, call->pos);
+    fence_free(&q);
+    fence_free(&before);
+    fence_free(&after);
+}
+
+static void check_pool(struct check *c, enum dtype type, int dim) {
+    static const int reps[] = {1, 2, 3, 4, 5, 7, 8, MAX_REP};
+    static const int spans[][2] = {{0, 0},  {0, 14},  {0, 15},   {0, 16},  {0, 191}, {5, 5},
+                                   {5, 21}, {15, 16}, {17, 100}, {16, 31}, {31, 150}};
+    float slopes[MAX_REP];
+    for (int i = 0; i < MAX_REP; i++) slopes[i] = 0.5f / (float)(i + 1);
+    struct pool p;
+    pool_init(&p, c->ops, type, dim);
+    for (size_t s = 0; s < sizeof spans / sizeof *spans; s++) {
+        struct attn_call call = {.kv = &p.layer,
+                                 .blocks = p.table,
+                                 .kv_head = (int)(s % KV_HEADS),
+                                 .n_rep = reps[s % 8],
+                                 .first = spans[s][0],
+                                 .pos = spans[s][1],
+                                 .scale = 1 / sqrtf((float)dim),
+                                 .slopes = s % 3 ? NULL : slopes};
+        check_call(c, &call, 1);
+        /* Scores of hundreds: one position takes all. */
+        call.scale = 40;
+        check_call(c, &call, 20);
+    }
+    struct attn_call call = {
+        .kv = &p.layer, .blocks = p.table, .n_rep = 2, .first = 21, .pos = 70, .scale = 0.1f};
+    if (dim <= 64) check_unseen(c, &p, &call);
+    check_expect(c, fence_intact(&p.data), "dim %d: wrote outside the pool", dim);
+    fence_free(&p.data);
+}
+
+/* Queries that are not finite must not fault. */
+static void check_not_finite(struct check *c) {
+    struct pool p;
+    pool_init(&p, c->ops, DTYPE_F16, 64);
+    struct attn_call call = {.kv = &p.layer, .blocks = p.table, .n_rep = 3, .pos = 40, .scale = 1};
+    for (int i = 0; i < 20; i++) {
+        struct fence q = check_floats(3 * 64, INPUT_NOT_FINITE, (uint64_t)i);
+        struct fence out = run(c->ops, &call, q.p);
+        check_expect(c, fence_intact(&out), "wrote outside");
+        fence_free(&q);
+        fence_free(&out);
+    }
+    fence_free(&p.data);
+}
+
+void check_attention(struct check *c) {
+    static const int dims[] = {1, 3, 7, 8, 15, 16, 17, 20, 31, 33, 64, 80, 96, 127, 128, 256};
+    for (size_t i = 0; i < sizeof dims / sizeof *dims; i++) {
+        check_pool(c, DTYPE_F32, dims[i]);
+        check_pool(c, DTYPE_F16, dims[i]);
+    }
+    check_not_finite(c);
+}
+
+/* The stored bytes are the reference's. */
+void check_kv_store(struct check *c) {
+    for (int i = 0; i < CHECK_N_SIZES; i++) {
+        for (int t = 0; t < 2; t++) {
+            struct pool got, want;
+            enum dtype type = t ? DTYPE_F16 : DTYPE_F32;
+            pool_init(&got, c->ops, type, check_sizes[i]);
+            pool_init(&want, c->ref, type, check_sizes[i]);
+            check_expect(c, !memcmp(got.data.p, want.data.p, want.data.bytes),
+                         "type %d dim %d: other bytes", (int)type, check_sizes[i]);
+            check_expect(c, fence_intact(&got.data), "dim %d: wrote outside", check_sizes[i]);
+            fence_free(&got.data);
+            fence_free(&want.data);
+        }
+    }
+}

@@ -1,0 +1,205 @@
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/kernels/check.h"
+#include "tests/support/matrix.h"
+
+enum { MAX_N = 33, GAP = 3 /* columns of y that belong to nobody */ };
+static const int counts[] = {1, 2, 3, 4, 5, 16, MAX_N};
+enum { N_COUNTS = sizeof counts / sizeof *counts };
+static const float untouched = -12345.5f;
+
+/* A matrix packed by the level under test, and its rows in fp32. */
+struct packed {
+    struct bcq_view view;
+    void *block;
+    struct fence data;
+    float *rows;    /* the weights */
+    float *largest; /* largest_of() each row */
+    char name[96];
+};
+
+static int n_blocks(const struct check *c, const struct packed *m) {
+    return (m->view.spec.rows + c->ops->bcq.row_block - 1) / c->ops->bcq.row_block;
+}
+
+/* The largest |alpha_1| + .. + |alpha_m| + |beta| of a row: no weight in it is larger. */
+static float largest_of(const struct bcq_view *w, int row) {
+    float largest = 0;
+    for (int g = 0; g < w->layout.n_groups; g++) {
+        float alpha[BCQ_MAX_BITS], beta;
+        bcq_group_params(w, row, g, alpha, &beta);
+        float sum = fabsf(beta);
+        for (int i = 0; i < w->spec.bits; i++) sum += fabsf(alpha[i]);
+        if (sum > largest) largest = sum;
+    }
+    return largest;
+}
+
+static void packed_init(struct packed *m, struct check *c, const struct bcq_spec *s, bool extreme) {
+    const struct bcq_ops *ops = &c->ops->bcq;
+    *m = (struct packed){0};
+    m->block = extreme ? matrix_bcq_extreme(&m->view, s) : matrix_bcq(&m->view, s, 7);
+    snprintf(m->name, sizeof m->name, "kind %d %dx%d bits %d group %d q%d p%d", (int)s->kind,
+             s->rows, s->cols, s->bits, s->group, s->scale_bits, s->bias_bits);
+    m->rows = malloc((size_t)s->rows * (size_t)s->cols * sizeof *m->rows);
+    m->largest = malloc((size_t)s->rows * sizeof *m->largest);
+    for (int r = 0; r < s->rows; r++) {
+        bcq_expand_row(&m->view, r, m->rows + (size_t)r * (size_t)s->cols);
+        m->largest[r] = largest_of(&m->view, r);
+    }
+    m->data = fence_new(ops->pack_bytes(s), 64);
+    int end = n_blocks(c, m), middle = end / 3;
+    ops->pack(m->data.p, &m->view, middle, end);
+    ops->pack(m->data.p, &m->view, 0, middle);
+    check_expect(c, fence_intact(&m->data), "%s: pack() wrote outside", m->name);
+}
+
+static void packed_deinit(struct packed *m) {
+    fence_free(&m->data);
+    free(m->rows);
+    free(m->largest);
+    free(m->block);
+}
+
+/* y: (n, rows + GAP), in ranges of blocks and n_parts of packing. */
+static struct fence multiply(struct check *c, const struct packed *m, const float *x, int n,
+                             int n_parts, bool whole) {
+    const struct bcq_ops *ops = &c->ops->bcq;
+    const struct bcq_spec *s = &m->view.spec;
+    size_t ldy = (size_t)s->rows + GAP, size = (size_t)n * ldy;
+    struct fence act = fence_new(ops->act_bytes(s->cols, n), 64);
+    struct fence y = fence_new(size * sizeof(float), sizeof(float));
+    for (size_t i = 0; i < size; i++) ((float *)y.p)[i] = untouched;
+    for (int part = n_parts - 1; part >= 0; part--)
+        ops->act_pack(act.p, x, (size_t)s->cols, s->cols, n, part, n_parts);
+    int end = n_blocks(c, m), a = whole ? end : end / 4, b = whole ? end : a + (end - a) / 2;
+    const int range[][2] = {{b, end}, {0, a}, {a, b}};
+    for (int i = 0; i < 3; i++)
+        if (range[i][0] < range[i][1])
+            ops->mul(y.p, ldy, m->data.p, s, act.p, n, range[i][0], range[i][1]);
+    for (int t = 0; t < n; t++)
+        for (int g = 0; g < GAP; g++)
+            check_expect(c, ((float *)y.p)[(size_t)t * ldy + (size_t)(s->rows + g)] == untouched,
+                         "%s: mul() wrote past row %d", m->name, s->rows);
+    check_expect(c, fence_intact(&act) && fence_intact(&y), "%s: wrote outside", m->name);
+    fence_free(&act);
+    return y;
+}
+
+/* Against fp64, for each element and over all. */
+static void compare(struct check *c, const struct packed *m, const float *x, const float *y, int n,
+                    bool ordinary) {
+    const struct bcq_spec *s = &m->view.spec;
+    double all = 0, wrong = 0;
+    for (int t = 0; t < n; t++) {
+        for (int r = 0; r < s->rows; r++) {
+            const float *w = m->rows + (size_t)r * (size_t)s->cols;
+            const float *in = x + (size_t)t * (size_t)s->cols;
+            double sum = 0, size = 0;
+            for (int k = 0; k < s->cols; k++) {
+                sum += (double)w[k] * (double)in[k];
+                size += (double)m->largest[r] * fabs((double)in[k]);
+            }
+            double d = (double)y[(size_t)t * (size_t)(s->rows + GAP) + (size_t)r] - sum;
+            check_expect(c, fabs(d) <= 2e-4 * size + 1e-37,
+                         "%s: row %d token %d of %d is off by %g of %g", m->name, r, t, n, d, size);
+            all += sum * sum;
+            wrong += d * d;
+        }
+    }
+    check_expect(c, !ordinary || wrong <= 4e-8 * all, "%s: relative error %g", m->name,
+                 sqrt(wrong / all));
+}
+
+static void expect_equal_tokens(struct check *c, const struct packed *m, const float *a,
+                                const float *b, int n, const char *what) {
+    size_t ldy = (size_t)m->view.spec.rows + GAP;
+    for (int t = 0; t < n; t++)
+        check_expect(c, check_same(a + (size_t)t * ldy, b + (size_t)t * ldy, ldy - GAP),
+                     "%s: token %d differs %s (%d)", m->name, t, what, n);
+}
+
+static void check_matrix(struct check *c, const struct bcq_spec *s, enum check_input input,
+                         bool extreme) {
+    struct packed m;
+    packed_init(&m, c, s, extreme);
+    struct fence x = check_floats(MAX_N * (size_t)s->cols, input, 3);
+    struct fence y = multiply(c, &m, x.p, MAX_N, 1, true);
+    bool ordinary = input == INPUT_NORMAL && !extreme && s->rows * s->cols >= 64;
+    if (input != INPUT_NOT_FINITE) compare(c, &m, x.p, y.p, MAX_N, ordinary);
+    for (int i = 0; i < N_COUNTS; i++) {
+        /* The last tokens, so that the rows end at the fence. */
+        size_t from = (size_t)(MAX_N - counts[i]);
+        const float *in = (const float *)x.p + from * (size_t)s->cols;
+        struct fence some = multiply(c, &m, in, counts[i], 1 + i % 3, false);
+        const float *whole = (const float *)y.p + from * (size_t)(s->rows + GAP);
+        expect_equal_tokens(c, &m, some.p, whole, counts[i], "from itself in a batch");
+        fence_free(&some);
+    }
+    fence_free(&x);
+    fence_free(&y);
+    packed_deinit(&m);
+}
+
+/* A token with NaN in it must leave its neighbours alone. */
+static void check_neighbours(struct check *c, const struct bcq_spec *s) {
+    struct packed m;
+    packed_init(&m, c, s, false);
+    struct fence x = check_floats(5 * (size_t)s->cols, INPUT_NORMAL, 3);
+    struct fence good = multiply(c, &m, x.p, 5, 1, true);
+    check_fill((float *)x.p + 2 * s->cols, (size_t)s->cols, INPUT_NOT_FINITE, 9);
+    struct fence bad = multiply(c, &m, x.p, 5, 1, true);
+    size_t ldy = (size_t)s->rows + GAP;
+    expect_equal_tokens(c, &m, good.p, bad.p, 2, "beside a NaN");
+    expect_equal_tokens(c, &m, (float *)good.p + 3 * ldy, (float *)bad.p + 3 * ldy, 2,
+                        "beside a NaN");
+    fence_free(&x);
+    fence_free(&good);
+    fence_free(&bad);
+    packed_deinit(&m);
+}
+
+static void check_spec(struct check *c, struct bcq_spec s, int turn) {
+    for (int i = 0; i < 3; i++) {
+        s.rows = check_sizes[(turn * 5 + i * 7) % CHECK_N_SIZES];
+        s.cols = check_sizes[(turn + i * 11) % CHECK_N_SIZES];
+        int group = s.group;
+        if (!s.group || s.group > s.cols) s.group = s.cols; /* 0: whole rows */
+        check_matrix(c, &s, i ? (enum check_input)((turn + i) % CHECK_N_INPUTS) : INPUT_NORMAL,
+                     false);
+        s.group = group;
+    }
+}
+
+void check_bcq(struct check *c) {
+    static const int groups[] = {16, 128, 32, 64, 8, 1, 24, 100, 256, 0};
+    static const int widths[][2] = {{4, 5}, {1, 2}, {8, 8}, {6, 6}, {5, 7}, {3, 4}};
+    int turn = 0;
+    for (int bits = 1; bits <= BCQ_MAX_BITS; bits++) {
+        for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
+            const int *w = widths[turn % 6];
+            struct bcq_spec s = {BCQ_COMPACT, 1, 1, bits, groups[g], w[0], w[1], 0};
+            check_spec(c, s, turn);
+            s.kind = BCQ_COMPACT_GROUP;
+            s.n_shapes = turn % 3 ? 1 + turn * 37 % 256 : 1;
+            check_spec(c, s, turn + 1);
+            check_spec(c, (struct bcq_spec){BCQ_FREE, 1, 1, bits, groups[g], 0, 0, 0}, turn + 2);
+            turn++;
+        }
+        /* Real shapes, every input, and the largest sums that the format allows. */
+        for (int input = 0; input < CHECK_N_INPUTS; input++) {
+            const struct bcq_spec compact = {BCQ_COMPACT, 100, 576, bits, 16, 4, 5, 0};
+            const struct bcq_spec wide = {BCQ_COMPACT_GROUP, 70, 512, bits, 16, 8, 8, 256};
+            const struct bcq_spec free_form = {BCQ_FREE, 100, 576, bits, 128, 0, 0, 0};
+            check_matrix(c, &compact, (enum check_input)input, false);
+            check_matrix(c, &compact, (enum check_input)input, true);
+            check_matrix(c, &wide, (enum check_input)input, true);
+            check_matrix(c, &free_form, (enum check_input)input, true);
+        }
+        check_neighbours(c, &(struct bcq_spec){BCQ_COMPACT, 100, 576, bits, 16, 4, 5, 0});
+        check_neighbours(c, &(struct bcq_spec){BCQ_FREE, 100, 576, bits, 64, 0, 0, 0});
+    }
+}

@@ -1,0 +1,219 @@
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "kernels/backend.h"
+#include "kernels/cpu/features.h"
+#include "kernels/error.h"
+#include "tests/kernels/check.h"
+#include "tests/support/matrix.h"
+
+/* Through the back end, because that is what a model sees: packing of activations, fork and join
+ * are in the time. Matrices are rotated so that weights come from memory, not from a cache. */
+enum { ROTATE_MIB = 200, MAX_COPIES = 64, MAX_TOKENS = 128 };
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int compare_doubles(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* What a matrix is, and how it is called in the table. */
+struct subject {
+    const char *name;
+    bool is_bcq;
+    struct bcq_spec spec; /* rows and cols count for dense as well */
+    enum dtype type;
+};
+
+struct rig {
+    struct backend *be;
+    const char *level;
+    int n_threads;
+    struct weight *copies[MAX_COPIES];
+    int n_copies;
+    struct buffer *x, *y;
+};
+
+static void begin(struct rig *rig, int n) {
+    static int32_t zeros[MAX_TOKENS];
+    backend_begin(rig->be, &(struct batch){n, 1, zeros, zeros, zeros, zeros, 1});
+}
+
+static void run_once(struct rig *rig, int i) {
+    const struct linear_call call = {.dst = rig->y, .w = rig->copies[i % rig->n_copies]};
+    backend_linear(rig->be, &call, 1, rig->x);
+}
+
+struct timing {
+    double median, best; /* seconds of a call */
+};
+
+/* Samples of 5 ms at least, for about 0.4 s. */
+static struct timing time_linear(struct rig *rig, int n) {
+    double samples[64];
+    int n_samples = 0, i = 0;
+    begin(rig, n);
+    for (; i < rig->n_copies && i < 4; i++) run_once(rig, i);
+    for (double end = now() + 0.4; n_samples < 64 && (now() < end || n_samples < 3); n_samples++) {
+        double start = now();
+        int count = 0;
+        do {
+            run_once(rig, i++);
+            count++;
+        } while (now() - start < 0.005);
+        samples[n_samples] = (now() - start) / count;
+    }
+    qsort(samples, (size_t)n_samples, sizeof *samples, compare_doubles);
+    return (struct timing){samples[n_samples / 2], samples[0]};
+}
+
+static int load(struct rig *rig, const struct subject *s, struct error *err) {
+    struct weight_view view = {.is_bcq = s->is_bcq};
+    void *block = s->is_bcq ? matrix_bcq(&view.bcq, &s->spec, 1)
+                            : matrix_dense(&view, s->type, s->spec.rows, s->spec.cols, 1);
+    view.rows = s->spec.rows;
+    view.cols = s->spec.cols;
+    int rc = 0;
+    size_t bytes = 0;
+    for (rig->n_copies = 0;
+         !rc && rig->n_copies < MAX_COPIES && bytes < (size_t)ROTATE_MIB << 20;) {
+        rc = backend_weight_new(rig->be, &rig->copies[rig->n_copies], WEIGHT_LINEAR, &view, err);
+        if (rc) break;
+        bytes += backend_weight_bytes(rig->be, rig->copies[rig->n_copies++]);
+    }
+    free(block);
+    return rc;
+}
+
+static void unload(struct rig *rig) {
+    for (int i = 0; i < rig->n_copies; i++) backend_weight_free(rig->be, rig->copies[i]);
+    rig->n_copies = 0;
+}
+
+/* The read pass: bytes of a matrix per second that plain loads reach, as an fp32 product with one
+ * token that does next to no arithmetic would. */
+static double read_pass(void) {
+    size_t n = (size_t)64 << 20;
+    uint64_t *p = malloc(n * sizeof *p), sum = 0;
+    if (!p) return 0;
+    memset(p, 1, n * sizeof *p);
+    double best = 1e9;
+    for (int round = 0; round < 3; round++) {
+        double start = now();
+        for (size_t i = 0; i < n; i += 8)
+            sum +=
+                p[i] ^ p[i + 1] ^ p[i + 2] ^ p[i + 3] ^ p[i + 4] ^ p[i + 5] ^ p[i + 6] ^ p[i + 7];
+        double t = now() - start;
+        if (t < best) best = t;
+    }
+    volatile uint64_t sink = sum;
+    (void)sink;
+    free(p);
+    return (double)n * sizeof *p / best;
+}
+
+static const struct subject subjects[] = {
+    {"r16 2-bit", true, {BCQ_COMPACT, 4096, 4096, 2, 16, 4, 5, 0}, DTYPE_F32},
+    {"r16 3-bit", true, {BCQ_COMPACT, 4096, 4096, 3, 16, 4, 5, 0}, DTYPE_F32},
+    {"r16 4-bit", true, {BCQ_COMPACT, 4096, 4096, 4, 16, 4, 5, 0}, DTYPE_F32},
+    {"free 3-bit", true, {BCQ_FREE, 4096, 4096, 3, 128, 0, 0, 0}, DTYPE_F32},
+    {"r16 3-bit", true, {BCQ_COMPACT, 1536, 576, 3, 16, 4, 5, 0}, DTYPE_F32},
+    {"f32", false, {BCQ_FREE, 4096, 4096, 1, 1, 0, 0, 0}, DTYPE_F32},
+    {"f16", false, {BCQ_FREE, 4096, 4096, 1, 1, 0, 0, 0}, DTYPE_F16},
+    {"bf16", false, {BCQ_FREE, 4096, 4096, 1, 1, 0, 0, 0}, DTYPE_BF16},
+};
+
+static int bench_subject(struct rig *rig, const struct subject *s, double read, struct error *err) {
+    static const int counts[] = {1, 4, 16, MAX_TOKENS};
+    int rc = load(rig, s, err);
+    for (size_t i = 0; !rc && i < sizeof counts / sizeof *counts; i++) {
+        struct timing time = time_linear(rig, counts[i]);
+        double t = time.median;
+        double bytes = (double)backend_weight_bytes(rig->be, rig->copies[0]);
+        double flops = 2.0 * s->spec.rows * s->spec.cols * counts[i];
+        printf("%s,%d,%s,%dx%d,%d,%.1f,%.1f,%.2f,%.2f,%.1f\n", rig->level, rig->n_threads, s->name,
+               s->spec.rows, s->spec.cols, counts[i], t * 1e6, time.best * 1e6, bytes / t / 1e9,
+               bytes / t / read, flops / t / 1e9);
+        fflush(stdout);
+    }
+    unload(rig);
+    return rc;
+}
+
+/* One layer's attention of a decode step and of a prefill slice, 32 heads of 128 over 8. */
+static int bench_attention(struct rig *rig, struct error *err) {
+    enum { CONTEXT = 4096, BLOCKS = CONTEXT / BACKEND_KV_BLOCK, HEADS = 32, DIM = 128 };
+    static int32_t blocks[BLOCKS], positions[MAX_TOKENS], zeros[MAX_TOKENS];
+    struct kv *kv = NULL;
+    int rc = backend_kv_new(rig->be, &kv, &(struct kv_spec){1, 8, DIM, BLOCKS, DTYPE_F16}, err);
+    if (rc) return rc;
+    for (int i = 0; i < BLOCKS; i++) blocks[i] = i;
+    for (int i = 0; i < MAX_TOKENS; i++) positions[i] = CONTEXT - MAX_TOKENS + i;
+    const struct attention_call call = {rig->y, rig->x, kv, 0, HEADS, 0, 0.088f, NULL};
+    for (int n = 1; n <= MAX_TOKENS; n *= MAX_TOKENS) {
+        backend_begin(rig->be, &(struct batch){n, 1, zeros, positions + MAX_TOKENS - n, zeros,
+                                               blocks, BLOCKS});
+        backend_attention(rig->be, &call);
+        int count = 0;
+        double start = now();
+        do {
+            backend_attention(rig->be, &call);
+            count++;
+        } while (now() - start < 0.3);
+        double t = (now() - start) / count, bytes = 2.0 * 8 * DIM * 2 * CONTEXT;
+        printf("%s,%d,attention f16,32/8x128 at 4096,%d,%.1f,,%.2f,,%.1f\n", rig->level,
+               rig->n_threads, n, t * 1e6, bytes / t / 1e9,
+               4.0 * HEADS * DIM * CONTEXT * n / t / 1e9);
+    }
+    backend_kv_free(rig->be, kv);
+    return 0;
+}
+
+static int bench_level(const char *level, const char *only, int n_threads, double read,
+                       struct error *err) {
+    struct rig rig = {.level = level, .n_threads = n_threads};
+    const struct backend_options options = {"cpu", level, n_threads};
+    int rc = backend_open(&rig.be, &options, err);
+    if (!rc) rc = backend_buffer_new(rig.be, &rig.x, (size_t)MAX_TOKENS * 4096, err);
+    if (!rc) rc = backend_buffer_new(rig.be, &rig.y, (size_t)MAX_TOKENS * 4096, err);
+    if (!rc) {
+        struct fence x = check_floats((size_t)MAX_TOKENS * 4096, INPUT_NORMAL, 1);
+        backend_buffer_write(rig.be, rig.x, 0, x.p, (size_t)MAX_TOKENS * 4096);
+        fence_free(&x);
+    }
+    for (size_t i = 0; !rc && i < sizeof subjects / sizeof *subjects; i++)
+        if (!only || strstr(subjects[i].name, only))
+            rc = bench_subject(&rig, &subjects[i], read, err);
+    if (!rc && (!only || strstr("attention", only))) rc = bench_attention(&rig, err);
+    if (rig.be) backend_buffer_free(rig.be, rig.x);
+    if (rig.be) backend_buffer_free(rig.be, rig.y);
+    backend_close(rig.be);
+    return rc;
+}
+
+int check_bench(const char *level, const char *only) {
+    static const char *const all[] = {"avx512", "avx2"};
+    struct error err;
+    unsigned features;
+    double read = read_pass();
+    printf("# read pass, one thread: %.1f GB/s\n", read / 1e9);
+    printf("level,threads,matrix,shape,tokens,us,best us,GB/s,of read pass,GFLOP/s\n");
+    for (int i = 0; i < (level ? 1 : 2); i++) {
+        const char *name = level ? level : all[i];
+        if (features_parse(&features, name, &err)) continue;
+        for (int n_threads = 1; n_threads <= 2; n_threads++) {
+            if (!bench_level(name, only, n_threads, read, &err)) continue;
+            printf("# %s: %s\n", name, err.text);
+            return 1;
+        }
+    }
+    return 0;
+}

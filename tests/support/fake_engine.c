@@ -1,0 +1,427 @@
+#include "tests/support/fake_engine.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "engine/engine.h"
+#include "engine/source.h"
+#include "kernels/error.h"
+#include "server/model_source.h"
+#include "server/text.h"
+
+enum mode { ECHO, HOLD, QUEUE, GATE, FLOOD, LATE, FAIL, WAIT };
+
+enum { FLOOD_BYTES = 16 << 10 };
+
+struct sequence {
+    struct sequence *next;
+    struct engine_request *request;
+    uint64_t ticket;
+    enum mode mode;
+    struct text output; /* what it will say */
+    size_t said;
+    int n_prompt, n_generated;
+    bool started, cancelled, over;
+};
+
+struct engine {
+    pthread_t thread;
+    pthread_mutex_t lock; /* guards all below */
+    pthread_cond_t news;
+    struct sequence *sequences;
+    struct engine_event *events, **end;
+    struct engine_options options;
+    struct engine_info info;
+    struct engine_stats stats;
+    uint64_t serial;
+    int permits;
+    bool closing, changed;
+};
+
+/* -- Requests and events ------------------------------------------------------------------- */
+
+struct engine_request *engine_request_new(void) {
+    struct engine_request *request = calloc(1, sizeof *request);
+    if (!request) return NULL;
+    sampler_defaults(&request->sampling);
+    request->n_logprobs = -1;
+    return request;
+}
+
+void engine_request_free(struct engine_request *request) {
+    if (!request) return;
+    for (int i = 0; i < request->n_messages; i++) {
+        free(request->messages[i].role);
+        free(request->messages[i].content);
+    }
+    for (int i = 0; i < request->n_stops; i++) free(request->stops[i]);
+    free(request->messages);
+    free(request->text);
+    free(request->ids);
+    free((void *)request->sampling.bias);
+    free(request);
+}
+
+void engine_event_free(struct engine_event *event) {
+    if (!event) return;
+    free(event->text);
+    free(event->tokens);
+    free(event);
+}
+
+static struct engine_event *post(struct engine *e, const struct sequence *s,
+                                 enum engine_event_kind kind, const char *text, size_t n) {
+    struct engine_event *event = calloc(1, sizeof *event);
+    if (!event || !(event->text = malloc(n + 1))) abort();
+    memcpy(event->text, text, n);
+    event->text[n] = 0;
+    event->text_len = n;
+    event->kind = kind;
+    event->ticket = s->ticket;
+    event->tag = s->request->tag;
+    event->n_prompt = s->n_prompt;
+    event->n_generated = s->n_generated;
+    *e->end = event;
+    e->end = &event->next;
+    e->changed = true;
+    return event;
+}
+
+/* -- A step -------------------------------------------------------------------------------- */
+
+static void start(struct engine *e, struct sequence *s) {
+    if (s->mode == QUEUE || e->stats.running >= e->options.max_running) return;
+    e->stats.waiting--;
+    e->stats.running++;
+    s->started = true;
+    e->stats.prompt_tokens += s->n_prompt;
+    if (s->mode != LATE) post(e, s, ENGINE_STARTED, "", 0);
+    if (s->request->echo && s->request->text)
+        post(e, s, ENGINE_TEXT, s->request->text, s->request->text_len);
+}
+
+static void end(struct engine *e, struct sequence *s, enum engine_finish finish) {
+    post(e, s, ENGINE_DONE, "", 0)->finish = finish;
+    if (s->started)
+        e->stats.running--;
+    else
+        e->stats.waiting--;
+    if (finish == FINISH_CANCELLED)
+        e->stats.cancelled++;
+    else
+        e->stats.finished++;
+    s->over = true;
+}
+
+static void fail(struct engine *e, struct sequence *s, int code, const char *text) {
+    post(e, s, ENGINE_FAILED, text, strlen(text))->code = code;
+    e->stats.running--;
+    e->stats.failures++;
+    s->over = true;
+}
+
+/* The characters that the token completes; one byte says none of a longer one. */
+static size_t complete(const struct sequence *s, size_t *ret_start) {
+    size_t start = s->said;
+    while (start > 0 && ((unsigned char)s->output.data[start] & 0xc0) == 0x80) start--;
+    size_t n = text_utf8(s->output.data + start, s->output.n - start);
+    *ret_start = start;
+    return n && start + n == s->said + 1 ? n : 0;
+}
+
+static bool at_stop(const struct sequence *s) {
+    for (int i = 0; i < s->request->n_stops; i++) {
+        const char *stop = s->request->stops[i];
+        size_t n = strlen(stop);
+        if (n == 1 && s->output.data[s->said] == *stop) return true;
+    }
+    return false;
+}
+
+static void say_token(struct engine *e, struct sequence *s) {
+    size_t from, n = complete(s, &from);
+    struct engine_event *event;
+    s->n_generated++;
+    e->stats.generated_tokens++;
+    event = post(e, s, ENGINE_TEXT, s->output.data + from, n);
+    if (s->request->n_logprobs >= 0) {
+        struct engine_token *token = calloc(1, sizeof *token);
+        if (!token) abort();
+        token->id = (unsigned char)s->output.data[s->said];
+        token->logprob = -0.5f;
+        for (; token->n_top < s->request->n_logprobs; token->n_top++) {
+            token->top_ids[token->n_top] = (token->id + token->n_top) % FAKE_ENGINE_VOCAB;
+            token->top_logprobs[token->n_top] = -0.5f - (float)token->n_top;
+        }
+        event->tokens = token;
+        event->n_tokens = 1;
+    }
+    s->said++;
+}
+
+static void flood(struct engine *e, struct sequence *s) {
+    char text[FLOOD_BYTES];
+    memset(text, 'x', sizeof text);
+    s->n_generated++;
+    post(e, s, ENGINE_TEXT, text, sizeof text);
+}
+
+static void step(struct engine *e, struct sequence *s) {
+    const struct engine_request *r = s->request;
+    if (s->cancelled) {
+        end(e, s, FINISH_CANCELLED);
+        return;
+    }
+    if (!s->started) start(e, s);
+    if (!s->started || s->mode == HOLD) return;
+    if (s->mode == WAIT && !e->stats.draining) return;
+    if (s->mode == LATE) {
+        fail(e, s, -E2BIG, "the prompt has too many tokens");
+    } else if (s->mode == FAIL && s->said) {
+        fail(e, s, -EIO, "the fake failed");
+    } else if (r->max_tokens && s->n_generated >= r->max_tokens) {
+        end(e, s, FINISH_LENGTH);
+    } else if (s->mode == FLOOD) {
+        flood(e, s);
+    } else if (s->said == s->output.n && r->ignore_eos) {
+        s->said = 0;
+    } else if (s->said == s->output.n || at_stop(s)) {
+        end(e, s, FINISH_STOP);
+    } else if (s->mode != GATE || e->permits > 0) {
+        if (s->mode == GATE) e->permits--;
+        say_token(e, s);
+    }
+}
+
+static void free_sequence(struct sequence *s) {
+    engine_request_free(s->request);
+    text_deinit(&s->output);
+    free(s);
+}
+
+static void step_all(struct engine *e) {
+    for (struct sequence **at = &e->sequences; *at;) {
+        struct sequence *s = *at;
+        step(e, s);
+        if (s->over) {
+            *at = s->next;
+            free_sequence(s);
+        } else {
+            at = &s->next;
+        }
+    }
+    e->stats.steps++;
+}
+
+static void *run(void *arg) {
+    struct engine *e = arg;
+    pthread_mutex_lock(&e->lock);
+    while (!e->closing) {
+        e->changed = false;
+        step_all(e);
+        if (e->changed) {
+            pthread_mutex_unlock(&e->lock);
+            if (e->options.wake) e->options.wake(e->options.wake_arg);
+            pthread_mutex_lock(&e->lock);
+        } else {
+            pthread_cond_wait(&e->news, &e->lock);
+        }
+    }
+    pthread_mutex_unlock(&e->lock);
+    return NULL;
+}
+
+/* -- The boundary -------------------------------------------------------------------------- */
+
+int engine_open(struct engine **ret, struct source *src, const struct engine_options *options,
+                struct error *err) {
+    (void)src;
+    struct engine *e = calloc(1, sizeof *e);
+    if (!e) return error_set(err, -ENOMEM, "out of memory");
+    e->options = *options;
+    e->end = &e->events;
+    e->info = (struct engine_info){.architecture = "fake",
+                                   .method = "none",
+                                   .backend = "fake",
+                                   .context = FAKE_ENGINE_CONTEXT,
+                                   .vocab = FAKE_ENGINE_VOCAB,
+                                   .has_tokenizer = true,
+                                   .has_chat_template = true};
+    sampler_defaults(&e->info.sampling);
+    e->stats = (struct engine_stats){.ready = true,
+                                     .max_running = options->max_running,
+                                     .max_waiting = options->max_waiting,
+                                     .kv_blocks = 8,
+                                     .kv_blocks_free = 8};
+    pthread_mutex_init(&e->lock, NULL);
+    pthread_cond_init(&e->news, NULL);
+    if (pthread_create(&e->thread, NULL, run, e)) abort();
+    *ret = e;
+    return 0;
+}
+
+void engine_close(struct engine *e) {
+    if (!e) return;
+    pthread_mutex_lock(&e->lock);
+    e->closing = true;
+    pthread_cond_signal(&e->news);
+    pthread_mutex_unlock(&e->lock);
+    pthread_join(e->thread, NULL);
+    while (e->sequences) {
+        struct sequence *s = e->sequences;
+        e->sequences = s->next;
+        free_sequence(s);
+    }
+    while (e->events) {
+        struct engine_event *event = e->events;
+        e->events = event->next;
+        engine_event_free(event);
+    }
+    pthread_mutex_destroy(&e->lock);
+    pthread_cond_destroy(&e->news);
+    free(e);
+}
+
+const struct engine_info *engine_get_info(const struct engine *e) { return &e->info; }
+
+static void set_output(struct sequence *s, const char *text, size_t n) {
+    const struct engine_request *r = s->request;
+    const struct sampler_params *p = &r->sampling;
+    if (!strncmp(text, "@seed", 5)) {
+        text_addf(&s->output, "%llu", (unsigned long long)r->seed);
+    } else if (!strncmp(text, "@params", 7)) {
+        text_addf(&s->output, "%g %g %d %g %g %g %g %d %d %d", (double)p->temperature,
+                  (double)p->top_p, p->top_k, (double)p->min_p, (double)p->frequency_penalty,
+                  (double)p->presence_penalty, (double)p->repetition_penalty, p->n_bias,
+                  r->min_tokens, r->ignore_eos);
+    } else if (s->mode == GATE) {
+        text_adds(&s->output, "abcdefghijklmnopqrstuvwxyz");
+    } else {
+        text_add(&s->output, text, n);
+    }
+}
+
+static enum mode mode_of(const char *text) {
+    static const struct {
+        const char *word;
+        enum mode mode;
+    } modes[] = {{"@hold", HOLD}, {"@queue", QUEUE}, {"@gate", GATE}, {"@flood", FLOOD},
+                 {"@late", LATE}, {"@fail", FAIL},   {"@wait", WAIT}};
+    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
+        if (!strncmp(text, modes[i].word, strlen(modes[i].word))) return modes[i].mode;
+    return ECHO;
+}
+
+static void read_prompt(struct engine *e, struct sequence *s) {
+    const struct engine_request *r = s->request;
+    struct text text = {0};
+    size_t n = 0;
+    if (r->text) {
+        text_add(&text, r->text, n = r->text_len);
+    } else if (r->ids) {
+        for (size_t i = 0; i < r->n_ids; i++) text_addf(&text, "%c", (char)r->ids[i]);
+        n = r->n_ids;
+    } else {
+        for (int i = 0; i < r->n_messages; i++) n += strlen(r->messages[i].content);
+        text_adds(&text, r->messages[r->n_messages - 1].content);
+    }
+    text_add(&text, "", 0);
+    s->n_prompt = (int)n;
+    s->mode = mode_of(text.data);
+    if (!strncmp(text.data, "@open ", 6)) e->permits += atoi(text.data + 6);
+    set_output(s, text.data, text.n);
+    text_deinit(&text);
+}
+
+static int refuse(const struct engine *e, const struct engine_request *request, struct error *err) {
+    const char *text = request->text ? request->text : "";
+    if (e->stats.draining) return error_set(err, -ESHUTDOWN, "draining");
+    if (!strncmp(text, "@long", 5)) return error_set(err, -E2BIG, "the prompt is too long");
+    if (!strncmp(text, "@full", 5) || e->stats.waiting > e->options.max_waiting)
+        return error_set(err, -EAGAIN, "the queue is full");
+    return 0;
+}
+
+int engine_submit(struct engine *e, uint64_t *ret_ticket, struct engine_request *request,
+                  struct error *err) {
+    pthread_mutex_lock(&e->lock);
+    int r = refuse(e, request, err);
+    struct sequence *s = r == 0 ? calloc(1, sizeof *s) : NULL;
+    if (s) {
+        s->request = request;
+        s->ticket = *ret_ticket = ++e->serial;
+        read_prompt(e, s);
+        struct sequence **at = &e->sequences;
+        while (*at) at = &(*at)->next;
+        *at = s;
+        e->stats.waiting++;
+        e->stats.requests++;
+        pthread_cond_signal(&e->news);
+    }
+    pthread_mutex_unlock(&e->lock);
+    return r;
+}
+
+void engine_cancel(struct engine *e, uint64_t ticket) {
+    pthread_mutex_lock(&e->lock);
+    for (struct sequence *s = e->sequences; s; s = s->next)
+        if (s->ticket == ticket) s->cancelled = true;
+    pthread_cond_signal(&e->news);
+    pthread_mutex_unlock(&e->lock);
+}
+
+struct engine_event *engine_poll(struct engine *e) {
+    pthread_mutex_lock(&e->lock);
+    struct engine_event *events = e->events;
+    e->events = NULL;
+    e->end = &e->events;
+    pthread_mutex_unlock(&e->lock);
+    return events;
+}
+
+void engine_get_stats(struct engine *e, struct engine_stats *stats) {
+    pthread_mutex_lock(&e->lock);
+    *stats = e->stats;
+    pthread_mutex_unlock(&e->lock);
+}
+
+void engine_drain(struct engine *e) {
+    pthread_mutex_lock(&e->lock);
+    e->stats.draining = true;
+    pthread_cond_signal(&e->news);
+    pthread_mutex_unlock(&e->lock);
+}
+
+int engine_tokenize(const struct engine *e, int32_t **ret_ids, size_t *ret_n, const char *text,
+                    size_t n, bool add_special, bool parse_special, struct error *err) {
+    (void)e;
+    (void)add_special;
+    (void)parse_special;
+    int32_t *ids = malloc((n + 1) * sizeof *ids);
+    if (!ids) return error_set(err, -ENOMEM, "out of memory");
+    for (size_t i = 0; i < n; i++) ids[i] = (unsigned char)text[i];
+    *ret_ids = ids;
+    *ret_n = n;
+    return 0;
+}
+
+const char *engine_token_text(const struct engine *e, int32_t id, size_t *ret_n) {
+    static char bytes[FAKE_ENGINE_VOCAB];
+    (void)e;
+    if (id < 0 || id >= FAKE_ENGINE_VOCAB) return NULL;
+    bytes[id] = (char)id;
+    *ret_n = 1;
+    return &bytes[id];
+}
+
+void source_close(struct source *source) { (void)source; }
+
+int model_source_open(struct source **ret, const char *model, struct error *err) {
+    if (!strcmp(model, "missing")) return error_set(err, -ENOENT, "missing: no such model");
+    *ret = NULL;
+    return 0;
+}

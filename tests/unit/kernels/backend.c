@@ -1,0 +1,440 @@
+#include "kernels/backend.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cpu/features.h"
+#include "kernels/error.h"
+#include "tests/support/matrix.h"
+#include "tests/support/random.h"
+
+static const char *const levels[] = {"ref", "avx2", "avx512"};
+enum { N_LEVELS = 3 };
+
+/* NULL when this processor lacks the level. */
+static struct backend *open_level(const char *level, int n_threads) {
+    struct backend *be = NULL;
+    unsigned features;
+    if (features_parse(&features, level, NULL)) return NULL;
+    struct backend_options options = {.name = "cpu", .level = level, .n_threads = n_threads};
+    cr_assert_eq(backend_open(&be, &options, NULL), 0);
+    return be;
+}
+
+static float *random_floats(size_t n, uint64_t seed) {
+    float *x = malloc(n * sizeof *x);
+    cr_assert(x);
+    for (size_t i = 0; i < n; i++) x[i] = matrix_normal(&seed);
+    return x;
+}
+
+static struct buffer *buffer_of(struct backend *be, const float *x, size_t n) {
+    struct buffer *b = NULL;
+    cr_assert_eq(backend_buffer_new(be, &b, n, NULL), 0);
+    if (x) backend_buffer_write(be, b, 0, x, n);
+    return b;
+}
+
+static float *read_all(struct backend *be, const struct buffer *b, size_t n) {
+    float *x = malloc(n * sizeof *x);
+    cr_assert(x);
+    cr_assert_eq(backend_buffer_read(be, x, b, 0, n, NULL), 0);
+    return x;
+}
+
+static struct weight *weight_of(struct backend *be, enum weight_use use,
+                                const struct weight_view *view) {
+    struct weight *w = NULL;
+    cr_assert_eq(backend_weight_new(be, &w, use, view, NULL), 0);
+    return w;
+}
+
+/* ||a - b|| / ||b|| */
+static double distance(const float *a, const float *b, size_t n) {
+    double d = 0, norm = 0;
+    for (size_t i = 0; i < n; i++) {
+        d += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+        norm += (double)b[i] * (double)b[i];
+    }
+    return norm > 0 ? sqrt(d / norm) : sqrt(d);
+}
+
+/* One batch of n tokens of one sequence, positions 0..n-1. */
+struct plain_batch {
+    struct batch batch;
+    int32_t tokens[400], positions[400], seqs[400], blocks[32];
+};
+
+static void plain_batch(struct plain_batch *b, int n) {
+    for (int t = 0; t < n; t++) {
+        b->tokens[t] = (t * 7) % 11;
+        b->positions[t] = t;
+        b->seqs[t] = 0;
+    }
+    for (int i = 0; i < 32; i++) b->blocks[i] = 31 - i;
+    b->batch = (struct batch){n, 1, b->tokens, b->positions, b->seqs, b->blocks, 32};
+}
+
+enum { COLS = 200, N_MATRICES = 4 };
+
+struct matrices {
+    struct weight_view views[N_MATRICES];
+    void *blocks[N_MATRICES];
+    struct weight_view bias;
+    void *bias_block;
+};
+
+static void matrices_init(struct matrices *m) {
+    const struct bcq_spec r = {BCQ_COMPACT, 130, COLS, 3, 16, 4, 5, 0};
+    const struct bcq_spec f = {BCQ_FREE, 65, COLS, 2, 64, 0, 0, 0};
+    *m = (struct matrices){0};
+    m->blocks[0] = matrix_bcq(&m->views[0].bcq, &r, 1);
+    m->blocks[1] = matrix_bcq(&m->views[1].bcq, &f, 2);
+    for (int i = 0; i < 2; i++) {
+        m->views[i].is_bcq = 1;
+        m->views[i].rows = m->views[i].bcq.spec.rows;
+        m->views[i].cols = COLS;
+    }
+    m->blocks[2] = matrix_dense(&m->views[2], DTYPE_F16, 97, COLS, 3);
+    m->blocks[3] = matrix_dense(&m->views[3], DTYPE_F32, 33, COLS, 4);
+    m->bias_block = matrix_dense(&m->bias, DTYPE_BF16, 1, 130, 5);
+}
+
+static void matrices_deinit(struct matrices *m) {
+    for (int i = 0; i < N_MATRICES; i++) free(m->blocks[i]);
+    free(m->bias_block);
+}
+
+/* The calls of the linear tests: plain; accumulated; with bias and ReLU; accumulated with GELU. */
+static float *plain_linear(const struct matrices *m, int i, const float *x, const float *old,
+                           int n) {
+    const struct weight_view *w = &m->views[i];
+    float *y = malloc((size_t)n * (size_t)w->rows * sizeof *y), row[COLS], bias[130];
+    matrix_row(&m->bias, 0, bias);
+    for (int r = 0; r < w->rows; r++) {
+        matrix_row(w, r, row);
+        for (int t = 0; t < n; t++) {
+            double sum = 0;
+            for (int k = 0; k < COLS; k++) sum += (double)row[k] * (double)x[t * COLS + k];
+            if (i >= 2) sum += (double)bias[r];
+            if (i == 2 && sum < 0) sum = 0;
+            if (i == 3)
+                sum *= 0.5 * (1 + tanh(0.7978845608028654 * (sum + 0.044715 * sum * sum * sum)));
+            if (i % 2) sum += (double)old[t * w->rows + r];
+            y[t * w->rows + r] = (float)sum;
+        }
+    }
+    return y;
+}
+
+static void run_linear(struct backend *be, const struct matrices *m, const float *x,
+                       const float *old, int n, float *ret[N_MATRICES]) {
+    struct plain_batch batch;
+    plain_batch(&batch, n);
+    struct buffer *in = buffer_of(be, x, (size_t)n * COLS), *out[N_MATRICES];
+    struct weight *w[N_MATRICES], *bias = weight_of(be, WEIGHT_VECTOR, &m->bias);
+    struct linear_call calls[N_MATRICES];
+    for (int i = 0; i < N_MATRICES; i++) {
+        w[i] = weight_of(be, WEIGHT_LINEAR, &m->views[i]);
+        out[i] = buffer_of(be, old, (size_t)n * (size_t)m->views[i].rows);
+        calls[i] = (struct linear_call){
+            .dst = out[i],
+            .w = w[i],
+            .bias = i >= 2 ? bias : NULL,
+            .act = i == 2   ? ACT_RELU
+                   : i == 3 ? ACT_GELU_TANH
+                            : ACT_NONE,
+            .accumulate = i % 2 == 1,
+        };
+    }
+    backend_begin(be, &batch.batch);
+    backend_linear(be, calls, N_MATRICES, in);
+    for (int i = 0; i < N_MATRICES; i++) {
+        ret[i] = read_all(be, out[i], (size_t)n * (size_t)m->views[i].rows);
+        backend_buffer_free(be, out[i]);
+        backend_weight_free(be, w[i]);
+    }
+    backend_weight_free(be, bias);
+    backend_buffer_free(be, in);
+}
+
+Test(backend, linear_computes_what_plain_loops_do) {
+    struct matrices m;
+    matrices_init(&m);
+    float *x = random_floats(300 * COLS, 9), *old = random_floats(300 * 130, 10);
+    const int counts[] = {1, 3, 300};
+    for (int l = 0; l < N_LEVELS; l++) {
+        struct backend *be = open_level(levels[l], 2);
+        for (int c = 0; be && c < 3; c++) {
+            float *got[N_MATRICES];
+            run_linear(be, &m, x, old, counts[c], got);
+            for (int i = 0; i < N_MATRICES; i++) {
+                float *want = plain_linear(&m, i, x, old, counts[c]);
+                size_t size = (size_t)counts[c] * (size_t)m.views[i].rows;
+                double d = distance(got[i], want, size);
+                cr_expect(d < (i < 2 ? 2e-4 : 1e-5), "%s, %d tokens, matrix %d: %g", levels[l],
+                          counts[c], i, d);
+                free(got[i]);
+                free(want);
+            }
+        }
+        backend_close(be);
+    }
+    free(x);
+    free(old);
+    matrices_deinit(&m);
+}
+
+Test(backend, linear_gives_equal_bits_alone_in_a_batch_and_on_any_number_of_threads) {
+    struct matrices m;
+    matrices_init(&m);
+    enum { N = 140 };
+    float *x = random_floats(N * COLS, 9), *old = random_floats(N * 130, 10);
+    for (int l = 0; l < N_LEVELS; l++) {
+        float *all[N_MATRICES], *some[N_MATRICES];
+        struct backend *be = open_level(levels[l], 1);
+        if (!be) continue;
+        run_linear(be, &m, x, old, N, all);
+        run_linear(be, &m, x, old, 1, some);
+        for (int i = 0; i < N_MATRICES; i++) {
+            cr_expect_arr_eq(all[i], some[i], (size_t)m.views[i].rows * sizeof(float));
+            free(some[i]);
+        }
+        backend_close(be);
+        be = open_level(levels[l], 5);
+        run_linear(be, &m, x, old, N, some);
+        for (int i = 0; i < N_MATRICES; i++) {
+            cr_expect_arr_eq(all[i], some[i], N * (size_t)m.views[i].rows * sizeof(float));
+            free(some[i]);
+            free(all[i]);
+        }
+        backend_close(be);
+    }
+    free(x);
+    free(old);
+    matrices_deinit(&m);
+}
+
+enum { HEADS = 6, KV_HEADS = 2, DIM = 20, LAYERS = 2 };
+
+/* Plain softmax over the stored values of one sequence whose token t is at position t. */
+static void plain_attention(float *out, const float *q, const float *k, const float *v, int n,
+                            int window, const float *slopes) {
+    for (int t = 0; t < n; t++) {
+        for (int h = 0; h < HEADS; h++) {
+            int first = window && t >= window ? t - window + 1 : 0, kv = h / (HEADS / KV_HEADS);
+            double p[400], top = -INFINITY, sum = 0;
+            const float *head = q + (t * HEADS + h) * DIM;
+            for (int j = first; j <= t; j++) {
+                double dot = 0;
+                for (int d = 0; d < DIM; d++)
+                    dot += (double)head[d] * (double)k[(j * KV_HEADS + kv) * DIM + d];
+                p[j] = dot * 0.3 + (slopes ? (double)slopes[h] * (j - t) : 0);
+                if (p[j] > top) top = p[j];
+            }
+            for (int j = first; j <= t; j++) sum += p[j] = exp(p[j] - top);
+            for (int d = 0; d < DIM; d++) {
+                double o = 0;
+                for (int j = first; j <= t; j++)
+                    o += p[j] / sum * (double)v[(j * KV_HEADS + kv) * DIM + d];
+                out[(t * HEADS + h) * DIM + d] = (float)o;
+            }
+        }
+    }
+}
+
+/* Stores and attends in steps of the given sizes; returns (n, HEADS, DIM). */
+static float *run_attention(struct backend *be, enum dtype type, const float *q, const float *k,
+                            const float *v, int n, int step, int window, const float *slopes) {
+    enum { QW = HEADS * DIM, KW = KV_HEADS * DIM };
+    struct kv *kv = NULL;
+    const struct kv_spec spec = {LAYERS, KV_HEADS, DIM, 32, type};
+    cr_assert_eq(backend_kv_new(be, &kv, &spec, NULL), 0);
+    float *out = malloc((size_t)n * QW * sizeof *out);
+    for (int t = 0; t < n; t += step) {
+        int m = n - t < step ? n - t : step;
+        struct plain_batch b;
+        plain_batch(&b, n);
+        b.batch.n_tokens = m;
+        b.batch.positions += t;
+        struct buffer *bq = buffer_of(be, q + t * QW, (size_t)m * QW);
+        struct buffer *bk = buffer_of(be, k + t * KW, (size_t)m * KW);
+        struct buffer *bv = buffer_of(be, v + t * KW, (size_t)m * KW);
+        struct buffer *bo = buffer_of(be, NULL, (size_t)m * QW);
+        struct attention_call call = {bo, bq, kv, 1, HEADS, window, 0.3f, slopes};
+        backend_begin(be, &b.batch);
+        backend_kv_store(be, kv, 1, bk, bv);
+        backend_attention(be, &call);
+        cr_assert_eq(backend_buffer_read(be, out + t * QW, bo, 0, (size_t)m * QW, NULL), 0);
+        struct buffer *all[] = {bq, bk, bv, bo};
+        for (int i = 0; i < 4; i++) backend_buffer_free(be, all[i]);
+    }
+    backend_kv_free(be, kv);
+    return out;
+}
+
+Test(backend, attention_sees_what_a_plain_softmax_sees) {
+    enum { N = 70, QW = HEADS * DIM, KW = KV_HEADS * DIM };
+    const float slopes[HEADS] = {0.5f, 0.25f, 0.125f, 0.1f, 0.01f, 1};
+    float *q = random_floats(N * QW, 1), *k = random_floats(N * KW, 2);
+    float *v = random_floats(N * KW, 3), *want = malloc(N * QW * sizeof *want);
+    for (int l = 0; l < N_LEVELS; l++) {
+        struct backend *be = open_level(levels[l], 2);
+        for (int c = 0; be && c < 8; c++) {
+            enum dtype type = c & 1 ? DTYPE_F16 : DTYPE_F32;
+            int window = c & 2 ? 19 : 0;
+            const float *s = c & 4 ? slopes : NULL;
+            float *whole = run_attention(be, type, q, k, v, N, N, window, s);
+            float *steps = run_attention(be, type, q, k, v, N, 3, window, s);
+            plain_attention(want, q, k, v, N, window, s);
+            double d = distance(whole, want, N * QW);
+            cr_expect(d < (c & 1 ? 1e-3 : 2e-6), "%s, case %d: %g", levels[l], c, d);
+            cr_expect_arr_eq(whole, steps, N * QW * sizeof *whole, "%s, case %d", levels[l], c);
+            free(whole);
+            free(steps);
+        }
+        backend_close(be);
+    }
+    free(q);
+    free(k);
+    free(v);
+    free(want);
+}
+
+Test(backend, rope_turns_by_position_times_frequency) {
+    enum { N = 40, N_HEADS = 3, D = 22, F = 8, W = N_HEADS * D };
+    double freq[F];
+    for (int i = 0; i < F; i++) freq[i] = pow(10000, -i / 8.0);
+    float *x = random_floats(N * W, 1);
+    for (int l = 0; l < N_LEVELS; l++) {
+        struct backend *be = open_level(levels[l], 2);
+        if (!be) continue;
+        struct plain_batch b;
+        plain_batch(&b, N);
+        for (int t = 0; t < N; t++) b.positions[t] = 3000 - 7 * t;
+        struct buffer *buf = buffer_of(be, x, N * W);
+        backend_begin(be, &b.batch);
+        backend_rope(be, &(struct rope_call){buf, N_HEADS, D, freq, F, 1.5f});
+        float *y = read_all(be, buf, N * W);
+        for (int i = 0; i < N * W; i++) {
+            int t = i / W, e = i % D, pair = e % F;
+            double angle = (3000 - 7 * t) * freq[pair], c = 1.5 * cos(angle), s = 1.5 * sin(angle);
+            double want = (double)x[i];
+            if (e < F) want = (double)x[i] * c - (double)x[i + F] * s;
+            if (e >= F && e < 2 * F) want = (double)x[i] * c + (double)x[i - F] * s;
+            cr_assert_float_eq(y[i], want, 4e-6, "%s, %d: %g, not %g", levels[l], i, (double)y[i],
+                               want);
+        }
+        free(y);
+        backend_buffer_free(be, buf);
+        backend_close(be);
+    }
+    free(x);
+}
+
+Test(backend, embed_adds_scaled_rows_by_token_and_by_position) {
+    enum { N = 30, W = 45 };
+    struct weight_view view;
+    void *block = matrix_dense(&view, DTYPE_BF16, 40, W, 6);
+    for (int l = 0; l < N_LEVELS; l++) {
+        struct backend *be = open_level(levels[l], 2);
+        if (!be) continue;
+        struct plain_batch b;
+        plain_batch(&b, N);
+        struct weight *table = weight_of(be, WEIGHT_TABLE, &view);
+        struct buffer *buf = buffer_of(be, NULL, N * W);
+        backend_begin(be, &b.batch);
+        backend_embed(be, buf, table, false, 0, 3, false);
+        backend_embed(be, buf, table, true, 2, 1, true);
+        float *y = read_all(be, buf, N * W), row[W], pos[W];
+        for (int t = 0; t < N; t++) {
+            matrix_row(&view, b.tokens[t], row);
+            matrix_row(&view, t + 2, pos);
+            for (int i = 0; i < W; i++) cr_assert_eq(y[t * W + i], row[i] * 3 + pos[i]);
+        }
+        free(y);
+        backend_buffer_free(be, buf);
+        backend_weight_free(be, table);
+        backend_close(be);
+    }
+    free(block);
+}
+
+Test(backend, norm_and_linear_follow_gather) {
+    enum { N = 5, W = 33 };
+    struct weight_view gain;
+    void *block = matrix_dense(&gain, DTYPE_F32, 1, W, 6);
+    float *x = random_floats(N * W, 1), row[W];
+    matrix_row(&gain, 0, row);
+    struct backend *be = open_level("ref", 1);
+    struct plain_batch b;
+    plain_batch(&b, N);
+    struct weight *w = weight_of(be, WEIGHT_VECTOR, &gain);
+    struct buffer *src = buffer_of(be, x, N * W), *dst = buffer_of(be, NULL, 3 * W);
+    const int32_t rows[] = {4, 0};
+    backend_begin(be, &b.batch);
+    backend_gather(be, dst, src, rows, 2, W);
+    backend_norm(be, dst, dst, &(struct norm_call){w, NULL, W, 1e-5f});
+    float *y = read_all(be, dst, 3 * W);
+    for (int r = 0; r < 2; r++) {
+        double squares = 0;
+        for (int i = 0; i < W; i++)
+            squares += (double)x[rows[r] * W + i] * (double)x[rows[r] * W + i];
+        for (int i = 0; i < W; i++)
+            cr_expect_float_eq(
+                y[r * W + i],
+                (double)x[rows[r] * W + i] * (double)row[i] / sqrt(squares / W + 1e-5), 1e-6);
+    }
+    for (int i = 2 * W; i < 3 * W; i++) cr_expect_eq(y[i], 0);
+    free(y);
+    free(x);
+    free(block);
+    backend_buffer_free(be, src);
+    backend_buffer_free(be, dst);
+    backend_weight_free(be, w);
+    backend_close(be);
+}
+
+Test(backend, refuses_what_it_does_not_know) {
+    struct backend *be = NULL;
+    struct error err;
+    struct backend_options options = {.name = "abacus"};
+    cr_expect_eq(backend_open(&be, &options, &err), -ENODEV);
+    cr_expect(strstr(err.text, "abacus") && strstr(err.text, "cpu"));
+    options = (struct backend_options){.level = "mmx"};
+    cr_expect_eq(backend_open(&be, &options, &err), -EINVAL);
+    cr_expect_null(be);
+}
+
+Test(backend, refuses_weights_that_it_cannot_use) {
+    struct backend *be = open_level("ref", 1);
+    struct weight *w = NULL;
+    const struct bcq_spec spec = {BCQ_FREE, 4, 8, 1, 8, 0, 0, 0};
+    struct weight_view view = {.is_bcq = 1, .rows = 4, .cols = 8};
+    void *block = matrix_bcq(&view.bcq, &spec, 1);
+    cr_expect_eq(backend_weight_new(be, &w, WEIGHT_TABLE, &view, NULL), -EINVAL);
+    view.rows = 5;
+    cr_expect_eq(backend_weight_new(be, &w, WEIGHT_LINEAR, &view, NULL), -EINVAL);
+    view.rows = -1;
+    cr_expect_eq(backend_weight_new(be, &w, WEIGHT_LINEAR, &view, NULL), -EINVAL);
+    cr_expect_null(w);
+    struct kv *kv = NULL;
+    const struct kv_spec huge = {1 << 30, 1 << 30, 1 << 30, 1 << 30, DTYPE_F16};
+    cr_expect_eq(backend_kv_new(be, &kv, &huge, NULL), -EINVAL);
+    cr_expect_null(kv);
+    free(block);
+    backend_close(be);
+}
+
+Test(backend, the_environment_chooses_the_level) {
+    struct backend *be = NULL;
+    cr_assert_eq(setenv("GPTQT_CPU", "ref", 1), 0);
+    cr_assert_eq(backend_open(&be, &(struct backend_options){.n_threads = 3}, NULL), 0);
+    cr_expect_str_eq(be->detail, "ref, 3 threads");
+    backend_close(be);
+    cr_assert_eq(setenv("GPTQT_CPU", "mmx", 1), 0);
+    cr_expect_eq(backend_open(&be, &(struct backend_options){0}, NULL), -EINVAL);
+}
