@@ -48,7 +48,7 @@ AVX512_INLINE void look_up(const int bits, const int8_t (*table)[64], const __m5
     }
 }
 
-/* 16 rows x 64 inputs of n tokens; runs: of the first token. */
+/* 16 rows x 64 inputs of n tokens; x: the span of the first. */
 AVX512_INLINE void half_unit(const int bits, const int n, const uint8_t *code, __m512i fifth,
                              __m512i fifth_at, const __m512i *d, const struct avx512_bcq_span *x,
                              int half, __m512i *low, __m512i *high, struct sums *sums) {

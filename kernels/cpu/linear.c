@@ -21,8 +21,8 @@ struct linear_job {
     const float *x; /* (n, cols) */
     int cols, n;
     bool any_bcq;
-    int t0, n_slice; /* the slice of tokens in work */
-    int n_parts;     /* of packing */
+    int t0, n_slice;             /* the slice of tokens in work */
+    int n_parts;                 /* of packing */
     int chunk_blocks[MAX_CALLS]; /* row blocks in a chunk of each call */
     int first_chunk[MAX_CALLS + 1];
 };

@@ -1,18 +1,29 @@
+/* madvise() is not in POSIX. */
+#define _DEFAULT_SOURCE
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 #include "kernels/backend.h"
 #include "kernels/cpu/features.h"
+#include "kernels/cpu/pool.h"
 #include "kernels/error.h"
 #include "tests/kernels/check.h"
 #include "tests/support/matrix.h"
 
 /* Through the back end, because that is what a model sees: packing of activations, fork and join
  * are in the time. Matrices are rotated so that weights come from memory, not from a cache. */
-enum { ROTATE_MIB = 200, MAX_COPIES = 64, MAX_TOKENS = 128 };
+enum {
+    ROTATE_MIB = 200,
+    MAX_COPIES = 64,
+    MAX_TOKENS = 128,
+    READ_BYTES = 256 << 20,
+    READ_CHUNK = 128 << 10
+};
 
 static double now(void) {
     struct timespec t;
@@ -33,6 +44,54 @@ struct subject {
     enum dtype type;
 };
 
+/* Plain loads over memory that no cache holds, on as many threads as the kernel has. */
+struct reader {
+    struct pool *pool;
+    uint64_t *memory; /* (READ_BYTES / 8) */
+    size_t cursor;    /* words */
+};
+
+struct read_job {
+    const uint64_t *from;
+    volatile uint64_t sink;
+};
+
+static void read_chunk(void *arg, int thread, int chunk) {
+    struct read_job *job = arg;
+    const uint64_t *p = job->from + (size_t)chunk * READ_CHUNK / 8;
+    uint64_t sum = 0;
+    (void)thread;
+    for (size_t i = 0; i < READ_CHUNK / 8; i += 8)
+        sum += p[i] ^ p[i + 1] ^ p[i + 2] ^ p[i + 3] ^ p[i + 4] ^ p[i + 5] ^ p[i + 6] ^ p[i + 7];
+    if (sum == 1) job->sink = sum; /* never, but the compiler cannot know */
+}
+
+static int reader_open(struct reader *r, int n_threads, struct error *err) {
+    void *memory = NULL;
+    if (posix_memalign(&memory, 2 << 20, READ_BYTES)) return error_set(err, -ENOMEM, "no memory");
+    madvise(memory, READ_BYTES, MADV_HUGEPAGE);
+    memset(memory, 2, READ_BYTES);
+    *r = (struct reader){.memory = memory};
+    return pool_open(&r->pool, n_threads, err);
+}
+
+static void reader_close(struct reader *r) {
+    pool_close(r->pool);
+    free(r->memory);
+}
+
+/* Seconds to read that many bytes, rounded to chunks. */
+static double read_pass(struct reader *r, double bytes) {
+    int chunks = (int)(bytes / READ_CHUNK) + 1, most = READ_BYTES / READ_CHUNK;
+    if (chunks > most) chunks = most;
+    if (r->cursor + (size_t)chunks * READ_CHUNK / 8 > READ_BYTES / 8) r->cursor = 0;
+    struct read_job job = {.from = r->memory + r->cursor};
+    r->cursor += (size_t)chunks * READ_CHUNK / 8;
+    double start = now();
+    pool_run(r->pool, read_chunk, &job, chunks);
+    return (now() - start) * bytes / ((double)chunks * READ_CHUNK);
+}
+
 struct rig {
     struct backend *be;
     const char *level;
@@ -40,6 +99,7 @@ struct rig {
     struct weight *copies[MAX_COPIES];
     int n_copies;
     struct buffer *x, *y;
+    struct reader reader;
 };
 
 static void begin(struct rig *rig, int n) {
@@ -54,15 +114,18 @@ static void run_once(struct rig *rig, int i) {
 
 struct timing {
     double median, best; /* seconds of a call */
+    double fraction;     /* median of read time over call time, sample by sample */
 };
 
-/* Samples of 5 ms at least, for about 0.4 s. */
+/* Samples of 5 ms at least, for about 0.8 s; a read pass over as many bytes follows each, so that
+ * what disturbs one disturbs the other. */
 static struct timing time_linear(struct rig *rig, int n) {
-    double samples[64];
+    double samples[64], fractions[64];
+    double bytes = (double)backend_weight_bytes(rig->be, rig->copies[0]);
     int n_samples = 0, i = 0;
     begin(rig, n);
     for (; i < rig->n_copies && i < 4; i++) run_once(rig, i);
-    for (double end = now() + 0.4; n_samples < 64 && (now() < end || n_samples < 3); n_samples++) {
+    for (double end = now() + 0.8; n_samples < 64 && (now() < end || n_samples < 3); n_samples++) {
         double start = now();
         int count = 0;
         do {
@@ -70,9 +133,11 @@ static struct timing time_linear(struct rig *rig, int n) {
             count++;
         } while (now() - start < 0.005);
         samples[n_samples] = (now() - start) / count;
+        fractions[n_samples] = read_pass(&rig->reader, bytes * count) / count / samples[n_samples];
     }
     qsort(samples, (size_t)n_samples, sizeof *samples, compare_doubles);
-    return (struct timing){samples[n_samples / 2], samples[0]};
+    qsort(fractions, (size_t)n_samples, sizeof *fractions, compare_doubles);
+    return (struct timing){samples[n_samples / 2], samples[0], fractions[n_samples / 2]};
 }
 
 static int load(struct rig *rig, const struct subject *s, struct error *err) {
@@ -98,28 +163,6 @@ static void unload(struct rig *rig) {
     rig->n_copies = 0;
 }
 
-/* The read pass: bytes of a matrix per second that plain loads reach, as an fp32 product with one
- * token that does next to no arithmetic would. */
-static double read_pass(void) {
-    size_t n = (size_t)64 << 20;
-    uint64_t *p = malloc(n * sizeof *p), sum = 0;
-    if (!p) return 0;
-    memset(p, 1, n * sizeof *p);
-    double best = 1e9;
-    for (int round = 0; round < 3; round++) {
-        double start = now();
-        for (size_t i = 0; i < n; i += 8)
-            sum +=
-                p[i] ^ p[i + 1] ^ p[i + 2] ^ p[i + 3] ^ p[i + 4] ^ p[i + 5] ^ p[i + 6] ^ p[i + 7];
-        double t = now() - start;
-        if (t < best) best = t;
-    }
-    volatile uint64_t sink = sum;
-    (void)sink;
-    free(p);
-    return (double)n * sizeof *p / best;
-}
-
 static const struct subject subjects[] = {
     {"r16 2-bit", true, {BCQ_COMPACT, 4096, 4096, 2, 16, 4, 5, 0}, DTYPE_F32},
     {"r16 3-bit", true, {BCQ_COMPACT, 4096, 4096, 3, 16, 4, 5, 0}, DTYPE_F32},
@@ -131,7 +174,7 @@ static const struct subject subjects[] = {
     {"bf16", false, {BCQ_FREE, 4096, 4096, 1, 1, 0, 0, 0}, DTYPE_BF16},
 };
 
-static int bench_subject(struct rig *rig, const struct subject *s, double read, struct error *err) {
+static int bench_subject(struct rig *rig, const struct subject *s, struct error *err) {
     static const int counts[] = {1, 4, 16, MAX_TOKENS};
     int rc = load(rig, s, err);
     for (size_t i = 0; !rc && i < sizeof counts / sizeof *counts; i++) {
@@ -141,7 +184,7 @@ static int bench_subject(struct rig *rig, const struct subject *s, double read, 
         double flops = 2.0 * s->spec.rows * s->spec.cols * counts[i];
         printf("%s,%d,%s,%dx%d,%d,%.1f,%.1f,%.2f,%.2f,%.1f\n", rig->level, rig->n_threads, s->name,
                s->spec.rows, s->spec.cols, counts[i], t * 1e6, time.best * 1e6, bytes / t / 1e9,
-               bytes / t / read, flops / t / 1e9);
+               time.fraction, flops / t / 1e9);
         fflush(stdout);
     }
     unload(rig);
@@ -177,11 +220,11 @@ static int bench_attention(struct rig *rig, struct error *err) {
     return 0;
 }
 
-static int bench_level(const char *level, const char *only, int n_threads, double read,
-                       struct error *err) {
+static int bench_level(const char *level, const char *only, int n_threads, struct error *err) {
     struct rig rig = {.level = level, .n_threads = n_threads};
     const struct backend_options options = {"cpu", level, n_threads};
-    int rc = backend_open(&rig.be, &options, err);
+    int rc = reader_open(&rig.reader, n_threads, err);
+    if (!rc) rc = backend_open(&rig.be, &options, err);
     if (!rc) rc = backend_buffer_new(rig.be, &rig.x, (size_t)MAX_TOKENS * 4096, err);
     if (!rc) rc = backend_buffer_new(rig.be, &rig.y, (size_t)MAX_TOKENS * 4096, err);
     if (!rc) {
@@ -190,12 +233,12 @@ static int bench_level(const char *level, const char *only, int n_threads, doubl
         fence_free(&x);
     }
     for (size_t i = 0; !rc && i < sizeof subjects / sizeof *subjects; i++)
-        if (!only || strstr(subjects[i].name, only))
-            rc = bench_subject(&rig, &subjects[i], read, err);
+        if (!only || strstr(subjects[i].name, only)) rc = bench_subject(&rig, &subjects[i], err);
     if (!rc && (!only || strstr("attention", only))) rc = bench_attention(&rig, err);
     if (rig.be) backend_buffer_free(rig.be, rig.x);
     if (rig.be) backend_buffer_free(rig.be, rig.y);
     backend_close(rig.be);
+    reader_close(&rig.reader);
     return rc;
 }
 
@@ -203,14 +246,12 @@ int check_bench(const char *level, const char *only) {
     static const char *const all[] = {"avx512", "avx2"};
     struct error err;
     unsigned features;
-    double read = read_pass();
-    printf("# read pass, one thread: %.1f GB/s\n", read / 1e9);
     printf("level,threads,matrix,shape,tokens,us,best us,GB/s,of read pass,GFLOP/s\n");
     for (int i = 0; i < (level ? 1 : 2); i++) {
         const char *name = level ? level : all[i];
         if (features_parse(&features, name, &err)) continue;
         for (int n_threads = 1; n_threads <= 2; n_threads++) {
-            if (!bench_level(name, only, n_threads, read, &err)) continue;
+            if (!bench_level(name, only, n_threads, &err)) continue;
             printf("# %s: %s\n", name, err.text);
             return 1;
         }

@@ -179,6 +179,7 @@ static void step(struct engine *e, struct sequence *s) {
     if (!s->started) start(e, s);
     if (!s->started || s->mode == HOLD) return;
     if (s->mode == WAIT && !e->stats.draining) return;
+    if (s->said == s->output.n && r->ignore_eos) s->said = 0;
     if (s->mode == LATE) {
         fail(e, s, -E2BIG, "the prompt has too many tokens");
     } else if (s->mode == FAIL && s->said) {
@@ -187,8 +188,6 @@ static void step(struct engine *e, struct sequence *s) {
         end(e, s, FINISH_LENGTH);
     } else if (s->mode == FLOOD) {
         flood(e, s);
-    } else if (s->said == s->output.n && r->ignore_eos) {
-        s->said = 0;
     } else if (s->said == s->output.n || at_stop(s)) {
         end(e, s, FINISH_STOP);
     } else if (s->mode != GATE || e->permits > 0) {
