@@ -1,0 +1,4 @@
+#include "server/api/api.h"
+#include "server/request.h"
+
+void api_chat(struct server *s, struct http_exchange *x) { request_start(s, x, OPENAI_CHAT); }

@@ -1,0 +1,6 @@
+#include "server/api/api.h"
+#include "server/request.h"
+
+void api_completions(struct server *s, struct http_exchange *x) {
+    request_start(s, x, OPENAI_COMPLETION);
+}

@@ -1,0 +1,68 @@
+/* openai_parse.h - turns the JSON body of a completion request into checked plain values.
+ *
+ * Owns      struct openai_request with everything in it; openai_request_free() releases it.
+ * Borrows   the body during the call, and may overwrite bytes of it.
+ * Thread    any; pure: no clock, no engine, no socket.
+ * Fails     with an api_error whose param is the field's path.
+ * Cost      O(body); memory O(body), bounded by the limits.
+ *
+ * Each known field is one row of a table: where it may stand, how it is read, its range. A
+ * field without a row is ignored; a row may also refuse a field whose silent loss would change
+ * the answer's meaning. null counts as absent. */
+#ifndef SERVER_API_OPENAI_PARSE_H
+#define SERVER_API_OPENAI_PARSE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/engine.h"
+
+struct api_error;
+
+enum openai_kind { OPENAI_COMPLETION, OPENAI_CHAT };
+
+enum {
+    OPENAI_MAX_CHOICES = 128, /* prompts times n: each is a sequence in the engine */
+    OPENAI_MAX_DEPTH = 64,
+    OPENAI_MAX_CONTAINERS = 1 << 14,
+    OPENAI_MAX_VALUES = 400000 /* about 40 bytes of heap each */
+};
+
+struct openai_limits {
+    const char *model;              /* the served name */
+    struct sampler_params sampling; /* defaults */
+    size_t max_prompt_tokens;       /* for prompts given as ids */
+    int vocab;                      /* ids are below */
+};
+
+struct openai_prompt { /* text or ids */
+    char *text;
+    size_t text_len;
+    int32_t *ids;
+    size_t n_ids;
+};
+
+struct openai_request {
+    enum openai_kind kind;
+    struct openai_prompt *prompts; /* (n_prompts); completions */
+    size_t n_prompts;
+    struct engine_message *messages; /* (n_messages); chat */
+    int n_messages;
+    struct sampler_params sampling; /* without bias */
+    struct sampler_bias *bias;      /* (n_bias) */
+    int n_bias;
+    bool has_seed, stream, include_usage, echo, ignore_eos, logprobs_on;
+    uint64_t seed;
+    int n, max_tokens, min_tokens; /* max_tokens 0 = up to the context */
+    int n_logprobs;                /* -1 = none */
+    char *stops[ENGINE_MAX_STOPS];
+    int n_stops;
+};
+
+int openai_parse(struct openai_request **ret, enum openai_kind kind, char *body, size_t n,
+                 const struct openai_limits *limits, struct api_error *err);
+
+void openai_request_free(struct openai_request *r); /* NULL is allowed */
+
+#endif

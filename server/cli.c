@@ -1,0 +1,73 @@
+#include "server/cli.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "kernels/error.h"
+
+int cli_int64(int64_t *ret, const char *flag, const char *text, int64_t lo, int64_t hi,
+              struct error *err) {
+    char *end;
+    errno = 0;
+    long long value = strtoll(text, &end, 10);
+    if (errno || end == text || *end || value < lo || value > hi)
+        return error_set(err, -EINVAL, "%s '%.40s': a whole number from %lld to %lld is needed",
+                         flag, text, (long long)lo, (long long)hi);
+    *ret = value;
+    return 0;
+}
+
+int cli_int(int *ret, const char *flag, const char *text, int lo, int hi, struct error *err) {
+    int64_t value;
+    int r = cli_int64(&value, flag, text, lo, hi, err);
+    if (r == 0) *ret = (int)value;
+    return r;
+}
+
+int cli_seed(uint64_t *ret, const char *flag, const char *text, struct error *err) {
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 10);
+    if (errno || end == text || *end || *text == '-')
+        return error_set(err, -EINVAL, "%s '%.40s': a whole number from 0 to 2^64-1 is needed",
+                         flag, text);
+    *ret = value;
+    return 0;
+}
+
+int cli_float(float *ret, const char *flag, const char *text, float lo, float hi,
+              struct error *err) {
+    char *end;
+    errno = 0;
+    float value = strtof(text, &end);
+    if (errno || end == text || *end || !isfinite(value) || value < lo || value > hi)
+        return error_set(err, -EINVAL, "%s '%.40s': a number from %g to %g is needed", flag, text,
+                         (double)lo, (double)hi);
+    *ret = value;
+    return 0;
+}
+
+int cli_kv(enum dtype *ret, const char *text, struct error *err) {
+    if (!strcmp(text, "f32"))
+        *ret = DTYPE_F32;
+    else if (!strcmp(text, "f16"))
+        *ret = DTYPE_F16;
+    else
+        return error_set(err, -EINVAL, "--kv '%.40s': f16 or f32 is needed", text);
+    return 0;
+}
+
+int cli_end(int status, const char *command, const struct error *err) {
+    fprintf(stderr, "%s: %s\n", command, err->text);
+    return status;
+}
+
+double cli_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}

@@ -1,0 +1,50 @@
+#include "server/commands.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "kernels/error.h"
+#include "server/cli.h"
+#include "server/log.h"
+#include "server/server.h"
+#include "server/settings.h"
+
+static enum log_level level_of(const char *name) {
+    static const char *const names[] = {"error", "warn", "info", "debug"};
+    enum log_level level = LOG_ERROR;
+    while (level < LOG_DEBUG && strcmp(names[level], name) != 0) level++;
+    return level;
+}
+
+static void print_start(const struct server *s, const struct settings *settings) {
+    const struct engine_info *info = s->info;
+    bool v6 = strchr(settings->host, ':') != NULL;
+    if (settings->log_level[0] != 'e') {
+        fprintf(stderr, "settings:");
+        settings_print(settings, stderr);
+        fprintf(stderr,
+                "\nmodel %s: %s, %d layers of %d, %d bits, context %d, %.1f MiB weights, "
+                "%.1f MiB KV cache, %s\n",
+                s->model, info->architecture, info->n_layers, info->hidden, info->bits,
+                info->context, (double)info->weight_bytes / 1048576,
+                (double)info->kv_bytes / 1048576, info->backend);
+    }
+    printf("listening on http://%s%s%s:%d\n", v6 ? "[" : "", settings->host, v6 ? "]" : "",
+           server_port(s));
+    fflush(stdout);
+}
+
+int cmd_serve(int argc, char **argv) {
+    struct settings settings;
+    struct server *s = NULL;
+    struct error err;
+    if (settings_parse(&settings, argc, argv, &err) < 0) return cli_end(CLI_USAGE, argv[0], &err);
+    if (settings.help) return 0;
+    log_set_level(level_of(settings.log_level));
+    if (server_open(&s, &settings, &err) < 0) return cli_end(CLI_FAILED, argv[0], &err);
+    print_start(s, &settings);
+    int r = server_run(s);
+    server_close(s);
+    return r < 0 ? CLI_FAILED : 0;
+}

@@ -1,0 +1,118 @@
+/* http.h - carries requests to handlers and answers to sockets.
+ *
+ * Owns      the daemon, its connections, and every exchange until its done hook has returned.
+ * Borrows   the loop and the hooks' argument until http_close().
+ * Thread    the loop's.
+ * Fails     opening with a negative errno. An answer that cannot be built closes its connection.
+ * Cost      O(bytes); a stream costs one resume for all text added in a turn.
+ *
+ * One exchange is one request with its answer. A handler answers at once, or keeps the exchange
+ * and answers later; meanwhile the connection is suspended and its peer watched. The left hook
+ * tells the keeper that the exchange is about to go: it is called at most once, and the
+ * exchange must not be touched after it. What libmicrohttpd 0.9.75 lets through although two
+ * readers could understand it differently is refused here before a handler sees it. */
+#ifndef SERVER_HTTP_H
+#define SERVER_HTTP_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "server/text.h"
+
+struct MHD_Connection;
+struct MHD_Daemon;
+struct MHD_Response;
+struct api_error;
+struct error;
+struct http;
+struct loop;
+
+enum {
+    HTTP_MAX_HEADERS = 10,
+    HTTP_MAX_ID = 64,
+    HTTP_QUEUE_LIMIT = 1 << 20 /* unread bytes of a stream; over it the client is too slow */
+};
+
+struct http_header {
+    const char *name; /* static */
+    char value[192];
+};
+
+struct http_exchange {
+    /* For handlers. */
+    char method[16], path[256]; /* cut when longer */
+    char request_id[HTTP_MAX_ID + 1];
+    int route; /* the hooks'; -1 at first */
+    struct text body;
+    int64_t start_ns;
+    int status;                /* 0 until answered */
+    int n_prompt, n_generated; /* for the log */
+    bool close;                /* the connection ends with this answer */
+    void (*left)(void *keeper);
+    void *keeper;
+
+    /* http.c's own. */
+    struct http *http;
+    struct http_socket *socket;
+    struct MHD_Connection *connection;
+    struct MHD_Response *response; /* to be queued */
+    struct http_header headers[HTTP_MAX_HEADERS];
+    int n_headers;
+    struct text out; /* of a stream */
+    size_t out_at, n_received;
+    int64_t progress_ns; /* when the stream moved last */
+    bool dispatched, suspended, streaming, ended, gone;
+    struct http_exchange *prev, *next;
+};
+
+struct http_hooks {
+    /* Headers are in: find the route, or answer with an error. */
+    void (*admit)(void *arg, struct http_exchange *x);
+    /* The body is in: answer, or keep the exchange. */
+    void (*handle)(void *arg, struct http_exchange *x);
+    /* The exchange ends: log, count. */
+    void (*done)(void *arg, const struct http_exchange *x);
+    void *arg;
+};
+
+struct http_options {
+    const char *host;
+    int port;
+    unsigned max_connections;
+    size_t max_body;
+    const char *cors; /* origin, or NULL */
+};
+
+int http_open(struct http **ret, struct loop *loop, const struct http_options *options,
+              const struct http_hooks *hooks, struct error *err);
+void http_close(struct http *h); /* closes what is open; NULL is allowed */
+
+int http_port(const struct http *h);        /* the one in use */
+int http_connections(const struct http *h); /* open sockets */
+int http_active(const struct http *h);      /* exchanges with a handler and unfinished */
+
+/* Slow readers are cut off, silent streams get a comment. */
+void http_tick(struct http *h, int64_t now_ns);
+
+/* A header's value, borrowed until the exchange ends; NULL when absent. */
+const char *http_get(const struct http_exchange *x, const char *name);
+
+/* Adds a header to the answer that follows; name is static. */
+void http_header(struct http_exchange *x, const char *name, const char *value);
+
+/* Answers; takes the body's bytes. The first answer counts, later ones are dropped. */
+void http_reply(struct http_exchange *x, int status, const char *type, struct text *body);
+void http_reply_static(struct http_exchange *x, int status, const char *type, const void *bytes,
+                       size_t n);
+void http_reply_error(struct http_exchange *x, const struct api_error *e);
+
+/* Answers with an event stream. Add events to x->out, then flush. */
+void http_stream_open(struct http_exchange *x);
+void http_stream_flush(struct http_exchange *x); /* may call left */
+void http_stream_end(struct http_exchange *x);
+
+/* Closes the connection without an answer, or in the middle of one. */
+void http_abort(struct http_exchange *x);
+
+#endif

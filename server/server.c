@@ -1,0 +1,261 @@
+#include "server/server.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "engine/source.h"
+#include "kernels/error.h"
+#include "server/http.h"
+#include "server/http_socket.h"
+#include "server/log.h"
+#include "server/loop.h"
+#include "server/model_source.h"
+#include "server/request.h"
+#include "server/router.h"
+#include "server/settings.h"
+
+static const int64_t SECOND_NS = 1000000000;
+
+enum {
+    DRAIN_TICK_MS = 50,    /* the end of the last request is noticed within it */
+    SPARE_DESCRIPTORS = 64 /* for everything that is not a connection */
+};
+
+/* -- Exchanges ----------------------------------------------------------------------------- */
+
+static void reply_error(struct http_exchange *x, enum api_error_kind kind, const char *message) {
+    struct api_error e;
+    api_error_set(&e, kind, NULL, "%s", message);
+    http_reply_error(x, &e);
+}
+
+static void reply_preflight(struct http_exchange *x) {
+    http_header(x, "Access-Control-Allow-Methods", "GET, POST, OPTIONS");
+    http_header(x, "Access-Control-Allow-Headers", "Content-Type, Authorization, X-Request-Id");
+    http_header(x, "Access-Control-Max-Age", "600");
+    http_reply_static(x, 204, NULL, "", 0);
+}
+
+static void reply_no_route(struct http_exchange *x, int found, const char *allow) {
+    struct api_error e;
+    if (found == ROUTER_NO_METHOD) {
+        http_header(x, "Allow", allow);
+        api_error_set(&e, API_ERROR_METHOD, NULL, "%s does not take %s", x->path, x->method);
+    } else {
+        api_error_set(&e, API_ERROR_NOT_FOUND, NULL, "there is no '%.128s' here", x->path);
+    }
+    http_reply_error(x, &e);
+}
+
+static void on_admit(void *arg, struct http_exchange *x) {
+    struct server *s = arg;
+    char allow[64];
+    int found = router_find(x->method, x->path, allow, sizeof allow);
+    x->close = s->state != SERVER_SERVING;
+    if (s->settings->cors && !strcmp(x->method, "OPTIONS") && found != ROUTER_NO_PATH) {
+        reply_preflight(x);
+        return;
+    }
+    if (found < 0) {
+        reply_no_route(x, found, allow);
+        return;
+    }
+    x->route = found;
+    bool crowded = http_connections(s->http) > s->settings->max_connections;
+    if (crowded && !router_get(found)->always) {
+        x->close = true;
+        reply_error(x, API_ERROR_CONNECTIONS, "too many connections");
+    }
+}
+
+static void on_handle(void *arg, struct http_exchange *x) {
+    struct server *s = arg;
+    router_get(x->route)->handle(s, x);
+}
+
+static void on_done(void *arg, const struct http_exchange *x) {
+    struct server *s = arg;
+    int status = x->gone && !x->ended ? 0 : x->status;
+    double ms = (double)(loop_now_ns() - x->start_ns) / 1e6;
+    metrics_reply(&s->metrics, x->route, status);
+    log_line(LOG_INFO, "%s %s %d %.1fms prompt=%d generated=%d id=%s%s", x->method, x->path,
+             x->status, ms, x->n_prompt, x->n_generated, x->request_id,
+             status ? "" : " client left");
+}
+
+/* -- The loop's hooks ---------------------------------------------------------------------- */
+
+static void on_wake(void *arg) {
+    struct server *s = arg;
+    if (!s->engine) return; /* it wakes us while it opens */
+    struct engine_event *next;
+    for (struct engine_event *event = engine_poll(s->engine); event; event = next) {
+        next = event->next;
+        request_event(event);
+    }
+}
+
+static void set_state(struct server *s, enum server_state state, int64_t seconds) {
+    s->state = state;
+    s->deadline_ns = loop_now_ns() + seconds * SECOND_NS;
+}
+
+static void abort_requests(struct server *s) {
+    set_state(s, SERVER_ABORTING, 1); /* a second to write the errors out */
+    request_abort_all(s, API_ERROR_DRAINING, "the server is shutting down");
+}
+
+static void on_tick(void *arg) {
+    struct server *s = arg;
+    int64_t now = loop_now_ns();
+    http_tick(s->http, now);
+    request_tick(s, now);
+    if (s->state == SERVER_SERVING) return;
+    if (http_active(s->http) == 0) {
+        loop_stop(s->loop);
+    } else if (now >= s->deadline_ns) {
+        if (s->state == SERVER_ABORTING)
+            loop_stop(s->loop);
+        else
+            abort_requests(s);
+    }
+}
+
+static void on_signal(void *arg, int nth) {
+    struct server *s = arg;
+    if (nth == 1) {
+        log_line(LOG_INFO, "shutting down: %d requests have %lld s to finish", http_active(s->http),
+                 (long long)s->settings->shutdown_timeout);
+        loop_quiesce(s->loop);
+        engine_drain(s->engine);
+        set_state(s, SERVER_DRAINING, s->settings->shutdown_timeout);
+        loop_set_tick(s->loop, DRAIN_TICK_MS);
+    } else if (nth == 2) {
+        log_line(LOG_WARN, "second signal: requests are aborted");
+        s->interrupted = true;
+        abort_requests(s);
+    } else {
+        loop_stop(s->loop);
+    }
+}
+
+/* -- Opening ------------------------------------------------------------------------------- */
+
+/* The last part of a path is what people call their model. */
+static void set_model_name(struct server *s) {
+    const char *name = s->settings->served_model_name;
+    if (!name) {
+        size_t n = strlen(s->settings->model);
+        while (n > 1 && s->settings->model[n - 1] == '/') n--;
+        size_t start = n;
+        while (start > 0 && s->settings->model[start - 1] != '/') start--;
+        snprintf(s->model, sizeof s->model, "%.*s", (int)(n - start), s->settings->model + start);
+    } else {
+        snprintf(s->model, sizeof s->model, "%s", name);
+    }
+}
+
+static void seed_random(struct server *s) {
+    int fd = open("/dev/urandom", O_RDONLY | O_CLOEXEC);
+    if (fd >= 0) {
+        ssize_t n = read(fd, &s->random, sizeof s->random);
+        (void)n;
+        close(fd);
+    }
+    s->random ^= (uint64_t)loop_now_ns() ^ (uint64_t)getpid() << 32;
+}
+
+static int open_engine(struct server *s, struct error *err) {
+    const struct settings *c = s->settings;
+    struct source *source = NULL;
+    struct engine_options options = {.backend = c->backend,
+                                     .level = c->cpu_level,
+                                     .n_threads = (int)c->threads,
+                                     .max_context = (int)c->max_context,
+                                     .max_running = (int)c->max_running,
+                                     .max_waiting = (int)c->max_waiting,
+                                     .step_tokens = (int)c->step_tokens,
+                                     .kv_tokens = c->kv_tokens,
+                                     .kv_f32 = !strcmp(c->kv, "f32"),
+                                     .wake = loop_wake,
+                                     .wake_arg = s->loop};
+    int r = model_source_open(&source, c->model, err);
+    if (r < 0) return r;
+    r = engine_open(&s->engine, source, &options, err);
+    if (r < 0) {
+        source_close(source);
+        return r;
+    }
+    s->info = engine_get_info(s->engine);
+    return 0;
+}
+
+static void raise_descriptors(const struct server *s) {
+    unsigned long wanted = (unsigned long)s->settings->max_connections + SPARE_DESCRIPTORS;
+    unsigned long limit = http_socket_raise_limit(wanted);
+    if (limit < wanted)
+        log_line(LOG_WARN, "%lu open files are allowed, %lu are needed for max-connections", limit,
+                 wanted);
+}
+
+static int open_http(struct server *s, struct error *err) {
+    const struct http_hooks hooks = {on_admit, on_handle, on_done, s};
+    const struct http_options options = {.host = s->settings->host,
+                                         .port = (int)s->settings->port,
+                                         .max_connections = (unsigned)s->settings->max_connections,
+                                         .max_body = (size_t)s->settings->max_body,
+                                         .cors = s->settings->cors};
+    raise_descriptors(s);
+    return http_open(&s->http, s->loop, &options, &hooks, err);
+}
+
+int server_open(struct server **ret, const struct settings *settings, struct error *err) {
+    struct server *s = calloc(1, sizeof *s);
+    if (!s) return error_set(err, -ENOMEM, "server: out of memory");
+    const struct loop_hooks hooks = {on_wake, on_tick, on_signal, s};
+    s->settings = settings;
+    s->created = (int64_t)time(NULL);
+    set_model_name(s);
+    seed_random(s);
+    /* A client that leaves while it is written to is an error of that write, no more. */
+    signal(SIGPIPE, SIG_IGN);
+    int r = loop_open(&s->loop, &hooks, err);
+    if (r == 0) r = open_engine(s, err);
+    if (r == 0) r = open_http(s, err);
+    if (r < 0) {
+        server_close(s);
+        return r;
+    }
+    *ret = s;
+    return 0;
+}
+
+void server_close(struct server *s) {
+    if (!s) return;
+    http_close(s->http);
+    engine_close(s->engine);
+    request_free_all(s);
+    loop_close(s->loop);
+    free(s);
+}
+
+int server_run(struct server *s) {
+    loop_run(s->loop);
+    return s->interrupted ? -EINTR : 0;
+}
+
+int server_port(const struct server *s) { return http_port(s->http); }
+
+/* splitmix64 */
+uint64_t server_random(struct server *s) {
+    uint64_t z = s->random += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}

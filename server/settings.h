@@ -1,0 +1,37 @@
+/* settings.h - turns flags and environment into the settings of `gptqt serve`.
+ *
+ * Owns      nothing; strings point into argv and the environment.
+ * Borrows   argv and the environment for the life of the process.
+ * Thread    main, before any other starts.
+ * Fails     -EINVAL with a line naming the flag or variable.
+ * Cost      one pass over argv.
+ *
+ * One row of a table is one setting: its flag, its variable GPTQT_<FLAG>, range and help text.
+ * A flag beats its variable, which beats the default; every value is checked whatever its
+ * source. */
+#ifndef SERVER_SETTINGS_H
+#define SERVER_SETTINGS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+struct error;
+
+struct settings {
+    const char *model, *served_model_name; /* the name in /v1/models; NULL = from the model */
+    const char *host, *backend, *cpu_level, *kv, *log_level;
+    const char *cors; /* allowed origin; NULL = none */
+    int64_t port, threads, max_context, max_running, max_waiting, step_tokens, kv_tokens;
+    int64_t max_connections, max_body, max_prompt_tokens; /* 0 prompt tokens = the context */
+    int64_t request_timeout, shutdown_timeout;            /* seconds; 0 requests = no limit */
+    bool help;                                            /* was asked for and printed */
+};
+
+int settings_parse(struct settings *ret, int argc, char **argv, struct error *err);
+
+/* Adds "name=value" of every setting to the stream, in one line. */
+void settings_print(const struct settings *settings, FILE *out);
+
+#endif

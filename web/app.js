@@ -1,0 +1,162 @@
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+
+let running = null; // the AbortController of the request under way
+let history = []; // the chat so far: {role, content}
+
+const mode = () => document.querySelector("input[name=mode]:checked").value;
+
+function size(bytes) {
+  const units = ["B", "KiB", "MiB", "GiB"];
+  let i = 0;
+  for (; bytes >= 1024 && i < units.length - 1; i++) bytes /= 1024;
+  return `${bytes.toFixed(i ? 1 : 0)} ${units[i]}`;
+}
+
+function describe(model) {
+  const m = model.meta;
+  const facts = [model.id, m.architecture];
+  if (m.bits) facts.push(`${m.bits}-bit ${m.quantization}`, `groups of ${m.group}`);
+  facts.push(size(m.weight_bytes), `context ${model.max_model_len}`, m.backend);
+  return facts.join(" · ");
+}
+
+async function loadModel() {
+  try {
+    const list = await (await fetch("/v1/models")).json();
+    const model = list.data[0];
+    $("model").textContent = describe(model);
+    const chat = document.querySelector("input[value=chat]");
+    chat.disabled = !model.meta.chat;
+    if (!model.meta.chat) chat.parentElement.title = "This model has no chat template";
+  } catch {
+    $("model").textContent = "the server does not answer";
+  }
+}
+
+async function loadState() {
+  try {
+    const health = await (await fetch("/health")).json();
+    $("state").textContent = `${health.status}, ${health.running} running, ${health.waiting} waiting`;
+    $("state").dataset.status = health.status;
+  } catch {
+    $("state").textContent = "offline";
+    $("state").dataset.status = "offline";
+  }
+}
+
+function addBlock(kind, text) {
+  const block = document.createElement("div");
+  block.className = `block ${kind}`;
+  block.textContent = text;
+  $("answer").append(block);
+  return block;
+}
+
+// JSON.stringify would round a seed above 2^53, so its digits are put in as they are.
+function body(request, seed) {
+  const text = JSON.stringify(request);
+  return seed ? `${text.slice(0, -1)},"seed":${seed}}` : text;
+}
+
+function makeRequest(prompt) {
+  const request = { stream: true, stream_options: { include_usage: true } };
+  for (const [name, id] of [["max_tokens", "max_tokens"], ["temperature", "temperature"], ["top_p", "top_p"]])
+    if ($(id).value !== "") request[name] = Number($(id).value);
+  if (mode() === "chat") request.messages = [...history, { role: "user", content: prompt }];
+  else request.prompt = prompt;
+  return request;
+}
+
+// Calls handle(data) for each event of the stream; lines may be split anywhere.
+async function readEvents(response, handle) {
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const events = (rest + value).split("\n\n");
+    rest = events.pop();
+    for (const event of events)
+      if (event.startsWith("data: ") && event !== "data: [DONE]") handle(JSON.parse(event.slice(6)));
+  }
+}
+
+function showSpeed(meter, usage) {
+  const now = performance.now();
+  const tokens = usage ? usage.completion_tokens : meter.texts;
+  const seconds = (meter.last - meter.first) / 1000;
+  const speed = tokens > 1 && seconds > 0 ? `${((tokens - 1) / seconds).toFixed(1)} tokens/s, ` : "";
+  const first = meter.first ? `first after ${(meter.first - meter.start).toFixed(0)} ms` : `${((now - meter.start) / 1000).toFixed(1)} s`;
+  $("speed").textContent = `${tokens} tokens, ${speed}${first}`;
+}
+
+async function generate(prompt) {
+  const chat = mode() === "chat";
+  const path = chat ? "/v1/chat/completions" : "/v1/completions";
+  const meter = { start: performance.now(), first: 0, last: 0, texts: 0 };
+  addBlock("given", prompt);
+  const block = addBlock("made", "");
+  const response = await fetch(path, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: body(makeRequest(prompt), $("seed").value.trim()),
+    signal: running.signal,
+  });
+  if (!response.ok) throw new Error((await response.json()).error.message);
+  await readEvents(response, (event) => {
+    if (event.error) throw new Error(event.error.message);
+    const choice = event.choices[0];
+    const text = choice && (chat ? choice.delta.content : choice.text);
+    if (text) {
+      meter.last = performance.now();
+      meter.first ||= meter.last;
+      meter.texts++;
+      block.textContent += text;
+      block.scrollIntoView({ block: "end" });
+    }
+    showSpeed(meter, event.usage);
+  });
+  if (chat) history.push({ role: "user", content: prompt }, { role: "assistant", content: block.textContent });
+}
+
+function setBusy(busy) {
+  $("send").disabled = busy;
+  $("stop").disabled = !busy;
+}
+
+async function submit(event) {
+  event.preventDefault();
+  const prompt = $("prompt").value || $("prompt").placeholder;
+  if (running || !$("form").reportValidity()) return;
+  running = new AbortController();
+  setBusy(true);
+  try {
+    await generate(prompt);
+    if (mode() === "chat") $("prompt").value = "";
+  } catch (error) {
+    addBlock("trouble", error.name === "AbortError" ? "stopped" : error.message);
+  } finally {
+    running = null;
+    setBusy(false);
+    loadState();
+  }
+}
+
+function clear() {
+  history = [];
+  $("answer").replaceChildren();
+  $("speed").textContent = "";
+}
+
+$("form").addEventListener("submit", submit);
+$("stop").addEventListener("click", () => running?.abort());
+$("clear").addEventListener("click", clear);
+$("prompt").addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
+});
+for (const radio of document.querySelectorAll("input[name=mode]")) radio.addEventListener("change", clear);
+loadModel();
+loadState();
+setInterval(() => document.hidden || loadState(), 5000);
