@@ -30,8 +30,19 @@ static void print_start(const struct server *s, const struct settings *settings)
                 info->context, (double)info->weight_bytes / 1048576,
                 (double)info->kv_bytes / 1048576, info->backend);
     }
-    printf("listening on http://%s%s%s:%d\n", v6 ? "[" : "", settings->host, v6 ? "]" : "",
-           server_port(s));
+    char address[300];
+    snprintf(address, sizeof address, "http://%s%s%s:%d", v6 ? "[" : "", settings->host,
+             v6 ? "]" : "", server_port(s));
+    printf("listening on %s\nOpen it in a browser, or try:\n", address);
+    if (info->has_chat_template)
+        printf("  curl -N %s/v1/chat/completions -H 'Content-Type: application/json' -d "
+               "'{\"messages\":[{\"role\":\"user\",\"content\":\"Tell me a story about a brave "
+               "cat.\"}],\"stream\":true}'\n",
+               address);
+    else
+        printf("  curl -N %s/v1/completions -H 'Content-Type: application/json' -d "
+               "'{\"prompt\":\"Once upon a time\",\"max_tokens\":64,\"stream\":true}'\n",
+               address);
     fflush(stdout);
 }
 

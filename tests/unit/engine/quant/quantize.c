@@ -1,0 +1,281 @@
+#include "engine/quant/quantize.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/config.h"
+#include "engine/offline.h"
+#include "engine/source.h"
+#include "engine/tokenizer.h"
+#include "kernels/error.h"
+#include "tests/support/scratch.h"
+
+/* What the events of a run have told. */
+struct seen {
+    int matrices, resumed, notes;
+    double progress;
+};
+
+static void see_progress(void *arg, enum quantize_stage stage, double done, double total) {
+    struct seen *seen = arg;
+    if (stage != QUANTIZE_BLOCKS) return;
+    cr_assert(done >= seen->progress && done <= total);
+    seen->progress = done;
+}
+
+static void see_matrix(void *arg, const struct quantize_matrix *m) {
+    struct seen *seen = arg;
+    seen->matrices++;
+    seen->resumed += m->resumed;
+    cr_assert(m->rows > 0 && m->cols > 0 && *m->name);
+    cr_assert(m->decibels < 0.0 && m->decibels > -100.0, "%s: %g", m->name, m->decibels);
+}
+
+static void see_note(void *arg, const char *text) {
+    struct seen *seen = arg;
+    cr_assert(*text);
+    seen->notes++;
+}
+
+static struct quantize_options quick(void) {
+    struct quantize_options o;
+    quantize_defaults(&o);
+    o.layer.n_ranges = 4;
+    o.layer.n_threads = 2;
+    o.windows = 6;
+    o.ctx = 32;
+    return o;
+}
+
+static int run(const char *model, const char *out, const struct quantize_options *o,
+               struct seen *seen, struct quantize_summary *summary, struct error *err) {
+    char path[SCRATCH_PATH];
+    struct source *src;
+    struct seen unused;
+    if (!seen) seen = &unused;
+    *seen = (struct seen){0};
+    struct quantize_events events = {see_progress, see_matrix, see_note, seen};
+    int r = source_open(&src, model[0] == '/' ? model : scratch_fixture(path, model), err);
+    if (r < 0) return r;
+    r = quantize_run(summary, out, src, o, &events, err);
+    source_close(src);
+    return r;
+}
+
+/* Logits of a few fixed tokens. */
+static float *logits_of(const char *path, int *ret_n) {
+    enum { N = 12 };
+    struct source *src;
+    struct offline o;
+    struct error err;
+    struct offline_options options = {
+        .backend = {.name = "cpu", .n_threads = 1},
+        .model = {.kv_type = DTYPE_F32, .max_batch_tokens = N, .max_logit_rows = N},
+        .context = 32};
+    cr_assert_eq(source_open(&src, path, &err), 0, "%s", err.text);
+    cr_assert_eq(offline_open(&o, src, &options, &err), 0, "%s", err.text);
+    int vocab = model_get_config(o.model)->vocab;
+    int32_t tokens[N], positions[N], seqs[N] = {0}, blocks[2] = {0, 1};
+    for (int i = 0; i < N; i++) {
+        tokens[i] = 20 + 17 * i;
+        positions[i] = i;
+    }
+    struct batch batch = {.n_tokens = N,
+                          .n_seqs = 1,
+                          .tokens = tokens,
+                          .positions = positions,
+                          .seqs = seqs,
+                          .blocks = blocks,
+                          .max_blocks = 2};
+    float *logits = malloc(sizeof *logits * N * (size_t)vocab);
+    cr_assert(logits);
+    model_forward(o.model, &batch);
+    cr_assert_eq(model_logits(o.model, logits, positions, N, &err), 0);
+    offline_close(&o);
+    *ret_n = N * vocab;
+    return logits;
+}
+
+/* Cosine of the logits of two models, each around its mean. */
+static double likeness(const char *a, const char *b) {
+    int n, m;
+    float *x = logits_of(a, &n), *y = logits_of(b, &m);
+    double mx = 0, my = 0, xx = 0, yy = 0, xy = 0;
+    cr_assert_eq(n, m);
+    for (int i = 0; i < n; i++) {
+        mx += (double)x[i] / n;
+        my += (double)y[i] / n;
+    }
+    for (int i = 0; i < n; i++) {
+        xx += ((double)x[i] - mx) * ((double)x[i] - mx);
+        yy += ((double)y[i] - my) * ((double)y[i] - my);
+        xy += ((double)x[i] - mx) * ((double)y[i] - my);
+    }
+    free(x);
+    free(y);
+    return xy / sqrt(xx * yy);
+}
+
+Test(quantize, every_architecture_becomes_a_checkpoint_that_runs) {
+    static const char *const models[] = {"models/llama-gqa",     "models/llama-bias",
+                                         "models/llama3",        "models/opt-125m-like",
+                                         "models/opt-350m-like", "models/bloom"};
+    char folder[SCRATCH_PATH], out[SCRATCH_PATH], model[SCRATCH_PATH];
+    scratch_make(folder);
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        struct quantize_options o = quick();
+        struct quantize_summary summary;
+        struct seen seen;
+        struct error err;
+        o.layer.bits = 4;
+        o.windows = 24;
+        snprintf(model, sizeof model, "%zu", i);
+        scratch_join(out, folder, model);
+        cr_assert_eq(run(models[i], out, &o, &seen, &summary, &err), 0, "%s: %s", models[i],
+                     err.text);
+        cr_assert_eq(seen.notes, 1, "the model wrote its own text");
+        cr_assert_eq(seen.progress, summary.n_layers);
+        cr_assert(summary.own_text && summary.bits_per_weight > 4.0);
+        scratch_fixture(model, models[i]);
+        double same = likeness(model, out);
+        cr_assert(same > 0.85, "%s: cosine %.4f", models[i], same);
+    }
+    scratch_remove(folder);
+}
+
+static void see_same_file(const char *path, const char *name, void *arg) {
+    char other[SCRATCH_PATH];
+    size_t n, m;
+    void *a = scratch_load(path, &n), *b = scratch_load(scratch_join(other, arg, name), &m);
+    cr_assert(n == m && memcmp(a, b, n) == 0, "%s differs", name);
+    free(a);
+    free(b);
+}
+
+static void check_resumption(bool is_static) {
+    char folder[SCRATCH_PATH], whole[SCRATCH_PATH], broken[SCRATCH_PATH];
+    struct quantize_options o = quick();
+    struct quantize_summary summary;
+    struct seen seen;
+    struct error err;
+    scratch_make(folder);
+    scratch_join(whole, folder, "whole");
+    scratch_join(broken, folder, "broken");
+    o.is_static = is_static;
+    cr_assert_eq(run("models/llama-gqa", whole, &o, &seen, &summary, &err), 0, "%s", err.text);
+    cr_assert_eq(seen.matrices, 21);
+    for (o.stop_after = 1; o.stop_after <= 2; o.stop_after++) {
+        cr_assert_eq(run("models/llama-gqa", broken, &o, &seen, &summary, &err), -ECANCELED);
+        cr_assert_eq(seen.resumed, 7 * (o.stop_after - 1));
+    }
+    o.stop_after = 0;
+    o.layer.n_threads = 1;
+    cr_assert_eq(run("models/llama-gqa", broken, &o, &seen, &summary, &err), 0, "%s", err.text);
+    cr_assert_eq(seen.resumed, 14);
+    cr_assert_eq(seen.matrices, 21);
+    cr_assert_geq(scratch_each(whole, see_same_file, broken), 3);
+    scratch_remove(folder);
+}
+
+Test(quantize, interrupted_runs_give_the_same_bytes) {
+    check_resumption(false);
+    check_resumption(true);
+}
+
+Test(quantize, other_settings_do_not_resume) {
+    char folder[SCRATCH_PATH], out[SCRATCH_PATH];
+    struct quantize_options o = quick();
+    struct quantize_summary summary;
+    struct seen seen;
+    struct error err;
+    scratch_make(folder);
+    scratch_join(out, folder, "out");
+    o.stop_after = 1;
+    cr_assert_eq(run("models/llama-gqa", out, &o, &seen, &summary, &err), -ECANCELED);
+    o.stop_after = 0;
+    o.layer.bits = 2;
+    cr_assert_eq(run("models/llama-gqa", out, &o, &seen, &summary, &err), 0, "%s", err.text);
+    cr_assert_eq(seen.resumed, 0);
+    scratch_remove(folder);
+}
+
+static const char *check_tensor(const struct source *src, const char *name, const char *type) {
+    struct source_tensor t;
+    cr_assert_eq(source_find(src, name, &t), 0, "%s is missing", name);
+    cr_assert_str_eq(t.type_name, type, "%s", name);
+    return name;
+}
+
+Test(quantize, gguf_models_get_texts_and_f16) {
+    char folder[SCRATCH_PATH], out[SCRATCH_PATH], text[SCRATCH_PATH], model[SCRATCH_PATH];
+    static const char words[] = "The quick brown fox jumps over the lazy dog. ";
+    struct quantize_options o = quick();
+    struct quantize_summary summary;
+    struct seen seen;
+    struct source *src;
+    struct source_tensor t;
+    struct error err;
+    char *long_text = malloc(200 * sizeof words);
+    cr_assert(long_text);
+    *long_text = 0;
+    for (int i = 0; i < 200; i++) strcat(long_text, words);
+    scratch_make(folder);
+    scratch_save(scratch_join(text, folder, "text"), long_text, strlen(long_text));
+    free(long_text);
+    scratch_join(out, folder, "out");
+    o.calibration = text;
+    o.windows = 60;
+    cr_assert_eq(run("gguf/model-Q8_0.gguf", out, &o, &seen, &summary, &err), 0, "%s", err.text);
+    cr_assert_eq(seen.notes, 0);
+    cr_assert_eq(source_open(&src, out, &err), 0, "%s", err.text);
+    check_tensor(src, "model.layers.0.self_attn.q_proj.bcq", "BCQ");
+    check_tensor(src, "model.embed_tokens.weight", "F16");
+    check_tensor(src, "lm_head.weight", "F16");
+    check_tensor(src, "model.norm.weight", "F32");
+    cr_assert_lt(source_find(src, "model.layers.0.self_attn.q_proj.weight", &t), 0);
+    const struct model_config *c = source_config(src);
+    cr_assert_eq(c->quantization.bits, 3);
+    cr_assert_eq(c->quantization.group, 16);
+    cr_assert_str_eq(c->quantization.params, "compact");
+    const char *file;
+    size_t n;
+    cr_assert_eq(source_file_text(src, "tokenizer.json", &file, &n), 0);
+    cr_assert_eq(source_file_text(src, "tokenizer_config.json", &file, &n), 0);
+    cr_assert(strstr(file, "chat_template"));
+    source_close(src);
+    cr_assert_gt(likeness(scratch_fixture(model, "gguf/model-Q8_0.gguf"), out), 0.8);
+
+    struct quantize_options again = quick();
+    scratch_join(text, folder, "again");
+    cr_assert_eq(run(out, text, &again, &seen, &summary, &err), -ENOTSUP);
+    cr_assert(strstr(err.text, "already"), "%s", err.text);
+    scratch_remove(folder);
+}
+
+Test(quantize, wrong_input_is_refused_and_nothing_is_written) {
+    char folder[SCRATCH_PATH], out[SCRATCH_PATH], file[SCRATCH_PATH];
+    struct quantize_options o = quick();
+    struct quantize_summary summary;
+    struct seen seen;
+    struct error err;
+    scratch_make(folder);
+    scratch_join(out, folder, "out");
+    o.ctx = 1 << 19;
+    cr_assert_eq(run("models/llama-gqa", out, &o, &seen, &summary, &err), -EINVAL);
+    cr_assert(strstr(err.text, "ctx"));
+    o = quick();
+    o.layer.bits = 0;
+    cr_assert_eq(run("models/llama-gqa", out, &o, &seen, &summary, &err), -EINVAL);
+    o = quick();
+    o.calibration = "/nowhere/text";
+    cr_assert_eq(run("models/llama-gqa", out, &o, &seen, &summary, &err), -ENOENT);
+    cr_assert_lt(scratch_each(folder, see_same_file, folder), 1, "nothing at the output path");
+    scratch_save(scratch_join(file, folder, "out"), "x", 1);
+    o = quick();
+    cr_assert_eq(run("models/llama-gqa", out, &o, &seen, &summary, &err), -EEXIST);
+    scratch_remove(folder);
+}
