@@ -15,6 +15,7 @@
 #include "server/cli.h"
 #include "server/commands.h"
 #include "server/model_source.h"
+#include "server/offline_args.h"
 
 static const char name[] = "gptqt bench";
 
@@ -27,16 +28,12 @@ struct args {
     bool json;
 };
 
-enum { OPT_PROMPT = 256, OPT_GEN, OPT_BATCH, OPT_KV, OPT_LEVEL, OPT_JSON };
+enum { OPT_PROMPT = 256, OPT_GEN, OPT_BATCH, OPT_JSON };
 
 static const struct argp_option options[] = {
     {"prompt", OPT_PROMPT, "N", 0, "Prompt tokens (128)", 0},
     {"gen", OPT_GEN, "N", 0, "Tokens to generate (64)", 0},
     {"batch", OPT_BATCH, "N", 0, "Sequences at a time (1)", 0},
-    {"backend", 'b', "NAME", 0, "cpu or auto", 0},
-    {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512 or auto", 0},
-    {"threads", 't', "N", 0, "Threads (default: all processors)", 0},
-    {"kv", OPT_KV, "TYPE", 0, "f16 (default) or f32: type of stored keys and values", 0},
     {"json", OPT_JSON, NULL, 0, "Print the result as JSON", 0},
     {0},
 };
@@ -56,25 +53,14 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     case OPT_BATCH:
         r = cli_int(&b->batch, "--batch", value, 1, MAX_BATCH, &err);
         break;
-    case 'b':
-        args->open.backend.name = value;
-        break;
-    case OPT_LEVEL:
-        args->open.backend.level = value;
-        break;
-    case 't':
-        r = cli_int(&args->open.backend.n_threads, "--threads", value, 1, 1024, &err);
-        break;
-    case OPT_KV:
-        r = cli_kv(&args->open.model.kv_type, value, &err);
-        break;
     case OPT_JSON:
         args->json = true;
         break;
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &args->open;
+        return 0;
     case ARGP_KEY_ARG:
-        if (state->arg_num > 0) argp_error(state, "one MODEL is enough");
-        args->model = value;
-        break;
+        return offline_args_model(&args->model, value, state);
     case ARGP_KEY_END:
         if (!args->model) argp_error(state, "MODEL is missing");
         break;
@@ -85,12 +71,13 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     return 0;
 }
 
+static const struct argp_child children[] = {{&offline_argp, 0, NULL, 0}, {0}};
 static const struct argp argp = {options,
                                  parse,
                                  "MODEL",
                                  "Measures prefill and decode speed, beside a plain read of as "
                                  "many bytes in the same run.",
-                                 NULL,
+                                 children,
                                  NULL,
                                  NULL};
 

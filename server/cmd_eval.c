@@ -14,6 +14,7 @@
 #include "server/cli.h"
 #include "server/commands.h"
 #include "server/model_source.h"
+#include "server/offline_args.h"
 #include "server/progress.h"
 
 static const char name[] = "gptqt eval";
@@ -27,7 +28,7 @@ struct args {
     bool json;
 };
 
-enum { OPT_CTX = 256, OPT_CHUNKS, OPT_AGAINST, OPT_PROTOCOL, OPT_KV, OPT_LEVEL, OPT_JSON };
+enum { OPT_CTX = 256, OPT_CHUNKS, OPT_AGAINST, OPT_PROTOCOL, OPT_JSON };
 
 static const struct argp_option options[] = {
     {"text", 'f', "FILE", 0, "UTF-8 text to predict", 0},
@@ -36,10 +37,6 @@ static const struct argp_option options[] = {
     {"against", OPT_AGAINST, "MODEL", 0, "Reference model: adds KL divergence and agreement", 0},
     {"protocol", OPT_PROTOCOL, "NAME", 0,
      "gptq (default: every token but the first of a window) or llama.cpp (second half)", 0},
-    {"backend", 'b', "NAME", 0, "cpu or auto", 0},
-    {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512 or auto", 0},
-    {"threads", 't', "N", 0, "Threads (default: all processors)", 0},
-    {"kv", OPT_KV, "TYPE", 0, "f32 (default) or f16: type of stored keys and values", 0},
     {"json", OPT_JSON, NULL, 0, "Print the result as JSON", 0},
     {0},
 };
@@ -74,25 +71,14 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     case OPT_PROTOCOL:
         r = protocol(args, value, &err);
         break;
-    case 'b':
-        args->open.backend.name = value;
-        break;
-    case OPT_LEVEL:
-        args->open.backend.level = value;
-        break;
-    case 't':
-        r = cli_int(&args->open.backend.n_threads, "--threads", value, 1, 1024, &err);
-        break;
-    case OPT_KV:
-        r = cli_kv(&args->open.model.kv_type, value, &err);
-        break;
     case OPT_JSON:
         args->json = true;
         break;
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &args->open;
+        return 0;
     case ARGP_KEY_ARG:
-        if (state->arg_num > 0) argp_error(state, "one MODEL is enough");
-        args->model = value;
-        break;
+        return offline_args_model(&args->model, value, state);
     case ARGP_KEY_END:
         if (!args->model) argp_error(state, "MODEL is missing");
         if (!args->text) argp_error(state, "--text is missing");
@@ -104,9 +90,10 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     return 0;
 }
 
+static const struct argp_child children[] = {{&offline_argp, 0, NULL, 0}, {0}};
 static const struct argp argp = {
-    options, parse, "MODEL", "Measures perplexity on a text in windows without overlap.",
-    NULL,    NULL,  NULL};
+    options,  parse, "MODEL", "Measures perplexity on a text in windows without overlap.",
+    children, NULL,  NULL};
 
 static void show_progress(void *arg, int64_t done, int64_t total) {
     (void)total;

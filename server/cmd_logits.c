@@ -11,6 +11,7 @@
 #include "server/cli.h"
 #include "server/commands.h"
 #include "server/model_source.h"
+#include "server/offline_args.h"
 
 static const char name[] = "gptqt logits";
 
@@ -23,15 +24,11 @@ struct args {
     struct offline_options open;
 };
 
-enum { OPT_IDS = 256, OPT_OUT, OPT_KV, OPT_LEVEL };
+enum { OPT_IDS = 256, OPT_OUT };
 
 static const struct argp_option options[] = {
     {"ids", OPT_IDS, "1,2,3", 0, "Token ids of the prompt, at least one", 0},
     {"out", OPT_OUT, "FILE", 0, "Where to write: tensor `logits`, fp32, [ids, vocabulary]", 0},
-    {"backend", 'b', "NAME", 0, "cpu or auto", 0},
-    {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512 or auto", 0},
-    {"threads", 't', "N", 0, "Threads (default: all processors)", 0},
-    {"kv", OPT_KV, "TYPE", 0, "f32 (default) or f16: type of stored keys and values", 0},
     {0},
 };
 
@@ -66,22 +63,11 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     case OPT_OUT:
         args->out = value;
         break;
-    case 'b':
-        args->open.backend.name = value;
-        break;
-    case OPT_LEVEL:
-        args->open.backend.level = value;
-        break;
-    case 't':
-        r = cli_int(&args->open.backend.n_threads, "--threads", value, 1, 1024, &err);
-        break;
-    case OPT_KV:
-        r = cli_kv(&args->open.model.kv_type, value, &err);
-        break;
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &args->open;
+        return 0;
     case ARGP_KEY_ARG:
-        if (state->arg_num > 0) argp_error(state, "one MODEL is enough");
-        args->model = value;
-        break;
+        return offline_args_model(&args->model, value, state);
     case ARGP_KEY_END:
         if (!args->model) argp_error(state, "MODEL is missing");
         if (!args->n_ids) argp_error(state, "--ids is missing");
@@ -94,9 +80,10 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     return 0;
 }
 
+static const struct argp_child children[] = {{&offline_argp, 0, NULL, 0}, {0}};
 static const struct argp argp = {
-    options, parse, "MODEL", "Runs a prompt and writes the logits of each of its tokens.",
-    NULL,    NULL,  NULL};
+    options,  parse, "MODEL", "Runs a prompt and writes the logits of each of its tokens.",
+    children, NULL,  NULL};
 
 static int check_ids(const struct args *args, const struct model_config *c, struct error *err) {
     for (int i = 0; i < args->n_ids; i++)

@@ -1,0 +1,50 @@
+#include "server/offline_args.h"
+
+#include "engine/offline.h"
+#include "kernels/error.h"
+#include "server/cli.h"
+
+enum { OPT_KV = 512, OPT_LEVEL };
+
+static const struct argp_option options[] = {
+    {"backend", 'b', "NAME", 0, "cpu or auto", 0},
+    {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512 or auto", 0},
+    {"threads", 't', "N", 0, "Threads (default: all processors)", 0},
+    {"kv", OPT_KV, "TYPE", 0,
+     "f16 or f32: type of stored keys and values (default: f32 where results are compared with "
+     "references, f16 where speed is)",
+     0},
+    {0},
+};
+
+static error_t parse(int key, char *value, struct argp_state *state) {
+    struct offline_options *o = state->input;
+    struct error err;
+    int r = 0;
+    switch (key) {
+    case 'b':
+        o->backend.name = value;
+        break;
+    case OPT_LEVEL:
+        o->backend.level = value;
+        break;
+    case 't':
+        r = cli_int(&o->backend.n_threads, "--threads", value, 1, 1024, &err);
+        break;
+    case OPT_KV:
+        r = cli_kv(&o->model.kv_type, value, &err);
+        break;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+    if (r < 0) argp_error(state, "%s", err.text);
+    return 0;
+}
+
+const struct argp offline_argp = {options, parse, NULL, NULL, NULL, NULL, NULL};
+
+int offline_args_model(const char **model, char *value, struct argp_state *state) {
+    if (state->arg_num > 0) argp_error(state, "one MODEL is enough");
+    *model = value;
+    return 0;
+}
