@@ -1,0 +1,350 @@
+#include "engine/quant/calibrate.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "engine/config.h"
+#include "engine/quant/linalg.h"
+#include "engine/sampler.h"
+#include "kernels/error.h"
+
+struct states {
+    float *x; /* (n_tokens, hidden) */
+    size_t n_bytes;
+    bool is_mapped;
+};
+
+struct calibrate {
+    struct model *m;
+    int n_threads, n_windows, ctx, hidden;
+    int batch_windows, chunk; /* windows of a batch, tokens of each at a time */
+    int32_t *tokens;
+    int32_t *positions, *seqs, *blocks; /* of a batch */
+    struct states states;
+    double *h[INPUT_COUNT]; /* (n, n) */
+    int width[INPUT_COUNT];
+    int64_t n_rows[INPUT_COUNT]; /* summed so far */
+    int failed;                  /* first error inside the tap */
+};
+
+static int blocks_of(int ctx) { return (ctx + BACKEND_KV_BLOCK - 1) / BACKEND_KV_BLOCK; }
+
+static int windows_at_once(int ctx) { return ctx < CALIBRATE_BATCH ? CALIBRATE_BATCH / ctx : 1; }
+
+int calibrate_kv_blocks(int ctx) { return windows_at_once(ctx) * blocks_of(ctx); }
+
+int calibrate_generate_blocks(int ctx) { return CALIBRATE_SEQUENCES * blocks_of(ctx); }
+
+enum calibrate_input calibrate_input_of(enum model_role role) {
+    static const enum calibrate_input inputs[ROLE_COUNT] = {
+        [ROLE_Q] = INPUT_QKV,   [ROLE_K] = INPUT_QKV, [ROLE_V] = INPUT_QKV,    [ROLE_O] = INPUT_O,
+        [ROLE_GATE] = INPUT_UP, [ROLE_UP] = INPUT_UP, [ROLE_DOWN] = INPUT_DOWN};
+    return inputs[role];
+}
+
+/* Room on disk is reserved at once: a mapped file that runs full would kill the process later. */
+static int spill_states(struct states *s, const char *folder, struct error *err) {
+    char path[4096];
+    if (!folder) folder = getenv("TMPDIR");
+    if (!folder || !*folder) folder = "/tmp";
+    if (snprintf(path, sizeof path, "%s/gptqt-states-XXXXXX", folder) >= (int)sizeof path)
+        return error_set(err, -ENAMETOOLONG, "%s: too long", folder);
+    int fd = mkstemp(path);
+    if (fd < 0) return error_set(err, -errno, "%s: %s", path, strerror(errno));
+    unlink(path);
+    int r = -posix_fallocate(fd, 0, (off_t)s->n_bytes);
+    if (r < 0) {
+        error_set(err, r, "%s: cannot hold %zu bytes of hidden states: %s", folder, s->n_bytes,
+                  strerror(-r));
+    } else {
+        void *x = mmap(NULL, s->n_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        if (x == MAP_FAILED) {
+            r = error_set(err, -errno, "%s: cannot map: %s", folder, strerror(errno));
+        } else {
+            s->x = x;
+            s->is_mapped = true;
+        }
+    }
+    close(fd);
+    return r;
+}
+
+static int make_states(struct calibrate *c, const struct calibrate_options *o, struct error *err) {
+    struct states *s = &c->states;
+    s->n_bytes = (size_t)c->n_windows * (size_t)c->ctx * (size_t)c->hidden * sizeof *s->x;
+    if (s->n_bytes > o->memory) return spill_states(s, o->spill, err);
+    s->x = malloc(s->n_bytes);
+    return s->x ? 0 : error_set(err, -ENOMEM, "hidden states: out of memory");
+}
+
+static int make_moments(struct calibrate *c, struct error *err) {
+    for (int role = 0; role < ROLE_COUNT; role++) {
+        int rows, cols;
+        enum calibrate_input input = calibrate_input_of((enum model_role)role);
+        if (c->h[input] || !model_linear_shape(c->m, (enum model_role)role, &rows, &cols)) continue;
+        c->width[input] = cols;
+        c->h[input] = malloc((size_t)cols * (size_t)cols * sizeof *c->h[input]);
+        if (!c->h[input]) return error_set(err, -ENOMEM, "moments: out of memory");
+    }
+    return 0;
+}
+
+static int make_batch_room(struct calibrate *c, const int32_t *tokens, struct error *err) {
+    size_t n = (size_t)c->batch_windows * (size_t)c->chunk;
+    size_t all = (size_t)c->n_windows * (size_t)c->ctx;
+    size_t n_blocks = (size_t)calibrate_kv_blocks(c->ctx);
+    c->tokens = malloc(all * sizeof *c->tokens);
+    c->positions = malloc(n * sizeof *c->positions);
+    c->seqs = malloc(n * sizeof *c->seqs);
+    c->blocks = malloc(n_blocks * sizeof *c->blocks);
+    if (!c->tokens || !c->positions || !c->seqs || !c->blocks)
+        return error_set(err, -ENOMEM, "calibration: out of memory");
+    memcpy(c->tokens, tokens, all * sizeof *c->tokens);
+    for (size_t i = 0; i < n_blocks; i++) c->blocks[i] = (int32_t)i;
+    return 0;
+}
+
+/* A piece of some windows: the same positions of each. */
+struct piece {
+    int window, n_windows, start, n;
+};
+
+static void start_piece(struct calibrate *c, const struct piece *p, int32_t *tokens) {
+    for (int w = 0; w < p->n_windows; w++) {
+        for (int i = 0; i < p->n; i++) {
+            int at = w * p->n + i;
+            tokens[at] =
+                c->tokens[(size_t)(p->window + w) * (size_t)c->ctx + (size_t)(p->start + i)];
+            c->positions[at] = p->start + i;
+            c->seqs[at] = w;
+        }
+    }
+    struct batch batch = {.n_tokens = p->n_windows * p->n,
+                          .n_seqs = p->n_windows,
+                          .tokens = tokens,
+                          .positions = c->positions,
+                          .seqs = c->seqs,
+                          .blocks = c->blocks,
+                          .max_blocks = blocks_of(c->ctx)};
+    model_begin(c->m, &batch);
+}
+
+/* Whole windows lie side by side in the states; a part of one is contiguous as well. */
+static float *state_at(struct calibrate *c, const struct piece *p) {
+    size_t token = (size_t)p->window * (size_t)c->ctx + (size_t)p->start;
+    return c->states.x + token * (size_t)c->hidden;
+}
+
+struct pass {
+    int layer; /* -1: the embedding */
+    bool advance;
+};
+
+static int run_piece(struct calibrate *c, const struct piece *p, const struct pass *pass,
+                     struct error *err) {
+    int32_t tokens[CALIBRATE_BATCH];
+    start_piece(c, p, tokens);
+    if (pass->layer < 0) {
+        model_embed(c->m);
+    } else {
+        model_write_state(c->m, state_at(c, p));
+        model_layer(c->m, pass->layer);
+    }
+    return pass->advance ? model_read_state(c->m, state_at(c, p), err) : 0;
+}
+
+/* A window longer than a batch goes through in chunks: its earlier keys are still there. */
+static int run_pass(struct calibrate *c, const struct pass *pass, struct error *err) {
+    int r = 0;
+    for (int w = 0; r == 0 && w < c->n_windows; w += c->batch_windows) {
+        struct piece p = {.window = w, .n_windows = c->n_windows - w};
+        if (p.n_windows > c->batch_windows) p.n_windows = c->batch_windows;
+        for (; r == 0 && p.start < c->ctx; p.start += c->chunk) {
+            p.n = c->ctx - p.start < c->chunk ? c->ctx - p.start : c->chunk;
+            r = run_piece(c, &p, pass, err);
+        }
+    }
+    return r;
+}
+
+int calibrate_open(struct calibrate **ret, struct model *m, const int32_t *tokens, int n_windows,
+                   int ctx, const struct calibrate_options *options, struct error *err) {
+    struct calibrate *c = calloc(1, sizeof *c);
+    if (!c) return error_set(err, -ENOMEM, "calibration: out of memory");
+    c->m = m;
+    c->n_threads = options->n_threads;
+    c->n_windows = n_windows;
+    c->ctx = ctx;
+    c->hidden = model_get_config(m)->hidden;
+    c->batch_windows = windows_at_once(ctx);
+    c->chunk = ctx < CALIBRATE_BATCH ? ctx : CALIBRATE_BATCH;
+    struct pass embed = {.layer = -1, .advance = true};
+    int r = make_batch_room(c, tokens, err);
+    if (r == 0) r = make_states(c, options, err);
+    if (r == 0) r = make_moments(c, err);
+    if (r == 0) r = run_pass(c, &embed, err);
+    if (r < 0)
+        calibrate_close(c);
+    else
+        *ret = c;
+    return r;
+}
+
+void calibrate_close(struct calibrate *c) {
+    if (!c) return;
+    if (c->states.is_mapped)
+        munmap(c->states.x, c->states.n_bytes);
+    else
+        free(c->states.x);
+    for (int i = 0; i < INPUT_COUNT; i++) free(c->h[i]);
+    free(c->tokens);
+    free(c->positions);
+    free(c->seqs);
+    free(c->blocks);
+    free(c);
+}
+
+static void sum_moments(void *arg, int layer, enum model_role role, const float *x, int n,
+                        int width) {
+    struct calibrate *c = arg;
+    enum calibrate_input input = calibrate_input_of(role);
+    (void)layer;
+    if (c->failed) return;
+    c->failed = linalg_gram_add(c->h[input], x, (size_t)n, width, c->n_threads, NULL);
+    c->n_rows[input] += n;
+}
+
+int calibrate_run(struct calibrate *c, int layer, bool collect, bool advance, struct error *err) {
+    struct pass pass = {.layer = layer, .advance = advance};
+    if (collect) {
+        c->failed = 0;
+        for (int i = 0; i < INPUT_COUNT; i++) {
+            size_t n = (size_t)c->width[i];
+            c->n_rows[i] = 0;
+            if (c->h[i]) memset(c->h[i], 0, n * n * sizeof *c->h[i]);
+        }
+        model_set_tap(c->m, sum_moments, c);
+    }
+    int r = run_pass(c, &pass, err);
+    model_set_tap(c->m, NULL, NULL);
+    if (r < 0 || !collect) return r;
+    if (c->failed) return error_set(err, c->failed, "moments of block %d: out of memory", layer);
+    for (int i = 0; i < INPUT_COUNT; i++) {
+        if (!c->h[i]) continue;
+        /* A device that was lost shows nothing to the tap. */
+        if (c->n_rows[i] == 0)
+            return error_set(err, -EIO, "block %d: the device gave no inputs", layer);
+        linalg_symmetrize(c->h[i], c->width[i], 1.0 / (double)c->n_rows[i]);
+    }
+    return 0;
+}
+
+double *calibrate_moments(struct calibrate *c, enum calibrate_input input, int *ret_n) {
+    *ret_n = c->width[input];
+    return c->h[input];
+}
+
+int calibrate_spread(int32_t *ret, int *n_windows, int ctx, const int32_t *tokens, size_t n_tokens,
+                     struct error *err) {
+    size_t width = (size_t)ctx, fit = n_tokens / width;
+    if (fit == 0)
+        return error_set(err, -EINVAL, "calibration text: %zu tokens, one window needs %d",
+                         n_tokens, ctx);
+    if ((size_t)*n_windows > fit) *n_windows = (int)fit;
+    size_t spare = n_tokens - width, last = *n_windows > 1 ? (size_t)*n_windows - 1 : 1;
+    for (size_t w = 0; w < (size_t)*n_windows; w++)
+        memcpy(ret + w * width, tokens + spare * w / last, width * sizeof *ret);
+    return 0;
+}
+
+/* Sequences that grow together, one token a step. */
+struct writing {
+    struct model *m;
+    const struct calibrate_text *text;
+    struct sampler samplers[CALIBRATE_SEQUENCES];
+    struct sampler_work *work;
+    float *logits; /* (CALIBRATE_SEQUENCES, vocab) */
+    int32_t *blocks;
+    int vocab;
+};
+
+static void start_writing(struct writing *w, int32_t *windows, int first, int n) {
+    struct sampler_params params;
+    sampler_defaults(&params);
+    for (int s = 0; s < n; s++) {
+        sampler_init(&w->samplers[s], &params, w->text->seed + (uint64_t)(first + s));
+        windows[(size_t)s * (size_t)w->text->ctx] = w->text->start;
+    }
+}
+
+static int write_token(struct writing *w, int32_t *windows, int n, int position,
+                       struct error *err) {
+    int32_t tokens[CALIBRATE_SEQUENCES], positions[CALIBRATE_SEQUENCES], seqs[CALIBRATE_SEQUENCES];
+    size_t ctx = (size_t)w->text->ctx;
+    for (int s = 0; s < n; s++) {
+        tokens[s] = windows[(size_t)s * ctx + (size_t)position];
+        positions[s] = position;
+        seqs[s] = s;
+    }
+    struct batch batch = {.n_tokens = n,
+                          .n_seqs = n,
+                          .tokens = tokens,
+                          .positions = positions,
+                          .seqs = seqs,
+                          .blocks = w->blocks,
+                          .max_blocks = blocks_of(w->text->ctx)};
+    model_forward(w->m, &batch);
+    int r = model_logits(w->m, w->logits, seqs, n, err);
+    for (int s = 0; s < n && r == 0; s++) {
+        struct sampler_call call = {.logits = w->logits + (size_t)s * (size_t)w->vocab,
+                                    .n_top = -1};
+        struct sampler_result result;
+        sampler_next(&w->samplers[s], w->work, &call, &result);
+        windows[(size_t)s * ctx + (size_t)position + 1] = result.id;
+    }
+    return r;
+}
+
+static int write_windows(struct writing *w, int32_t *windows, int first, int n, struct error *err) {
+    const struct calibrate_text *t = w->text;
+    int r = 0;
+    start_writing(w, windows, first, n);
+    for (int position = 0; r == 0 && position + 1 < t->ctx; position++) {
+        r = write_token(w, windows, n, position, err);
+        int64_t before = (int64_t)first * t->ctx, total = (int64_t)t->n_windows * t->ctx;
+        if (t->progress) t->progress(t->progress_arg, before + (int64_t)n * (position + 2), total);
+    }
+    return r;
+}
+
+int calibrate_generate(int32_t *ret, struct model *m, const struct calibrate_text *text,
+                       struct error *err) {
+    struct writing *w = calloc(1, sizeof *w);
+    if (!w) return error_set(err, -ENOMEM, "calibration: out of memory");
+    w->m = m;
+    w->text = text;
+    w->vocab = model_get_config(m)->vocab;
+    size_t n_blocks = (size_t)calibrate_generate_blocks(text->ctx);
+    w->work = sampler_work_new(w->vocab);
+    w->logits = malloc(CALIBRATE_SEQUENCES * (size_t)w->vocab * sizeof *w->logits);
+    w->blocks = malloc(n_blocks * sizeof *w->blocks);
+    int r = 0;
+    if (!w->work || !w->logits || !w->blocks)
+        r = error_set(err, -ENOMEM, "calibration: out of memory");
+    for (size_t i = 0; r == 0 && i < n_blocks; i++) w->blocks[i] = (int32_t)i;
+    for (int first = 0; r == 0 && first < text->n_windows; first += CALIBRATE_SEQUENCES) {
+        int n = text->n_windows - first;
+        if (n > CALIBRATE_SEQUENCES) n = CALIBRATE_SEQUENCES;
+        r = write_windows(w, ret + (size_t)first * (size_t)text->ctx, first, n, err);
+    }
+    sampler_work_free(w->work);
+    free(w->logits);
+    free(w->blocks);
+    free(w);
+    return r;
+}

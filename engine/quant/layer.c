@@ -1,0 +1,462 @@
+#include "engine/quant/layer.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/quant/alternate.h"
+#include "engine/quant/codebook.h"
+#include "engine/quant/fit.h"
+#include "engine/quant/gptq.h"
+#include "engine/quant/grid.h"
+#include "engine/quant/pack.h"
+#include "engine/quant/parallel.h"
+#include "engine/quant/refine.h"
+#include "engine/quant/strip.h"
+#include "kernels/error.h"
+
+struct layer_input {
+    int n;
+    struct gptq_factor *factor;
+    float *h;         /* (n, n) damped, processing order */
+    double *weights;  /* (n) of squared errors, natural order; 0 for dead columns */
+    float *weights32; /* the same */
+};
+
+void layer_defaults(struct layer_options *o) {
+    *o = (struct layer_options){.method = LAYER_GPTQT,
+                                .kind = BCQ_COMPACT,
+                                .bits = 3,
+                                .group = 16,
+                                .scale_bits = 4,
+                                .bias_bits = 5,
+                                .n_ranges = 10,
+                                .weighting = LAYER_BY_DIAG,
+                                .act_order = true,
+                                .damp = 0.01,
+                                .n_threads = 1};
+}
+
+static bool is_uniform(enum layer_method m) { return m == LAYER_RTN || m == LAYER_GPTQ; }
+
+static bool is_alternating(enum layer_method m) { return m == LAYER_BCQ || m == LAYER_GPTQ_BCQ; }
+
+static bool has_loop(enum layer_method m) { return m != LAYER_RTN && m != LAYER_BCQ; }
+
+int layer_check(const struct layer_options *o, struct error *err) {
+    if (is_alternating(o->method) && o->kind != BCQ_FREE)
+        return error_set(err, -EINVAL,
+                         "method bcq has scales of its own per plane: use params free");
+    if (o->group < 0 || o->group > BCQ_MAX_DIM)
+        return error_set(err, -EINVAL, "group: %d is not in 0..%d", o->group, BCQ_MAX_DIM);
+    if (o->n_ranges < 2 || o->n_ranges > 40)
+        return error_set(err, -EINVAL, "ranges: %d is not in 2..40", o->n_ranges);
+    if (!(o->damp >= 0.0 && o->damp <= 10.0))
+        return error_set(err, -EINVAL, "damp: %g is not in 0..10", o->damp);
+    if (o->refine < 0 || o->refine > 100)
+        return error_set(err, -EINVAL, "refine: %d is not in 0..100", o->refine);
+    if (o->method == LAYER_GPTQT && o->step_bits != 0 &&
+        (o->step_bits < o->bits || o->step_bits > CODEBOOK_MAX_STEP_BITS))
+        return error_set(err, -EINVAL, "step bits: %d is not in %d..%d", o->step_bits, o->bits,
+                         CODEBOOK_MAX_STEP_BITS);
+    struct bcq_spec spec = {.kind = o->kind, .rows = 1, .cols = 1, .bits = o->bits, .group = 1};
+    if (o->kind != BCQ_FREE) {
+        spec.scale_bits = o->scale_bits;
+        spec.bias_bits = o->bias_bits;
+    }
+    spec.n_shapes = o->kind == BCQ_COMPACT_GROUP;
+    return bcq_check(&spec, err);
+}
+
+static void set_weights(struct layer_input *in, enum layer_weighting weighting) {
+    const struct gptq_factor *f = in->factor;
+    for (int j = 0; j < in->n; j++) {
+        double v = 1.0;
+        if (weighting == LAYER_BY_DIAG) v = f->diag[j];
+        if (weighting == LAYER_BY_METRIC) v = f->pivot[f->place[j]];
+        in->weights[j] = f->dead[j] ? 0.0 : v;
+        in->weights32[j] = (float)in->weights[j];
+    }
+}
+
+int layer_input_new(struct layer_input **ret, double *h, int n, const struct layer_options *o,
+                    struct error *err) {
+    size_t side = (size_t)n;
+    struct layer_input *in = calloc(1, sizeof *in);
+    if (!in) return error_set(err, -ENOMEM, "layer input: out of memory");
+    struct gptq_options options = {o->damp, o->act_order, o->n_threads};
+    int r = gptq_factor_new(&in->factor, h, n, &options, err);
+    if (r < 0) goto fail;
+    in->n = n;
+    in->h = malloc(side * side * sizeof *in->h);
+    in->weights = malloc(side * sizeof *in->weights);
+    in->weights32 = malloc(side * sizeof *in->weights32);
+    if (!in->h || !in->weights || !in->weights32) {
+        r = error_set(err, -ENOMEM, "layer input: out of memory");
+        goto fail;
+    }
+    const int *perm = in->factor->perm;
+    for (size_t i = 0; i < side; i++)
+        for (size_t j = 0; j < side; j++)
+            in->h[i * side + j] = (float)h[(size_t)perm[i] * side + (size_t)perm[j]];
+    set_weights(in, o->weighting);
+    /* Only the classic baseline runs on the factor itself. */
+    if (o->method != LAYER_GPTQ) gptq_factor_shrink(in->factor);
+    *ret = in;
+    return 0;
+fail:
+    layer_input_free(in);
+    return r;
+}
+
+void layer_input_free(struct layer_input *in) {
+    if (!in) return;
+    gptq_factor_free(in->factor);
+    free(in->h);
+    free(in->weights);
+    free(in->weights32);
+    free(in);
+}
+
+/* What all strips of one matrix share. */
+struct job {
+    const struct layer_input *in;
+    const struct layer_options *o;
+    const struct codebook_set *set; /* LAYER_GPTQT */
+    const uint8_t *shapes;          /* (n_shapes, bits) */
+    int n_shapes;
+    const float *w; /* (rows, n) */
+    int rows, group;
+    int *group_of;
+    struct strip_problem problem;
+    double *loss, *energy; /* (rows) */
+    atomic_int status;     /* first failure */
+};
+
+/* Buffers of one strip beside struct strip. */
+struct scratch {
+    float *rows;                     /* (GPTQ_LANES, n) natural order, dead columns 0 */
+    struct codebook_choice *choices; /* (GPTQ_LANES, n_groups) */
+    struct pack_group *groups;       /* (n_groups) of one row */
+};
+
+static void copy_live_rows(const struct job *j, struct scratch *s, int row, int n_rows) {
+    size_t n = (size_t)j->in->n;
+    for (size_t r = 0; r < (size_t)n_rows; r++)
+        for (size_t k = 0; k < n; k++)
+            s->rows[r * n + k] = j->in->factor->dead[k] ? 0.0f : j->w[((size_t)row + r) * n + k];
+}
+
+/* Values are scale * (sum of d_i over set bits) + offset, seen from the middle of the levels. */
+static void set_shape(struct pack_group *g, const uint8_t *shapes, int bits, int shape, float scale,
+                      float bias) {
+    g->shape = shape;
+    g->scale = scale;
+    g->bias = bias;
+    for (int i = 0; i < bits; i++)
+        g->alpha[i] = 0.5f * scale * (float)shapes[(size_t)shape * (size_t)bits + (size_t)i];
+}
+
+static int search_strip(const struct job *j, struct scratch *s, int row, int n_rows,
+                        struct error *err) {
+    int n_groups = j->problem.view.layout.n_groups;
+    struct codebook_query q = {.w = s->rows,
+                               .h = j->in->weights32,
+                               .rows = n_rows,
+                               .cols = j->in->n,
+                               .group = j->group,
+                               .one_shape = j->o->kind == BCQ_COMPACT,
+                               .n_ranges = j->o->n_ranges,
+                               .asymmetric = j->o->asymmetric};
+    int r = codebook_search(j->set, &q, s->choices, err);
+    if (r < 0) return r;
+    for (int i = 0; i < n_rows; i++) {
+        const struct codebook_choice *c = s->choices + (size_t)i * (size_t)n_groups;
+        for (int g = 0; g < n_groups; g++)
+            set_shape(&s->groups[g], j->shapes, j->o->bits, c[g].shape, c[g].scale, c[g].bias);
+        pack_row(&j->problem.view, row + i, s->groups, j->shapes);
+        if (j->o->kind != BCQ_FREE)
+            fit_row(&j->problem.view, row + i, s->rows + (size_t)i * (size_t)j->in->n,
+                    j->in->weights32);
+    }
+    return 0;
+}
+
+static int group_width(const struct job *j, int group) {
+    int rest = j->in->n - group * j->group;
+    return rest < j->group ? rest : j->group;
+}
+
+static struct grid lay_grid(const struct job *j, const float *w, int group, double *values) {
+    int width = group_width(j, group);
+    double largest = 0.0;
+    for (int k = 0; k < width; k++) {
+        values[k] = (double)w[group * j->group + k];
+        largest = fmax(largest, fabs(values[k]));
+    }
+    /* The grid -1..1 of a group of zeros would claim the row's super-scale. */
+    if (largest == 0.0) return (struct grid){.bits = j->o->bits};
+    if (!j->o->min_mse) return grid_minmax(values, (size_t)width, j->o->bits);
+    return grid_min_mse(values, j->in->weights + (size_t)group * (size_t)j->group, (size_t)width,
+                        j->o->bits);
+}
+
+static int grid_strip(const struct job *j, struct scratch *s, int row, int n_rows,
+                      struct error *err) {
+    double *values = malloc((size_t)j->group * sizeof *values);
+    if (!values) return error_set(err, -ENOMEM, "grids: out of memory");
+    for (int i = 0; i < n_rows; i++) {
+        for (int g = 0; g < j->problem.view.layout.n_groups; g++) {
+            struct grid grid = lay_grid(j, s->rows + (size_t)i * (size_t)j->in->n, g, values);
+            set_shape(&s->groups[g], j->shapes, j->o->bits, 0, (float)grid.scale,
+                      (float)grid_middle(&grid));
+        }
+        pack_row(&j->problem.view, row + i, s->groups, j->shapes);
+    }
+    free(values);
+    return 0;
+}
+
+static void alternate_strip(const struct job *j, struct scratch *s, int row, int n_rows) {
+    const float *weights = j->o->weighting == LAYER_BY_NONE ? NULL : j->in->weights32;
+    for (int i = 0; i < n_rows; i++) {
+        for (int g = 0; g < j->problem.view.layout.n_groups; g++) {
+            size_t first = (size_t)g * (size_t)j->group;
+            struct alternate_fit fit;
+            alternate_fit(&fit, s->rows + (size_t)i * (size_t)j->in->n + first,
+                          weights ? weights + first : NULL, group_width(j, g), j->o->bits,
+                          j->o->bcq_bias);
+            memcpy(s->groups[g].alpha, fit.alpha, sizeof fit.alpha);
+            s->groups[g].bias = fit.bias;
+        }
+        pack_row(&j->problem.view, row + i, s->groups, j->shapes);
+    }
+}
+
+/* The classic loop lays its grids as it goes, which only the free form can store, and only where
+ * groups are runs of natural columns. */
+static bool lays_as_it_goes(const struct layer_options *o) {
+    return o->method == LAYER_GPTQ && !o->act_order && o->kind == BCQ_FREE;
+}
+
+struct dynamic { /* results of gptq_uniform() */
+    double *w, *scales, *zeros, *loss;
+    uint8_t *codes;
+};
+
+static void store_dynamic(const struct job *j, struct strip *strip, const struct dynamic *d) {
+    int n_groups = j->problem.view.layout.n_groups;
+    for (int i = 0; i < strip->n_rows; i++) {
+        for (int g = 0; g < n_groups; g++) {
+            struct pack_group group;
+            struct grid grid = {.scale = d->scales[i * n_groups + g],
+                                .zero = d->zeros[i * n_groups + g],
+                                .bits = j->o->bits};
+            set_shape(&group, j->shapes, j->o->bits, 0, (float)grid.scale,
+                      (float)grid_middle(&grid));
+            pack_free(&j->problem.view, strip->row + i, g, group.alpha, group.bias);
+        }
+    }
+    strip_take_codes(strip, d->codes);
+}
+
+static int dynamic_strip(const struct job *j, struct strip *strip, const struct scratch *s,
+                         struct error *err) {
+    size_t n = (size_t)j->in->n, rows = (size_t)strip->n_rows;
+    size_t n_grids = rows * (size_t)j->problem.view.layout.n_groups;
+    struct gptq_uniform o = {.bits = j->o->bits,
+                             .group = j->group,
+                             .min_mse = j->o->min_mse,
+                             .h = j->in->weights,
+                             .round_f16 = true};
+    struct dynamic d = {.w = malloc(rows * n * sizeof *d.w),
+                        .scales = malloc(n_grids * sizeof *d.scales),
+                        .zeros = malloc(n_grids * sizeof *d.zeros),
+                        .loss = malloc(rows * sizeof *d.loss),
+                        .codes = malloc(rows * n)};
+    int r = -ENOMEM;
+    if (!d.w || !d.scales || !d.zeros || !d.loss || !d.codes) {
+        error_set(err, r, "column loop: out of memory");
+    } else {
+        for (size_t i = 0; i < rows * n; i++) d.w[i] = (double)s->rows[i];
+        r = gptq_uniform(j->in->factor, &o, d.w, strip->n_rows, d.codes, d.scales, d.zeros, d.loss,
+                         err);
+        if (r == 0) store_dynamic(j, strip, &d);
+    }
+    free(d.w);
+    free(d.scales);
+    free(d.zeros);
+    free(d.loss);
+    free(d.codes);
+    return r;
+}
+
+/* Parameters first, in their stored form; codes after. */
+static int fixed_strip(const struct job *j, struct strip *strip, struct scratch *s,
+                       struct error *err) {
+    int r = 0, row = strip->row, n_rows = strip->n_rows;
+    if (j->o->method == LAYER_GPTQT) r = search_strip(j, s, row, n_rows, err);
+    if (is_uniform(j->o->method)) r = grid_strip(j, s, row, n_rows, err);
+    if (is_alternating(j->o->method)) alternate_strip(j, s, row, n_rows);
+    if (r < 0) return r;
+    strip_levels(strip);
+    if (has_loop(j->o->method))
+        strip_loop(strip);
+    else
+        strip_nearest(strip);
+    strip_codes(strip);
+    return 0;
+}
+
+static int quantize_strip(const struct job *j, struct strip *strip, struct scratch *s,
+                          struct error *err) {
+    int r = lays_as_it_goes(j->o) ? dynamic_strip(j, strip, s, err) : fixed_strip(j, strip, s, err);
+    if (r == 0 && j->o->refine > 0)
+        r = refine_strip(strip, j->shapes, j->n_shapes, j->o->refine, err);
+    if (r == 0) strip_store(strip);
+    return r;
+}
+
+static void measure(const struct job *j, struct strip *strip) {
+    double loss[GPTQ_LANES], energy[GPTQ_LANES];
+    strip_loss(strip, loss);
+    strip_form(strip, strip->w, energy);
+    for (int i = 0; i < strip->n_rows; i++) {
+        j->loss[strip->row + i] = loss[i];
+        j->energy[strip->row + i] = energy[i];
+    }
+}
+
+static void run_strip(void *arg, size_t index) {
+    struct job *j = arg;
+    struct strip *strip = NULL;
+    struct scratch s = {0};
+    struct error err;
+    int row = (int)index * GPTQ_LANES, n_groups = j->problem.view.layout.n_groups;
+    int n_rows = j->rows - row < GPTQ_LANES ? j->rows - row : GPTQ_LANES;
+    int r = strip_new(&strip, &j->problem, &err);
+    s.rows = malloc(GPTQ_LANES * (size_t)j->in->n * sizeof *s.rows);
+    s.choices = malloc(GPTQ_LANES * (size_t)n_groups * sizeof *s.choices);
+    s.groups = calloc((size_t)n_groups, sizeof *s.groups);
+    if (r == 0 && (!s.rows || !s.choices || !s.groups)) r = -ENOMEM;
+    if (r == 0) {
+        strip_load(strip, j->w, row, n_rows);
+        copy_live_rows(j, &s, row, n_rows);
+        r = quantize_strip(j, strip, &s, &err);
+        if (r == 0) measure(j, strip);
+    }
+    int none = 0;
+    if (r < 0) atomic_compare_exchange_strong(&j->status, &none, r);
+    strip_free(strip);
+    free(s.rows);
+    free(s.choices);
+    free(s.groups);
+}
+
+static int check_weights(const float *w, size_t n_rows, size_t n_cols, struct error *err) {
+    for (size_t i = 0; i < n_rows * n_cols; i++) {
+        if (!isfinite(w[i]))
+            return error_set(err, -EDOM, "row %zu, column %zu is not finite", i / n_cols,
+                             i % n_cols);
+        if (fabsf(w[i]) > 65504.0f)
+            return error_set(err, -ERANGE, "row %zu, column %zu is %g, beyond fp16", i / n_cols,
+                             i % n_cols, (double)w[i]);
+    }
+    return 0;
+}
+
+static int make_codebook(struct job *j, struct codebook_set **ret, struct error *err) {
+    int step = j->o->step_bits ? j->o->step_bits : codebook_step_bits(j->o->bits);
+    int most = j->o->kind == BCQ_COMPACT_GROUP ? 256 : 65535;
+    int r = codebook_set_new(ret, j->o->bits, step, j->group, most, err);
+    if (r < 0) return r;
+    j->set = *ret;
+    j->shapes = (*ret)->shapes;
+    j->n_shapes = (*ret)->n_shapes;
+    return 0;
+}
+
+static int make_block(struct job *j, struct layer_result *result, struct error *err) {
+    struct bcq_spec spec = {.kind = j->o->kind,
+                            .rows = j->rows,
+                            .cols = j->in->n,
+                            .bits = j->o->bits,
+                            .group = j->group};
+    struct bcq_layout layout;
+    if (spec.kind != BCQ_FREE) {
+        spec.scale_bits = j->o->scale_bits;
+        spec.bias_bits = j->o->bias_bits;
+    }
+    if (spec.kind == BCQ_COMPACT_GROUP) spec.n_shapes = j->n_shapes;
+    int r = bcq_check(&spec, err);
+    if (r < 0) return r;
+    bcq_layout(&layout, &spec);
+    result->block = aligned_alloc(BCQ_ALIGN, (size_t)layout.total);
+    if (!result->block) return error_set(err, -ENOMEM, "binary-coded block: out of memory");
+    memset(result->block, 0, (size_t)layout.total);
+    result->n_bytes = (size_t)layout.total;
+    bcq_format(&result->view, result->block, &spec);
+    if (spec.kind == BCQ_COMPACT_GROUP) pack_shape_table(&result->view, j->shapes);
+    j->problem = (struct strip_problem){j->in->factor, j->in->h, j->group_of, result->view};
+    return 0;
+}
+
+/* Group of the k-th processed column, and room for the losses of every row. */
+static int make_maps(struct job *j, struct error *err) {
+    j->group_of = malloc((size_t)j->in->n * sizeof *j->group_of);
+    j->loss = calloc((size_t)j->rows, sizeof *j->loss);
+    j->energy = calloc((size_t)j->rows, sizeof *j->energy);
+    if (!j->group_of || !j->loss || !j->energy)
+        return error_set(err, -ENOMEM, "layer: out of memory");
+    for (int k = 0; k < j->in->n; k++) j->group_of[k] = j->in->factor->perm[k] / j->group;
+    return 0;
+}
+
+static void sum_up(const struct job *j, struct layer_result *result) {
+    for (int r = 0; r < j->rows; r++) {
+        result->loss += j->loss[r];
+        result->energy += j->energy[r];
+    }
+    if (result->energy > 0.0)
+        result->decibels = 10.0 * log10(fmax(result->loss / result->energy, 1e-20));
+}
+
+int layer_quantize(struct layer_result *ret, const struct layer_input *in, const float *w, int rows,
+                   const struct layer_options *o, struct error *err) {
+    static const uint8_t powers[BCQ_MAX_BITS] = {1, 2, 4, 8};
+    struct layer_result result = {0};
+    struct codebook_set *set = NULL;
+    struct job j = {.in = in, .o = o, .w = w, .rows = rows, .shapes = powers, .n_shapes = 1};
+    atomic_init(&j.status, 0);
+    j.group = o->group == 0 || o->group > in->n ? in->n : o->group;
+    int r = layer_check(o, err);
+    if (r < 0) return r;
+    r = check_weights(w, (size_t)rows, (size_t)in->n, err);
+    if (r < 0) return r;
+    if (o->method == LAYER_GPTQT) r = make_codebook(&j, &set, err);
+    if (r == 0) r = make_maps(&j, err);
+    if (r == 0) r = make_block(&j, &result, err);
+    if (r == 0) {
+        parallel_for(o->n_threads, ((size_t)rows + GPTQ_LANES - 1) / GPTQ_LANES, run_strip, &j);
+        r = atomic_load(&j.status);
+        if (r < 0) error_set(err, r, "quantizing rows: out of memory");
+    }
+    if (r == 0) {
+        sum_up(&j, &result);
+        *ret = result;
+        result.block = NULL;
+    }
+    layer_result_free(&result);
+    codebook_set_free(set);
+    free(j.group_of);
+    free(j.loss);
+    free(j.energy);
+    return r;
+}
+
+void layer_result_free(struct layer_result *result) {
+    free(result->block);
+    result->block = NULL;
+}

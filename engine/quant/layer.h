@@ -1,0 +1,84 @@
+/* layer.h - turns one weight matrix into a binary-coded block.
+ *
+ * Owns      struct layer_input and struct layer_result until their free functions.
+ * Borrows   weights during the call, the input until the call returns.
+ * Thread    any; work is spread over n_threads by blocks of rows.
+ * Fails     -EINVAL (options), -EDOM (values that are not finite), -ERANGE (beyond fp16), -ENOMEM;
+ *           the caller puts the tensor's name in front.
+ * Cost      rows * cols^2 multiply-adds in fp32, twice with the loss; cols^3 in fp64 per input.
+ *
+ * Rows are independent given H, and blocks of rows are cut the same way whatever the number of
+ * threads: equal input gives equal bytes. Every group's parameters are fixed, in their stored form,
+ * before the column loop (groups are runs of columns in natural order whatever the processing
+ * order), save the classic GPTQ baseline without act-order in the free form. */
+#ifndef ENGINE_QUANT_LAYER_H
+#define ENGINE_QUANT_LAYER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "kernels/weights.h"
+
+struct error;
+struct layer_input;
+
+enum layer_method {
+    LAYER_RTN,      /* uniform grid, nearest level */
+    LAYER_GPTQ,     /* uniform grid, column loop */
+    LAYER_BCQ,      /* alternating binary coding, nearest level */
+    LAYER_GPTQ_BCQ, /* alternating binary coding, column loop */
+    LAYER_GPTQT     /* codebook search, column loop */
+};
+
+/* How errors of columns count where a codebook or a grid is chosen. */
+enum layer_weighting {
+    LAYER_BY_DIAG, /* diagonal of H */
+    LAYER_BY_NONE,
+    LAYER_BY_METRIC /* 1 / U_jj^2: the diagonal less what later columns can make up for */
+};
+
+struct layer_options {
+    enum layer_method method;
+    enum bcq_kind kind;
+    int bits;
+    int group;      /* columns; 0 = a whole row */
+    int scale_bits; /* compact kinds; else ignored */
+    int bias_bits;
+    int step_bits; /* of step one; 0 = codebook_step_bits() */
+    int n_ranges;  /* range factors explored */
+    bool asymmetric;
+    enum layer_weighting weighting;
+    bool act_order;
+    bool min_mse;  /* uniform methods shrink the range to the least weighted error */
+    bool bcq_bias; /* alternating methods fit a bias as well */
+    double damp;
+    int refine; /* rounds of refit and coordinate descent after the loop */
+    int n_threads;
+};
+
+void layer_defaults(struct layer_options *options);
+
+/* -EINVAL names the option. */
+int layer_check(const struct layer_options *options, struct error *err);
+
+/* What the matrices that share an input have in common. Takes no ownership of h: (n, n) symmetric,
+ * mean of x x^T; it is damped in place. */
+int layer_input_new(struct layer_input **ret, double *h, int n, const struct layer_options *options,
+                    struct error *err);
+void layer_input_free(struct layer_input *in); /* NULL is allowed */
+
+struct layer_result {
+    void *block; /* n_bytes, 64-byte aligned */
+    size_t n_bytes;
+    struct bcq_view view;
+    double loss;     /* sum over rows of (q - w) H (q - w)^T, H damped */
+    double energy;   /* sum over rows of w H w^T */
+    double decibels; /* 10 log10(loss / energy), at least -200; 0 when energy is 0 */
+};
+
+/* w: (rows, n of the input). options are those of the input. */
+int layer_quantize(struct layer_result *ret, const struct layer_input *in, const float *w, int rows,
+                   const struct layer_options *options, struct error *err);
+void layer_result_free(struct layer_result *result); /* zeroed is allowed */
+
+#endif

@@ -1,0 +1,535 @@
+#include "engine/quant/quantize.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/checkpoint_writer.h"
+#include "engine/config.h"
+#include "engine/json_guard.h"
+#include "engine/map.h"
+#include "engine/model_arch.h"
+#include "engine/quant/calibrate.h"
+#include "engine/quant/carry.h"
+#include "engine/quant/codebook.h"
+#include "engine/quant/linalg.h"
+#include "engine/quant/parallel.h"
+#include "engine/quant/texts.h"
+#include "engine/sha256.h"
+#include "engine/source.h"
+#include "engine/source_text.h"
+#include "engine/text_file.h"
+#include "engine/tokenizer.h"
+#include "kernels/error.h"
+
+enum { NAME_SIZE = 192, TEXT_CTX = 1024, OWN_CTX = 512, WINDOWS = 64, MAX_WINDOWS = 1 << 16 };
+
+/* Kept beside the tensors while blocks are made, and part of the checkpoint in the end. */
+static const char errors_file[] = "layer_errors.json";
+
+struct quantize {
+    struct source *src;
+    const struct model_config *config;
+    struct quantize_options o; /* with every default put in */
+    const struct quantize_events *events;
+    struct backend *backend;
+    struct model *model;
+    struct checkpoint_writer *writer;
+    struct calibrate *calibrate;
+    int32_t *tokens; /* (windows, ctx) */
+    float *w;        /* the largest matrix */
+    json_t *errors;  /* matrix name -> {decibels, loss, energy, bits_per_weight} */
+};
+
+const char *quantize_method_name(enum layer_method method) {
+    static const char *const names[] = {"rtn", "gptq", "bcq", "gptq-bcq", "gptqt"};
+    return (size_t)method < sizeof names / sizeof *names ? names[method] : NULL;
+}
+
+const char *quantize_kind_name(enum bcq_kind kind) {
+    static const char *const names[] = {"", "compact", "compact-group", "free"};
+    return (size_t)kind < sizeof names / sizeof *names ? names[kind] : NULL;
+}
+
+const char *quantize_weighting_name(enum layer_weighting weighting) {
+    static const char *const names[] = {"diag", "none", "u"};
+    return (size_t)weighting < sizeof names / sizeof *names ? names[weighting] : NULL;
+}
+
+const char *quantize_role_name(enum model_role role) {
+    static const char *const names[] = {"q", "k", "v", "o", "gate", "up", "down"};
+    return (size_t)role < sizeof names / sizeof *names ? names[role] : NULL;
+}
+
+void quantize_defaults(struct quantize_options *o) {
+    *o = (struct quantize_options){0};
+    layer_defaults(&o->layer);
+}
+
+static void note(const struct quantize *q, const char *text) {
+    if (q->events->note) q->events->note(q->events->arg, text);
+}
+
+static void progress(const struct quantize *q, double done) {
+    if (q->events->progress)
+        q->events->progress(q->events->arg, QUANTIZE_BLOCKS, done, (double)q->config->n_layers);
+}
+
+/* Puts the defaults in and refuses what cannot be. */
+static int settle_options(struct quantize *q, struct error *err) {
+    struct quantize_options *o = &q->o;
+    int r = layer_check(&o->layer, err);
+    if (r < 0) return r;
+    o->layer.n_threads = parallel_threads(o->layer.n_threads);
+    o->backend.n_threads = o->layer.n_threads;
+    int limit = q->config->max_positions, ctx = o->calibration ? TEXT_CTX : OWN_CTX;
+    if (o->ctx == 0) o->ctx = ctx < limit ? ctx : limit;
+    if (o->ctx < 2 || o->ctx > limit)
+        return error_set(err, -EINVAL, "ctx: %d is not in 2..%d, the model's positions", o->ctx,
+                         limit);
+    if (o->windows == 0) o->windows = WINDOWS;
+    if (o->windows < 1 || o->windows > MAX_WINDOWS)
+        return error_set(err, -EINVAL, "windows: %d is not in 1..%d", o->windows, MAX_WINDOWS);
+    if (o->state_memory == 0) o->state_memory = (size_t)2 << 30;
+    for (size_t i = 0; i < source_count(q->src); i++)
+        if (source_at(q->src, i)->is_bcq)
+            return error_set(err, -ENOTSUP, "tensor '%s': the model is binary-coded already",
+                             source_at(q->src, i)->name);
+    return 0;
+}
+
+static int tokens_from_file(struct quantize *q, struct error *err) {
+    struct tokenizer *t = NULL;
+    char *text = NULL;
+    int32_t *ids = NULL;
+    size_t n_text, n_ids = 0;
+    int r = text_file_read(&text, &n_text, q->o.calibration, err);
+    if (r == 0) r = source_text_tokenizer(&t, q->src, err);
+    if (r == 0) r = tokenizer_encode(t, text, n_text, 0, &ids, &n_ids, err);
+    for (size_t i = 0; r == 0 && i < n_ids; i++)
+        if (ids[i] < 0 || ids[i] >= q->config->vocab)
+            r = error_set(err, -EINVAL, "calibration text: token %d is not in the model's %d",
+                          (int)ids[i], q->config->vocab);
+    int asked = q->o.windows;
+    if (r == 0) r = calibrate_spread(q->tokens, &q->o.windows, q->o.ctx, ids, n_ids, err);
+    if (r == 0 && q->o.windows < asked) {
+        char line[160];
+        snprintf(line, sizeof line, "the calibration text has %zu tokens: %d windows of %d", n_ids,
+                 q->o.windows, q->o.ctx);
+        note(q, line);
+    }
+    free(ids);
+    free(text);
+    tokenizer_free(t);
+    return r;
+}
+
+static void text_progress(void *arg, int64_t done, int64_t total) {
+    const struct quantize *q = arg;
+    if (q->events->progress)
+        q->events->progress(q->events->arg, QUANTIZE_WRITING_TEXT, (double)done, (double)total);
+}
+
+static int tokens_from_model(struct quantize *q, struct error *err) {
+    const struct model_config *c = q->config;
+    struct model *full = NULL;
+    struct model_options options = {.kv_type = DTYPE_F32,
+                                    .max_batch_tokens = CALIBRATE_SEQUENCES,
+                                    .max_logit_rows = CALIBRATE_SEQUENCES,
+                                    .n_kv_blocks = calibrate_generate_blocks(q->o.ctx)};
+    struct calibrate_text text = {.n_windows = q->o.windows,
+                                  .ctx = q->o.ctx,
+                                  .start = c->bos >= 0 ? c->bos
+                                           : c->n_eos  ? c->eos[0]
+                                                       : 0,
+                                  .seed = q->o.seed,
+                                  .progress = text_progress,
+                                  .progress_arg = q};
+    note(q, "no calibration text was given: the model writes its own");
+    int r = model_open(&full, q->backend, q->src, &options, err);
+    if (r == 0) r = calibrate_generate(q->tokens, full, &text, err);
+    model_close(full);
+    return r;
+}
+
+/* The settings that a reader may want to know; all that decide about the codes. */
+static json_t *describe(const struct quantize *q) {
+    const struct layer_options *l = &q->o.layer;
+    bool compact = l->kind != BCQ_FREE, gptqt = l->method == LAYER_GPTQT;
+    json_t *o = json_pack(
+        "{s:s, s:s, s:i, s:i, s:s}", "quant_method", "gptqt", "method",
+        quantize_method_name(l->method), "bits", l->bits, "group_size", l->group, "params",
+        l->kind == BCQ_COMPACT_GROUP ? "compact_group" : quantize_kind_name(l->kind));
+    if (!o) return NULL;
+    if (compact) json_object_set_new(o, "scale_bits", json_integer(l->scale_bits));
+    if (compact) json_object_set_new(o, "bias_bits", json_integer(l->bias_bits));
+    if (gptqt) {
+        int step = l->step_bits ? l->step_bits : codebook_step_bits(l->bits);
+        json_object_set_new(o, "step_bits", json_integer(step));
+        json_object_set_new(o, "ranges", json_integer(l->n_ranges));
+        json_object_set_new(o, "asymmetric", json_boolean(l->asymmetric));
+    } else {
+        json_object_set_new(o, "min_mse", json_boolean(l->min_mse));
+        json_object_set_new(o, "bcq_bias", json_boolean(l->bcq_bias));
+    }
+    json_object_set_new(o, "weighting", json_string(quantize_weighting_name(l->weighting)));
+    json_object_set_new(o, "act_order", json_boolean(l->act_order));
+    json_object_set_new(o, "damp", json_real(l->damp));
+    json_object_set_new(o, "refine", json_integer(l->refine));
+    json_object_set_new(o, "calibration",
+                        json_pack("{s:s, s:i, s:i, s:b}", "text",
+                                  q->o.calibration ? "file" : "self-generated", "windows",
+                                  q->o.windows, "ctx", q->o.ctx, "static", (int)q->o.is_static));
+    return o;
+}
+
+/* What tells this calibration text from others: its tokens, or what it will be drawn with. */
+static json_t *text_identity(const struct quantize *q) {
+    char hex[SHA256_HEX];
+    struct sha256 sum;
+    if (!q->o.calibration) return json_sprintf("seed %llu", (unsigned long long)q->o.seed);
+    sha256_init(&sum);
+    sha256_add(&sum, q->tokens, (size_t)q->o.windows * (size_t)q->o.ctx * sizeof *q->tokens);
+    sha256_end(&sum, hex);
+    return json_string(hex);
+}
+
+/* The settings, the source's bytes and the calibration text make a run what it is. */
+static int open_writer(struct quantize *q, const char *out, struct error *err) {
+    char model[SHA256_HEX];
+    source_hash(q->src, model);
+    json_t *o = describe(q);
+    json_object_set_new(o, "model", json_string(model));
+    json_object_set_new(o, "tokens", text_identity(q));
+    json_object_set_new(o, "version", json_string(GPTQT_VERSION));
+    char *settings = o ? json_dumps(o, JSON_INDENT(1)) : NULL;
+    json_decref(o);
+    if (!settings) return error_set(err, -ENOMEM, "settings: out of memory");
+    struct checkpoint_writer_options options = {.settings = settings, .force = q->o.force};
+    int r = checkpoint_writer_open(&q->writer, out, &options, err);
+    free(settings);
+    return r;
+}
+
+static int open_model(struct quantize *q, struct error *err) {
+    struct model_options options = {.kv_type = DTYPE_F32,
+                                    .max_batch_tokens = CALIBRATE_BATCH,
+                                    .max_logit_rows = 1,
+                                    .n_kv_blocks = calibrate_kv_blocks(q->o.ctx),
+                                    .layers_on_demand = true};
+    struct calibrate_options states = {.n_threads = q->o.layer.n_threads,
+                                       .memory = q->o.state_memory};
+    size_t largest = 1;
+    int r = model_open(&q->model, q->backend, q->src, &options, err);
+    if (r < 0) return r;
+    for (int role = 0; role < ROLE_COUNT; role++) {
+        int rows, cols;
+        if (!model_linear_shape(q->model, (enum model_role)role, &rows, &cols)) continue;
+        size_t n = (size_t)rows * (size_t)cols;
+        if (n > largest) largest = n;
+    }
+    q->w = malloc(largest * sizeof *q->w);
+    if (!q->w) return error_set(err, -ENOMEM, "weights: out of memory");
+    return calibrate_open(&q->calibrate, q->model, q->tokens, q->o.windows, q->o.ctx, &states, err);
+}
+
+/* What an earlier run has written of the errors; a damaged file costs that run's blocks only. */
+static int read_errors(struct quantize *q, struct error *err) {
+    static const struct json_guard_limits limits = {.max_depth = 4, .max_items = 1u << 18};
+    struct map map;
+    if (checkpoint_writer_has(q->writer, errors_file)) {
+        int r = checkpoint_writer_map(q->writer, errors_file, &map, err);
+        if (r < 0) return r;
+        r = json_guard_parse(&q->errors, map.bytes, map.size, &limits, errors_file, NULL);
+        map_close(&map);
+        if (r == 0 && json_is_object(q->errors)) return 0;
+        if (r == 0) json_decref(q->errors);
+    }
+    q->errors = json_object();
+    return q->errors ? 0 : error_set(err, -ENOMEM, "errors: out of memory");
+}
+
+static int write_errors(struct quantize *q, struct error *err) {
+    char *text = json_dumps(q->errors, JSON_INDENT(1) | JSON_SORT_KEYS);
+    if (!text) return error_set(err, -ENOMEM, "errors: out of memory");
+    int r = checkpoint_writer_add_file(q->writer, errors_file, text, strlen(text), err);
+    free(text);
+    return r;
+}
+
+/* Whether an earlier run has made the whole block: the errors are written after its matrices. */
+static bool block_is_made(const struct quantize *q, int layer) {
+    for (int role = 0; role < ROLE_COUNT; role++) {
+        int rows, cols;
+        char name[NAME_SIZE], coded[NAME_SIZE + 8];
+        if (!model_linear_shape(q->model, (enum model_role)role, &rows, &cols)) continue;
+        model_linear_name(q->model, layer, (enum model_role)role, name, sizeof name);
+        snprintf(coded, sizeof coded, "%s.bcq", name);
+        if (!json_object_get(q->errors, name) || !checkpoint_writer_has(q->writer, coded))
+            return false;
+    }
+    return true;
+}
+
+static double error_value(const struct quantize *q, const char *name, const char *key) {
+    return json_number_value(json_object_get(json_object_get(q->errors, name), key));
+}
+
+static void show_matrix(const struct quantize *q, int layer, enum model_role role, bool resumed) {
+    struct quantize_matrix m = {.layer = layer, .resumed = resumed};
+    char name[NAME_SIZE];
+    model_linear_shape(q->model, role, &m.rows, &m.cols);
+    model_linear_name(q->model, layer, role, name, sizeof name);
+    m.name = name;
+    m.decibels = error_value(q, name, "decibels");
+    if (q->events->matrix) q->events->matrix(q->events->arg, &m);
+}
+
+/* From now on the block runs on the coded matrix: as the dense one it stands for, which prompts run
+ * fastest on. */
+static int replace(struct quantize *q, int layer, enum model_role role,
+                   const struct bcq_view *coded, struct error *err) {
+    for (int r = 0; r < coded->spec.rows; r++)
+        bcq_expand_row(coded, r, q->w + (size_t)r * (size_t)coded->spec.cols);
+    struct weight_view view = {
+        .type = DTYPE_F32, .rows = coded->spec.rows, .cols = coded->spec.cols, .data = q->w};
+    return model_replace_linear(q->model, layer, role, &view, err);
+}
+
+static int store(struct quantize *q, const char *name, const struct layer_result *result,
+                 struct error *err) {
+    char coded[NAME_SIZE + 8];
+    snprintf(coded, sizeof coded, "%s.bcq", name);
+    struct safetensors_tensor t = {.name = coded,
+                                   .type = SAFETENSORS_U8,
+                                   .n_dims = 1,
+                                   .shape = {result->n_bytes},
+                                   .data = result->block,
+                                   .n_bytes = result->n_bytes};
+    json_t *entry = json_pack("{s:f, s:f, s:f, s:f}", "decibels", result->decibels, "loss",
+                              result->loss, "energy", result->energy, "bits_per_weight",
+                              bcq_bits_per_weight(&result->view.spec));
+    if (!entry || json_object_set_new(q->errors, name, entry) < 0)
+        return error_set(err, -ENOMEM, "errors: out of memory");
+    return checkpoint_writer_add(q->writer, &t, err);
+}
+
+static int make_matrix(struct quantize *q, const struct layer_input *in, int layer,
+                       enum model_role role, struct error *err) {
+    char name[NAME_SIZE];
+    int rows, cols;
+    struct layer_result result = {0};
+    model_linear_shape(q->model, role, &rows, &cols);
+    model_linear_name(q->model, layer, role, name, sizeof name);
+    int r = model_read_linear(q->model, layer, role, q->w, err);
+    if (r == 0) r = layer_quantize(&result, in, q->w, rows, &q->o.layer, err);
+    if (r == 0) r = store(q, name, &result, err);
+    if (r == 0 && !q->o.is_static) r = replace(q, layer, role, &result.view, err);
+    layer_result_free(&result);
+    if (r < 0) return error_prefix(err, r, "%s", name);
+    show_matrix(q, layer, role, false);
+    return 0;
+}
+
+/* The matrices that read one input; the factor is theirs in common. */
+static int make_input(struct quantize *q, int layer, enum calibrate_input input,
+                      struct error *err) {
+    struct layer_input *in = NULL;
+    int n;
+    double *h = calibrate_moments(q->calibrate, input, &n);
+    int r = layer_input_new(&in, h, n, &q->o.layer, err);
+    if (r < 0) return error_prefix(err, r, "block %d", layer);
+    for (int role = 0; r == 0 && role < ROLE_COUNT; role++) {
+        int rows, cols;
+        if (calibrate_input_of((enum model_role)role) != input) continue;
+        if (!model_linear_shape(q->model, (enum model_role)role, &rows, &cols)) continue;
+        r = make_matrix(q, in, layer, (enum model_role)role, err);
+    }
+    layer_input_free(in);
+    return r;
+}
+
+static int make_block(struct quantize *q, int layer, struct error *err) {
+    /* Shares of the time, roughly: the forward pass a third, then the inputs. */
+    int r = calibrate_run(q->calibrate, layer, true, q->o.is_static, err);
+    for (int input = 0; r == 0 && input < INPUT_COUNT; input++) {
+        progress(q, layer + 0.4 + 0.1 * input);
+        r = make_input(q, layer, (enum calibrate_input)input, err);
+    }
+    return r == 0 ? write_errors(q, err) : r;
+}
+
+static int restore_matrix(struct quantize *q, int layer, enum model_role role, struct error *err) {
+    char coded[NAME_SIZE];
+    struct map map;
+    struct safetensors st = {0};
+    struct bcq_view view;
+    int rows, cols;
+    model_linear_shape(q->model, role, &rows, &cols);
+    model_linear_name(q->model, layer, role, coded, sizeof coded - 8);
+    strcat(coded, ".bcq");
+    int r = checkpoint_writer_map(q->writer, coded, &map, err);
+    if (r < 0) return r;
+    r = safetensors_parse(&st, map.bytes, map.size, err);
+    if (r == 0) {
+        const struct safetensors_tensor *t = safetensors_find(&st, coded);
+        r = t ? bcq_parse(&view, t->data, (size_t)t->n_bytes, err)
+              : error_set(err, -EBADMSG, "the partial checkpoint is damaged");
+        if (r == 0 && (view.spec.rows != rows || view.spec.cols != cols))
+            r = error_set(err, -EBADMSG, "the partial checkpoint has another shape");
+        if (r == 0) r = replace(q, layer, role, &view, err);
+    }
+    safetensors_close(&st);
+    map_close(&map);
+    return r < 0 ? error_prefix(err, r, "%s", coded) : 0;
+}
+
+/* A block that is there already only has to move the states on. */
+static int restore_block(struct quantize *q, int layer, struct error *err) {
+    int r = 0;
+    for (int role = 0; r == 0 && role < ROLE_COUNT; role++) {
+        int rows, cols;
+        if (!model_linear_shape(q->model, (enum model_role)role, &rows, &cols)) continue;
+        if (!q->o.is_static) r = restore_matrix(q, layer, (enum model_role)role, err);
+        if (r == 0) show_matrix(q, layer, (enum model_role)role, true);
+    }
+    return r;
+}
+
+static int do_block(struct quantize *q, int layer, struct error *err) {
+    bool last = layer + 1 == q->config->n_layers, made = block_is_made(q, layer);
+    int r = model_load_layer(q->model, layer, err);
+    if (r < 0) return r;
+    r = made ? restore_block(q, layer, err) : make_block(q, layer, err);
+    /* With static inputs the pass that collected has moved the states as well. */
+    bool moved = q->o.is_static && !made;
+    if (r == 0 && !last && !moved) r = calibrate_run(q->calibrate, layer, false, true, err);
+    model_drop_layer(q->model, layer);
+    if (r == 0) progress(q, layer + 1);
+    return r;
+}
+
+static int do_blocks(struct quantize *q, struct error *err) {
+    int r = read_errors(q, err);
+    for (int layer = 0; r == 0 && layer < q->config->n_layers; layer++) {
+        if (q->o.stop_after > 0 && layer >= q->o.stop_after)
+            return error_set(err, -ECANCELED, "stopped after %d blocks, as asked", layer);
+        r = do_block(q, layer, err);
+    }
+    return r;
+}
+
+static bool ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && !strcmp(text + n - m, end);
+}
+
+/* Whether a tensor is what a fused pattern ("h.%d.x") names in some block, under any prefix. */
+static bool is_fused_weight(const struct quantize *q, const char *name) {
+    const struct arch_row *arch = model_arch_find(q->config->arch);
+    if (!arch || !arch->fused_qkv) return false;
+    const char *hole = strstr(arch->fused_qkv, "%d");
+    if (!hole) return false;
+    for (int layer = 0; layer < q->config->n_layers; layer++) {
+        char full[NAME_SIZE];
+        snprintf(full, sizeof full, "%.*s%d%s.weight", (int)(hole - arch->fused_qkv),
+                 arch->fused_qkv, layer, hole + 2);
+        if (ends_with(name, full)) return true;
+    }
+    return false;
+}
+
+/* Tensors whose place the coded matrices take, or that nothing reads. */
+static bool is_replaced(void *arg, const char *name) {
+    const struct quantize *q = arg;
+    char linear[NAME_SIZE];
+    if (q->config->tie_embeddings && !strcmp(name, "lm_head.weight")) return true;
+    if (!strcmp(name, "rope_freqs.weight")) return true; /* in the config from now on */
+    if (!ends_with(name, ".weight")) return false;
+    size_t n = strlen(name) - strlen(".weight");
+    for (int layer = 0; layer < q->config->n_layers; layer++) {
+        for (int role = 0; role < ROLE_COUNT; role++) {
+            int rows, cols;
+            if (!model_linear_shape(q->model, (enum model_role)role, &rows, &cols)) continue;
+            model_linear_name(q->model, layer, (enum model_role)role, linear, sizeof linear);
+            if (strlen(linear) == n && !memcmp(linear, name, n)) return true;
+        }
+    }
+    return is_fused_weight(q, name);
+}
+
+static void summarize(const struct quantize *q, struct quantize_summary *s) {
+    double bits = 0.0;
+    *s = (struct quantize_summary){.n_layers = q->config->n_layers,
+                                   .windows = q->o.windows,
+                                   .ctx = q->o.ctx,
+                                   .own_text = !q->o.calibration};
+    for (int role = 0; role < ROLE_COUNT; role++) {
+        int rows, cols;
+        s->has_role[role] = model_linear_shape(q->model, (enum model_role)role, &rows, &cols);
+        for (int layer = 0; s->has_role[role] && layer < s->n_layers; layer++) {
+            char name[NAME_SIZE];
+            model_linear_name(q->model, layer, (enum model_role)role, name, sizeof name);
+            s->decibels[role] += error_value(q, name, "decibels") / s->n_layers;
+            s->n_weights += (int64_t)rows * cols;
+            bits += error_value(q, name, "bits_per_weight") * rows * cols;
+        }
+    }
+    s->bits_per_weight = s->n_weights ? bits / (double)s->n_weights : 0.0;
+}
+
+static int write_texts(struct quantize *q, const struct quantize_summary *s, struct error *err) {
+    json_t *o = describe(q), *means = json_object();
+    for (int role = 0; role < ROLE_COUNT; role++)
+        if (s->has_role[role])
+            json_object_set_new(means, quantize_role_name((enum model_role)role),
+                                json_real(round(100.0 * s->decibels[role]) / 100.0));
+    json_object_set_new(o, "bits_per_weight", json_real(round(1e4 * s->bits_per_weight) / 1e4));
+    json_object_set_new(o, "layer_errors", means);
+    char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
+    json_decref(o);
+    int r = text ? texts_write(q->writer, q->src, text, err)
+                 : error_set(err, -ENOMEM, "config: out of memory");
+    free(text);
+    return r;
+}
+
+/* The writer comes before the slow parts, so that a path that cannot be written shows at once. */
+static int prepare(struct quantize *q, const char *out, struct error *err) {
+    q->tokens = calloc((size_t)q->o.windows * (size_t)q->o.ctx, sizeof *q->tokens);
+    if (!q->tokens) return error_set(err, -ENOMEM, "calibration: out of memory");
+    int r = q->o.calibration ? tokens_from_file(q, err) : 0;
+    if (r == 0) r = open_writer(q, out, err);
+    if (r == 0 && !q->o.calibration) r = tokens_from_model(q, err);
+    return r == 0 ? open_model(q, err) : r;
+}
+
+int quantize_run(struct quantize_summary *ret, const char *out, struct source *src,
+                 const struct quantize_options *options, const struct quantize_events *events,
+                 struct error *err) {
+    struct quantize_summary summary;
+    struct quantize q = {.src = src, .config = source_config(src), .o = *options, .events = events};
+    linalg_init();
+    int r = settle_options(&q, err);
+    if (r == 0) r = backend_open(&q.backend, &q.o.backend, err);
+    if (r == 0) r = prepare(&q, out, err);
+    if (r == 0) r = do_blocks(&q, err);
+    if (r == 0) r = carry_tensors(q.writer, src, is_replaced, &q, err);
+    if (r == 0) {
+        summarize(&q, &summary);
+        r = write_texts(&q, &summary, err);
+    }
+    if (r == 0) r = checkpoint_writer_finish(q.writer, err);
+    if (r == 0) *ret = summary;
+    calibrate_close(q.calibrate);
+    model_close(q.model);
+    checkpoint_writer_close(q.writer);
+    backend_close(q.backend);
+    json_decref(q.errors);
+    free(q.tokens);
+    free(q.w);
+    return r;
+}

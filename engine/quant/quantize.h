@@ -1,0 +1,80 @@
+/* quantize.h - quantizes a model into a checkpoint, block by block.
+ *
+ * Owns      nothing beyond the call.
+ * Borrows   the source, options and events during the call.
+ * Thread    one; work inside is spread over options.layer.n_threads.
+ * Fails     -EINVAL (an option), -ENOTSUP (the source is coded already), -ECANCELED (stopped as
+ *           asked), and what its parts fail with; tensors are named.
+ * Cost      memory of one block, the hidden states of the calibration text (or a file), second
+ *           moments of one block's inputs; time mostly the forward passes over the text.
+ *
+ * Every matrix is written as soon as it is made. A run that was interrupted, by whatever, goes on
+ * where it stopped when started again with the same options, and the result is the same to the
+ * byte. */
+#ifndef ENGINE_QUANT_QUANTIZE_H
+#define ENGINE_QUANT_QUANTIZE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/model.h"
+#include "engine/quant/layer.h"
+
+struct error;
+struct source;
+
+enum quantize_stage {
+    QUANTIZE_WRITING_TEXT, /* tokens of calibration text that the model has written */
+    QUANTIZE_BLOCKS        /* blocks done, with fractions */
+};
+
+struct quantize_matrix {
+    const char *name; /* "model.layers.0.self_attn.q_proj" */
+    int layer, rows, cols;
+    double decibels; /* loss on the damped second moments, relative to the output's energy */
+    bool resumed;    /* made by an earlier run */
+};
+
+struct quantize_events {
+    void (*progress)(void *arg, enum quantize_stage stage, double done, double total);
+    void (*matrix)(void *arg, const struct quantize_matrix *matrix);
+    void (*note)(void *arg, const char *text); /* something that the user should know */
+    void *arg;
+};
+
+struct quantize_options {
+    struct layer_options layer;
+    struct backend_options backend;
+    const char *calibration; /* UTF-8 text file; NULL: the model writes its own */
+    int windows;             /* 0 = 64; fewer when the text is short */
+    int ctx;             /* tokens of a window; 0 = 1024 (own text: 512), or the model's limit */
+    uint64_t seed;       /* of the own text */
+    bool is_static;      /* inputs come from the unquantized model, not from the coded blocks */
+    bool force;          /* replace whatever is at the output path */
+    size_t state_memory; /* bytes of hidden states kept in memory; 0 = 2 GiB */
+    int stop_after;      /* blocks; then -ECANCELED. 0 = do all */
+};
+
+struct quantize_summary {
+    int n_layers, windows, ctx;
+    bool own_text;
+    bool has_role[ROLE_COUNT];
+    double decibels[ROLE_COUNT]; /* mean over the blocks */
+    double bits_per_weight;      /* of the coded matrices, everything included */
+    int64_t n_weights;
+};
+
+void quantize_defaults(struct quantize_options *options);
+
+int quantize_run(struct quantize_summary *ret, const char *out, struct source *src,
+                 const struct quantize_options *options, const struct quantize_events *events,
+                 struct error *err);
+
+/* "gptqt", "compact", "q": as flags, files and tables name them; NULL past the last. */
+const char *quantize_method_name(enum layer_method method);
+const char *quantize_kind_name(enum bcq_kind kind);
+const char *quantize_weighting_name(enum layer_weighting weighting);
+const char *quantize_role_name(enum model_role role);
+
+#endif
