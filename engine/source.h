@@ -74,8 +74,8 @@ const struct model_config *source_config(const struct source *src);
 const struct gguf_vocab *source_vocab(const struct source *src);
 
 /* The bytes of "config.json", "generation_config.json", "tokenizer.json",
- * "tokenizer_config.json", "special_tokens_map.json" or "chat_template.jinja"; -ENOENT, without
- * a text in any error, when there is no such file. */
+ * "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja" or
+ * "layer_errors.json"; -ENOENT, without a text in any error, when there is no such file. */
 int source_file_text(const struct source *src, const char *name, const char **ret, size_t *ret_n);
 
 /* -ENOENT when there is none. Names are exact: "model.layers.0.mlp.up_proj.weight", or ".bcq". */

@@ -12,6 +12,7 @@
 const char *const source_open_texts[SOURCE_N_TEXTS] = {
     "config.json",           "generation_config.json",  "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
+    "layer_errors.json",
 };
 enum { TEXT_CONFIG, TEXT_GENERATION };
 

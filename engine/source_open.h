@@ -15,7 +15,7 @@
 #include "engine/safetensors.h"
 #include "engine/source.h"
 
-enum { SOURCE_N_TEXTS = 6 };
+enum { SOURCE_N_TEXTS = 7 };
 
 /* The files that source_file_text() knows. */
 extern const char *const source_open_texts[SOURCE_N_TEXTS];

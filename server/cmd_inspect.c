@@ -88,19 +88,20 @@ static json_t *shapes(const struct model_config *c) {
                      "context", c->max_positions, "tied_embeddings", c->tie_embeddings);
 }
 
-/* quantization_config as the file has it, the error table apart; null for other models. */
-static json_t *quantization(const struct source *src, json_t **errors) {
+/* A text of the source as JSON; NULL when there is none. */
+static json_t *load(const struct source *src, const char *file) {
     const char *text;
     size_t n;
-    *errors = NULL;
-    if (source_file_text(src, "config.json", &text, &n) < 0) return json_null();
-    json_t *config = json_loadb(text, n, 0, NULL);
+    if (source_file_text(src, file, &text, &n) < 0) return NULL;
+    return json_loadb(text, n, 0, NULL);
+}
+
+/* quantization_config as the file has it; null for other models. */
+static json_t *quantization(const struct source *src) {
+    json_t *config = load(src, "config.json");
     json_t *q = json_incref(json_object_get(config, "quantization_config"));
     json_decref(config);
-    if (!q) return json_null();
-    *errors = json_incref(json_object_get(q, "layer_errors"));
-    json_object_del(q, "layer_errors");
-    return q;
+    return q ? q : json_null();
 }
 
 static json_t *describe(const struct source *src) {
@@ -113,15 +114,15 @@ static json_t *describe(const struct source *src) {
     bool has_template = source_text_template(&template, src, NULL) == 0;
     char hash[SHA256_HEX];
     source_hash(src, hash);
-    json_t *errors, *q = quantization(src, &errors);
+    json_t *errors = load(src, "layer_errors.json");
     json_t *out = json_pack("{s:s, s:o, s:I, s:f, s:f, s:I, s:o, s:o, s:s, s:b, s:s}",
                             "architecture", config_arch_name(c->arch), "shapes", shapes(c),
                             "parameters", (json_int_t)sizes.parameters, "bits_per_weight",
                             bits(sizes.linear_bytes, sizes.linear_weights), "bits_per_weight_total",
                             bits(sizes.bytes, sizes.parameters), "bytes", (json_int_t)sizes.bytes,
-                            "bytes_by_type", sizes.by_type, "quantization", q, "tokenizer",
-                            has_tokenizer ? tokenizer_kind(tokenizer) : "none", "chat_template",
-                            has_template, "content_hash", hash);
+                            "bytes_by_type", sizes.by_type, "quantization", quantization(src),
+                            "tokenizer", has_tokenizer ? tokenizer_kind(tokenizer) : "none",
+                            "chat_template", has_template, "content_hash", hash);
     if (errors) json_object_set_new(out, "layer_errors", errors);
     tokenizer_free(tokenizer);
     free(template);
@@ -150,17 +151,10 @@ static void print_text(const json_t *facts) {
         if (strcmp(key, "layer_errors")) print_value(key, value, 0);
     }
     const json_t *errors = json_object_get(facts, "layer_errors");
-    if (!errors) return;
-    printf("relative output error of each layer on the calibration text, dB\n");
-    if (json_is_object(errors)) {
-        json_object_foreach((json_t *)errors, key, value) print_value(key, value, 2);
-        return;
-    }
-    size_t i;
-    json_array_foreach((json_t *)errors, i, value) {
-        char *line = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(5));
-        if (line) printf("  %s\n", line);
-        free(line);
+    if (errors) printf("\n%-44s %8s %8s\n", "output error on the calibration text", "dB", "bits");
+    json_object_foreach((json_t *)errors, key, value) {
+        printf("%-44s %8.2f %8.3f\n", key, json_number_value(json_object_get(value, "decibels")),
+               json_number_value(json_object_get(value, "bits_per_weight")));
     }
 }
 
