@@ -3,7 +3,10 @@
 const $ = (id) => document.getElementById(id);
 
 let running = null; // the AbortController of the request under way
-let history = []; // the chat so far: {role, content}
+let history = []; // the chat so far: {role, content}; a new array after each clear()
+let known = false; // whether the model's facts are shown
+
+const examples = { completion: "Once upon a time", chat: "Tell me a story about a brave cat." };
 
 const mode = () => document.querySelector("input[name=mode]:checked").value;
 
@@ -30,6 +33,7 @@ async function loadModel() {
     const chat = document.querySelector("input[value=chat]");
     chat.disabled = !model.meta.chat;
     if (!model.meta.chat) chat.parentElement.title = "This model has no chat template";
+    known = true;
   } catch {
     $("model").textContent = "the server does not answer";
   }
@@ -40,18 +44,25 @@ async function loadState() {
     const health = await (await fetch("/health")).json();
     $("state").textContent = `${health.status}, ${health.running} running, ${health.waiting} waiting`;
     $("state").dataset.status = health.status;
+    if (!known) loadModel();
   } catch {
     $("state").textContent = "offline";
     $("state").dataset.status = "offline";
   }
 }
 
-function addBlock(kind, text) {
+function add(parent, kind, text = "") {
   const block = document.createElement("div");
-  block.className = `block ${kind}`;
+  block.className = kind;
   block.textContent = text;
-  $("answer").append(block);
+  parent.append(block);
   return block;
+}
+
+// Follows growing text, unless the reader has scrolled up.
+function follow(block, always) {
+  const below = document.documentElement.scrollHeight - scrollY - innerHeight;
+  if (always || below < 150) block.scrollIntoView({ block: "end" });
 }
 
 // JSON.stringify would round a seed above 2^53, so its digits are put in as they are.
@@ -89,41 +100,55 @@ function showSpeed(meter, usage) {
   const seconds = (meter.last - meter.first) / 1000;
   const speed = tokens > 1 && seconds > 0 ? `${((tokens - 1) / seconds).toFixed(1)} tokens/s, ` : "";
   const first = meter.first ? `first after ${(meter.first - meter.start).toFixed(0)} ms` : `${((now - meter.start) / 1000).toFixed(1)} s`;
-  $("speed").textContent = `${tokens} tokens, ${speed}${first}`;
+  $("speed").textContent = `${tokens} tokens, ${speed}${first}${meter.cut ? ", cut by length" : ""}`;
 }
 
-async function generate(prompt) {
+async function generate(prompt, turn) {
   const chat = mode() === "chat";
   const path = chat ? "/v1/chat/completions" : "/v1/completions";
-  const meter = { start: performance.now(), first: 0, last: 0, texts: 0 };
-  addBlock("given", prompt);
-  const block = addBlock("made", "");
+  const meter = { start: performance.now(), first: 0, last: 0, texts: 0, cut: false };
+  add(turn, "given", prompt);
+  const block = add(turn, "made");
+  follow(block, true);
   const response = await fetch(path, {
     method: "POST",
     headers: { "Content-Type": "application/json" },
     body: body(makeRequest(prompt), $("seed").value.trim()),
     signal: running.signal,
   });
-  if (!response.ok) throw new Error((await response.json()).error.message);
-  await readEvents(response, (event) => {
-    if (event.error) throw new Error(event.error.message);
-    const choice = event.choices[0];
-    const text = choice && (chat ? choice.delta.content : choice.text);
-    if (text) {
-      meter.last = performance.now();
-      meter.first ||= meter.last;
-      meter.texts++;
-      block.textContent += text;
-      block.scrollIntoView({ block: "end" });
+  if (!response.ok) {
+    const answer = await response.json().catch(() => null);
+    throw new Error(answer?.error?.message ?? `status ${response.status}`);
+  }
+  const said = history;
+  try {
+    await readEvents(response, (event) => {
+      if (event.error) throw new Error(event.error.message);
+      const choice = event.choices[0];
+      if (choice?.finish_reason === "length") meter.cut = true;
+      const text = choice && (chat ? choice.delta.content : choice.text);
+      if (text) {
+        meter.last = performance.now();
+        meter.first ||= meter.last;
+        meter.texts++;
+        block.append(text);
+        follow(block, false);
+      }
+      showSpeed(meter, event.usage);
+    });
+  } finally {
+    // What was said before a stop stays in the chat.
+    if (chat && meter.texts) {
+      said.push({ role: "user", content: prompt }, { role: "assistant", content: block.textContent });
+      $("prompt").value = "";
     }
-    showSpeed(meter, event.usage);
-  });
-  if (chat) history.push({ role: "user", content: prompt }, { role: "assistant", content: block.textContent });
+  }
 }
 
 function setBusy(busy) {
   $("send").disabled = busy;
   $("stop").disabled = !busy;
+  $("answer").setAttribute("aria-busy", busy);
 }
 
 async function submit(event) {
@@ -132,11 +157,11 @@ async function submit(event) {
   if (running || !$("form").reportValidity()) return;
   running = new AbortController();
   setBusy(true);
+  const turn = add($("answer"), `turn ${mode()}`);
   try {
-    await generate(prompt);
-    if (mode() === "chat") $("prompt").value = "";
+    await generate(prompt, turn);
   } catch (error) {
-    addBlock("trouble", error.name === "AbortError" ? "stopped" : error.message);
+    follow(add(turn, "trouble", error.name === "AbortError" ? "stopped" : error.message), false);
   } finally {
     running = null;
     setBusy(false);
@@ -145,9 +170,11 @@ async function submit(event) {
 }
 
 function clear() {
+  running?.abort();
   history = [];
   $("answer").replaceChildren();
   $("speed").textContent = "";
+  $("prompt").placeholder = examples[mode()];
 }
 
 $("form").addEventListener("submit", submit);
@@ -157,6 +184,6 @@ $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) $("form").requestSubmit();
 });
 for (const radio of document.querySelectorAll("input[name=mode]")) radio.addEventListener("change", clear);
-loadModel();
+clear(); // a reloaded page keeps its mode
 loadState();
 setInterval(() => document.hidden || loadState(), 5000);
