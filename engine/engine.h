@@ -86,6 +86,7 @@ enum engine_finish { FINISH_STOP, FINISH_LENGTH, FINISH_CANCELLED };
 
 struct engine_token { /* one generated token, when logprobs were asked for */
     int32_t id;
+    bool hidden; /* a special token: its text is left out of the answer's */
     float logprob;
     int n_top;
     int32_t top_ids[ENGINE_MAX_LOGPROBS];

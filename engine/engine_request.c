@@ -75,6 +75,10 @@ static int check_prompt(const struct engine_request *request, const struct seque
         if (!shape->chat) return error_set(err, -EINVAL, "messages: %s", shape->chat_reason);
         int r = check_messages(request, &bytes, err);
         if (r < 0) return r;
+        /* The template puts at least a token around each. */
+        if (request->n_messages >= shape->context)
+            return error_set(err, -E2BIG, "the prompt has %d messages, the context length is %d",
+                             request->n_messages, shape->context);
     }
     if (bytes > max_text)
         return error_set(err, -E2BIG, "the prompt has %zu bytes, more than %d tokens can hold",

@@ -6,8 +6,10 @@
 
 #include "engine/kv.h"
 
-/* Bytes of prompts that are tokenized between two steps, while others generate: about 10 ms. */
-enum { ADMIT_BYTES = 64 * 1024 };
+enum {
+    ADMIT_BYTES = 64 * 1024, /* of prompts, tokenized between two steps: about 10 ms */
+    MESSAGE_BYTES = 32       /* what a chat template puts around a message, about */
+};
 
 void engine_publish(struct engine *e) {
     e->stats.running = scheduler_running(e->scheduler);
@@ -88,7 +90,8 @@ static void admit(struct engine *e, struct engine_job *job) {
 
 static size_t prompt_bytes(const struct engine_request *request) {
     size_t bytes = request->text_len;
-    for (int i = 0; i < request->n_messages; i++) bytes += strlen(request->messages[i].content);
+    for (int i = 0; i < request->n_messages; i++)
+        bytes += MESSAGE_BYTES + strlen(request->messages[i].content);
     return bytes;
 }
 

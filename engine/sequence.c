@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "engine/sequence_prompt.h"
+#include "engine/tokenizer.h"
 #include "kernels/error.h"
 
 static bool reports_tokens(const struct sequence *s) {
@@ -114,8 +115,11 @@ static int report(struct sequence *s, const struct sampler_result *token) {
     }
     struct sequence_token *t = &s->reports[s->n_reports++];
     t->at = s->n_released + s->stop.n_held;
-    t->token =
-        (struct engine_token){.id = token->id, .logprob = token->logprob, .n_top = token->n_top};
+    t->token = (struct engine_token){.id = token->id,
+                                     .hidden = s->shape->tokenizer &&
+                                               tokenizer_is_special(s->shape->tokenizer, token->id),
+                                     .logprob = token->logprob,
+                                     .n_top = token->n_top};
     memcpy(t->token.top_ids, token->top_ids, sizeof t->token.top_ids);
     memcpy(t->token.top_logprobs, token->top_logprobs, sizeof t->token.top_logprobs);
     return 0;

@@ -157,10 +157,11 @@ static int run(const struct args *args, struct error *err) {
     bool prompt = isatty(STDIN_FILENO) == 1;
     char *line = NULL;
     size_t room = 0;
-    while (r == 0) {
+    while (r == 0 && !ferror(stdout)) {
         if (prompt) fputs("> ", stdout), fflush(stdout);
         if (getline(&line, &room, stdin) < 0 || turn(&g, args, talk, line)) break;
     }
+    if (r == 0 && ferror(stdout)) r = error_set(err, -EIO, "standard output is closed");
     free(line);
     if (talk) forget(talk, 0);
     free(talk);

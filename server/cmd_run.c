@@ -73,6 +73,7 @@ static int run(const struct args *args, struct error *err) {
             r = error_set(err, -ENOMEM, "out of memory");
         } else {
             r = generate_run(&g, request, print, NULL, &result, err);
+            if (r == 0 && ferror(stdout)) r = error_set(err, -EIO, "standard output is closed");
         }
     }
     generate_close(&g);

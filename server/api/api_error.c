@@ -24,7 +24,6 @@ static const struct row rows[] = {
     [API_ERROR_CONNECTIONS] = {503, 1, "server_error", "too_many_connections"},
     [API_ERROR_DRAINING] = {503, 5, "server_error", "server_shutting_down"},
     [API_ERROR_TIMEOUT] = {504, 0, "server_error", "request_timeout"},
-    [API_ERROR_SLOW] = {503, 0, "server_error", "client_too_slow"},
     [API_ERROR_MEMORY] = {503, 1, "server_error", "out_of_memory"},
     [API_ERROR_ENGINE] = {500, 0, "server_error", "engine_error"},
 };

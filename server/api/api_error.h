@@ -27,7 +27,6 @@ enum api_error_kind {
     API_ERROR_CONNECTIONS, /* too many connections */
     API_ERROR_DRAINING,    /* the server is going down */
     API_ERROR_TIMEOUT,     /* over the request's time limit */
-    API_ERROR_SLOW,        /* the client does not read its stream */
     API_ERROR_MEMORY,      /* out of memory */
     API_ERROR_ENGINE       /* the engine failed */
 };

@@ -88,7 +88,7 @@ static void add_completion(struct openai_logprobs *l, const struct engine_token 
     add_number(&l->values, token->logprob);
     add_tops(&l->tops, token, piece, arg);
     text_addf(&l->offsets, "%zu", l->offset);
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 0; i < n && !token->hidden; i++)
         if (((unsigned char)s[i] & 0xc0) != 0x80) l->offset++;
 }
 

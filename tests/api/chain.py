@@ -166,6 +166,14 @@ def wrong_usage_is_one_line_and_a_status():
         assert 1 <= len(done.stderr.strip().splitlines()) <= 3, (arguments, done.stderr)
 
 
+def output_that_cannot_be_written_is_a_failure():
+    for arguments in (["run", "builtin", PROMPT, "-n", "4"], ["chat", "builtin", "-n", "4"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([GPTQT, *arguments], input="Hi\n", stdout=full, stderr=subprocess.PIPE, text=True,
+                                  timeout=60)
+        assert done.returncode == 1 and "standard output" in done.stderr, (arguments, done)
+
+
 def an_unknown_model_or_field_is_refused_by_name():
     with Server("builtin") as server:
         for body, status, param in (({"model": "other", "prompt": "a"}, 404, "model"),
@@ -193,5 +201,6 @@ def main():
 TESTS = [run_serve_and_logits_agree_on_the_embedded_model, run_serve_and_logits_agree_on_the_source_model,
          the_source_model_continues_as_transformers_does, a_checkpoint_is_the_same_bytes_each_time_and_works,
          bench_reports_what_it_measured, text_and_ids_round_trip, templates_render_and_say_why_not,
-         wrong_usage_is_one_line_and_a_status, an_unknown_model_or_field_is_refused_by_name]
+         wrong_usage_is_one_line_and_a_status, output_that_cannot_be_written_is_a_failure,
+         an_unknown_model_or_field_is_refused_by_name]
 sys.exit(main())

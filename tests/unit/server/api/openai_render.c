@@ -88,6 +88,20 @@ Test(openai_logprobs, completions_have_four_lists) {
     openai_logprobs_deinit(&l);
 }
 
+/* Each of the offsets is that of the token's text in the choice's text, where special tokens
+ * have none. */
+Test(openai_logprobs, hidden_tokens_take_no_room_in_the_text) {
+    struct openai_logprobs l = {0};
+    struct text out = {0};
+    struct engine_token hidden = {.id = 0, .hidden = true, .logprob = -1};
+    openai_logprobs_add(&l, OPENAI_COMPLETION, &hidden, piece, NULL);
+    add_tokens(&l, OPENAI_COMPLETION);
+    openai_logprobs_flush(&l, OPENAI_COMPLETION, &out);
+    cr_expect(strstr(out.data, "\"text_offset\":[0,0,1,2,3]}") != NULL);
+    openai_logprobs_deinit(&l);
+    text_deinit(&out);
+}
+
 Test(openai_logprobs, chats_have_objects_with_bytes) {
     struct openai_logprobs l = {0};
     struct text out = {0};
