@@ -5,6 +5,7 @@ crashed, or is a plain check) counts as one test by its exit status. Skipped tes
 The last line is 'N passed, N failed'; the exit status is 1 when a test failed or none ran.
 """
 import json
+import os
 import re
 import sys
 
@@ -13,7 +14,10 @@ LINE = re.compile(r"^(ok|not ok)\b\s*(?:\d+)?\s*-?\s*(.*)$")
 
 def main(path, status):
     passed, failed, skipped = 0, [], []
-    for record in map(json.loads, open(path, encoding="utf-8")):
+    records = open(path, encoding="utf-8") if os.path.exists(path) else []
+    if not records:
+        failed.append("no test ran")
+    for record in map(json.loads, records):
         lines = [m for m in map(LINE.match, record.get("stdout", "").splitlines()) if m]
         good = record["result"] in ("OK", "EXPECTEDFAIL", "SKIP")
         for verdict, text in (m.groups() for m in lines):
