@@ -135,7 +135,7 @@ int cmd_tokenize(int argc, char **argv) {
     struct tokenizer *tokenizer = NULL;
     size_t n = strlen(args.model);
     int r;
-    if (n > 14 && !strcmp(args.model + n - 14, "tokenizer.json")) {
+    if (n > 5 && !strcmp(args.model + n - 5, ".json")) {
         r = source_text_tokenizer_file(&tokenizer, args.model, &err);
     } else {
         r = model_source_open(&src, args.model, &err);
