@@ -306,16 +306,24 @@ static int check_logprobs(struct openai_request *r, struct api_error *err) {
     return 0;
 }
 
+/* More choices than the engine has places would never all be admitted: no overload, a mistake. */
+static int check_choices(const struct openai_request *r, const struct openai_limits *limits,
+                         struct api_error *err) {
+    size_t most = OPENAI_MAX_CHOICES, choices = (size_t)r->n * (r->n_prompts ? r->n_prompts : 1);
+    if (limits->max_choices && limits->max_choices < most) most = limits->max_choices;
+    if (choices <= most) return 0;
+    return api_error_set(err, API_ERROR_INVALID, "n", "prompts times 'n' is more than %zu", most);
+}
+
 /* What concerns several fields at once. */
-static int check_request(struct openai_request *r, struct api_error *err) {
+static int check_request(struct openai_request *r, const struct openai_limits *limits,
+                         struct api_error *err) {
     struct error why;
     if (r->kind == OPENAI_COMPLETION && r->n_prompts == 0)
         return api_error_set(err, API_ERROR_INVALID, "prompt", "'prompt' is required");
     if (r->kind == OPENAI_CHAT && r->n_messages == 0)
         return api_error_set(err, API_ERROR_INVALID, "messages", "'messages' is required");
-    if ((size_t)r->n * (r->n_prompts ? r->n_prompts : 1) > OPENAI_MAX_CHOICES)
-        return api_error_set(err, API_ERROR_INVALID, "n", "prompts times 'n' is more than %d",
-                             OPENAI_MAX_CHOICES);
+    if (check_choices(r, limits, err) < 0) return -EINVAL;
     if (r->max_tokens && r->min_tokens > r->max_tokens)
         return api_error_set(err, API_ERROR_INVALID, "min_tokens",
                              "'min_tokens' is more than 'max_tokens'");
@@ -360,7 +368,7 @@ int openai_parse(struct openai_request **ret, enum openai_kind kind, char *body,
 
     int code = load(&root, &found, body, n, err);
     if (code == 0) code = read_fields(r, root, limits, err);
-    if (code == 0) code = check_request(r, err);
+    if (code == 0) code = check_request(r, limits, err);
     json_decref(root);
     if (code < 0) {
         openai_request_free(r);

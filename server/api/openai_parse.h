@@ -34,6 +34,7 @@ struct openai_limits {
     struct sampler_params sampling; /* defaults */
     size_t max_prompt_tokens;       /* for prompts given as ids */
     int vocab;                      /* ids are below */
+    size_t max_choices;             /* places in the engine; 0 = OPENAI_MAX_CHOICES */
 };
 
 struct openai_prompt { /* text or ids */

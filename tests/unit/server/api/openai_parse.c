@@ -1,6 +1,7 @@
 #include "server/api/openai_parse.h"
 
 #include <criterion/criterion.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -86,5 +87,20 @@ Test(openai_parse, damaged_bodies_do_no_harm) {
                 n = at + 1;
         }
         openai_request_free(parse(kind, body, n));
+    }
+}
+
+Test(openai_parse, more_choices_than_places_are_a_mistake_and_no_overload) {
+    struct openai_limits limits = limits_of();
+    limits.max_choices = 4;
+    for (int n = 4; n <= 5; n++) {
+        char body[64];
+        struct openai_request *r = NULL;
+        struct api_error err;
+        snprintf(body, sizeof body, "{\"prompt\":\"a\",\"n\":%d}", n);
+        int code = openai_parse(&r, OPENAI_COMPLETION, body, strlen(body), &limits, &err);
+        cr_expect_eq(code == 0, n == 4);
+        if (code < 0) cr_expect_str_eq(err.param, "n");
+        openai_request_free(r);
     }
 }
