@@ -56,9 +56,9 @@ struct config_generation {
 /* From "quantization_config", whose other fields are for people (`gptqt inspect` shows them);
  * method is "" for a model that is not quantized. */
 struct config_quantization {
-    char method[32];     /* "gptqt", "gptq", "rtn", ... */
-    int bits, group;     /* group 0 = a whole row */
-    char params[32];     /* "compact", "compact_group", "free" */
+    char method[32]; /* "gptqt", "gptq", "rtn", ... */
+    int bits, group; /* group 0 = a whole row */
+    char params[32]; /* "compact", "compact_group", "free" */
 };
 
 struct model_config {

@@ -76,7 +76,7 @@ enum activation { ACT_NONE, ACT_RELU, ACT_GELU_TANH };
 
 /* dst = activation(W x + bias), or dst += that. */
 struct linear_call {
-    struct buffer *dst; /* (n, w's rows) */
+    struct buffer *dst;            /* (n, w's rows) */
     const struct weight *w, *bias; /* bias may be NULL */
     enum activation act;
     bool accumulate;
@@ -95,9 +95,9 @@ struct attention_call {
     const struct buffer *q; /* the same shape */
     struct kv *kv;
     int layer, n_heads;
-    int window;           /* a query sees this many last positions, itself included; 0 = all */
-    float scale;          /* usually 1/sqrt(head_dim) */
-    const float *slopes;  /* (n_heads) host memory, ALiBi; NULL without */
+    int window;          /* a query sees this many last positions, itself included; 0 = all */
+    float scale;         /* usually 1/sqrt(head_dim) */
+    const float *slopes; /* (n_heads) host memory, ALiBi; NULL without */
 };
 
 /* What a back end implements; engine code calls the wrappers below it. */
@@ -187,9 +187,8 @@ static inline void backend_begin(struct backend *be, const struct batch *batch) 
     be->ops->begin(be, batch);
 }
 /* dst (n_tokens, cols) = or += scale * table[token or position + offset]. */
-static inline void backend_embed(struct backend *be, struct buffer *dst,
-                                 const struct weight *table, bool by_pos, int offset, float scale,
-                                 bool accumulate) {
+static inline void backend_embed(struct backend *be, struct buffer *dst, const struct weight *table,
+                                 bool by_pos, int offset, float scale, bool accumulate) {
     be->ops->embed(be, dst, table, by_pos, offset, scale, accumulate);
 }
 /* dst may be src. */
@@ -198,8 +197,8 @@ static inline void backend_norm(struct backend *be, struct buffer *dst, const st
     be->ops->norm(be, dst, src, call);
 }
 /* Several matrices that share the input x: tables are built once, the threads forked once. */
-static inline void backend_linear(struct backend *be, const struct linear_call *calls,
-                                  int n_calls, const struct buffer *x) {
+static inline void backend_linear(struct backend *be, const struct linear_call *calls, int n_calls,
+                                  const struct buffer *x) {
     be->ops->linear(be, calls, n_calls, x);
 }
 static inline void backend_rope(struct backend *be, const struct rope_call *call) {

@@ -36,13 +36,12 @@ struct bcq_ops {
     /* What mul() needs of x: tables or quantized activations for n tokens, plus group sums.
      * act is 64-byte aligned. Parts 0..n_parts-1 together cover everything. */
     size_t (*act_bytes)(int cols, int n);
-    void (*act_pack)(void *act, const float *x, size_t ldx, int cols, int n, int part,
-                     int n_parts);
+    void (*act_pack)(void *act, const float *x, size_t ldx, int cols, int n, int part, int n_parts);
 
     /* y[t*ldy + r] = (W x_t)[r] for the rows of blocks [b0, b1); rows past w->rows are not
      * written. packed is pack()'s whole result. */
-    void (*mul)(float *y, size_t ldy, const void *packed, const struct bcq_spec *w,
-                const void *act, int n, int b0, int b1);
+    void (*mul)(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,
+                int n, int b0, int b1);
 };
 
 /* Dense matrix times activations, fp32 accumulation over k in one fixed order per element.
@@ -70,10 +69,10 @@ struct attn_call {
     const struct kv_layer *kv;
     const int32_t *blocks; /* the sequence's block table: position p is in blocks[p/16] */
     int kv_head;
-    int n_rep;   /* query heads that share the KV head */
-    int pos;     /* the query's position; it sees positions first..pos */
-    int first;   /* 0, or the start of a sliding window */
-    float scale; /* of q.k */
+    int n_rep;           /* query heads that share the KV head */
+    int pos;             /* the query's position; it sees positions first..pos */
+    int first;           /* 0, or the start of a sliding window */
+    float scale;         /* of q.k */
     const float *slopes; /* (n_rep) ALiBi slopes, added as slope * (j - pos); NULL without */
 };
 
@@ -97,8 +96,7 @@ struct ops {
                       float eps);
     /* Rotates pairs (i, i + half) of each head in place; cos, sin: (half). Pairs past
      * 2*half stay. x: (n_heads, head_dim). */
-    void (*rope)(float *x, int n_heads, int head_dim, int half, const float *cos,
-                 const float *sin);
+    void (*rope)(float *x, int n_heads, int head_dim, int half, const float *cos, const float *sin);
     void (*silu_mul)(float *gate, const float *up, size_t n); /* gate = silu(gate) * up */
     void (*relu)(float *x, size_t n);
     void (*gelu_tanh)(float *x, size_t n);

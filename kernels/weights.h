@@ -64,11 +64,11 @@ struct bcq_layout {
 struct bcq_view {
     struct bcq_spec spec;
     struct bcq_layout layout;
-    const uint32_t *planes;     /* (rows, bits, plane_words): bit k%32 of word k/32 set = +1;
+    const uint32_t *planes; /* (rows, bits, plane_words): bit k%32 of word k/32 set = +1;
                                    bits past cols are 0 */
-    const uint8_t *q;           /* (rows, q_stride): n_groups fields of scale_bits, low bits first */
-    const uint8_t *p;           /* (rows, p_stride): n_groups fields of bias_bits */
-    const uint8_t *shape;       /* COMPACT: (rows, bits) d_i; COMPACT_GROUP: (rows, idx_stride) */
+    const uint8_t *q;       /* (rows, q_stride): n_groups fields of scale_bits, low bits first */
+    const uint8_t *p;       /* (rows, p_stride): n_groups fields of bias_bits */
+    const uint8_t *shape;   /* COMPACT: (rows, bits) d_i; COMPACT_GROUP: (rows, idx_stride) */
     const uint8_t *shape_table; /* (n_shapes, bits) */
     const uint16_t *row_scale;  /* (rows, 2) fp16: s0, s1 */
     const uint16_t *alpha;      /* (rows, n_groups, bits) fp16 */

@@ -234,12 +234,12 @@ static int submit_all(struct request *r, struct api_error *e) {
 
 static int parse(struct server *s, struct openai_request **ret, struct http_exchange *x,
                  enum openai_kind kind, struct api_error *e) {
-    struct openai_limits limits = {.model = s->model,
-                                   .sampling = s->info->sampling,
-                                   .max_prompt_tokens = (size_t)s->settings->max_prompt_tokens,
-                                   .vocab = s->info->vocab,
-                                   .max_choices = (size_t)(s->settings->max_running +
-                                                           s->settings->max_waiting)};
+    struct openai_limits limits = {
+        .model = s->model,
+        .sampling = s->info->sampling,
+        .max_prompt_tokens = (size_t)s->settings->max_prompt_tokens,
+        .vocab = s->info->vocab,
+        .max_choices = (size_t)(s->settings->max_running + s->settings->max_waiting)};
     if (!limits.max_prompt_tokens) limits.max_prompt_tokens = (size_t)s->info->context;
     if (s->state != SERVER_SERVING)
         return api_error_set(e, API_ERROR_DRAINING, NULL, "the server is shutting down");
