@@ -1,5 +1,6 @@
 #include "server/cli.h"
 
+#include <argp.h>
 #include <errno.h>
 #include <math.h>
 #include <stdio.h>
@@ -58,6 +59,12 @@ int cli_kv(enum dtype *ret, const char *text, struct error *err) {
         *ret = DTYPE_F16;
     else
         return error_set(err, -EINVAL, "--kv '%.40s': f16 or f32 is needed", text);
+    return 0;
+}
+
+int cli_model(const char **model, const char *value, struct argp_state *state) {
+    if (state->arg_num > 0) argp_error(state, "one MODEL is enough");
+    *model = value;
     return 0;
 }
 

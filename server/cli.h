@@ -14,6 +14,7 @@
 
 #include "kernels/weights.h"
 
+struct argp_state;
 struct error;
 
 enum { CLI_FAILED = 1, CLI_USAGE = 2 };
@@ -27,6 +28,9 @@ int cli_float(float *ret, const char *flag, const char *text, float lo, float hi
 
 /* "f16" or "f32": the type of stored keys and values. */
 int cli_kv(enum dtype *ret, const char *text, struct error *err);
+
+/* A positional MODEL and no other, for a command's argp parser. Returns 0. */
+int cli_model(const char **model, const char *value, struct argp_state *state);
 
 /* "command: text" on stderr; returns status. */
 int cli_end(int status, const char *command, const struct error *err);

@@ -78,7 +78,7 @@ static error_t parse(int key, char *value, struct argp_state *state) {
         state->child_inputs[0] = &args->open;
         return 0;
     case ARGP_KEY_ARG:
-        return offline_args_model(&args->model, value, state);
+        return cli_model(&args->model, value, state);
     case ARGP_KEY_END:
         if (!args->model) argp_error(state, "MODEL is missing");
         if (!args->text) argp_error(state, "--text is missing");

@@ -34,9 +34,7 @@ static error_t parse(int key, char *value, struct argp_state *state) {
         args->json = true;
         return 0;
     case ARGP_KEY_ARG:
-        if (state->arg_num > 0) argp_error(state, "one MODEL is enough");
-        args->model = value;
-        return 0;
+        return cli_model(&args->model, value, state);
     case ARGP_KEY_END:
         if (!args->model) argp_error(state, "MODEL is missing");
         return 0;

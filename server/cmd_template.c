@@ -37,9 +37,7 @@ static error_t parse(int key, char *value, struct argp_state *state) {
         args->file = value;
         return 0;
     case ARGP_KEY_ARG:
-        if (state->arg_num > 0) argp_error(state, "one MODEL is enough");
-        args->model = value;
-        return 0;
+        return cli_model(&args->model, value, state);
     case ARGP_KEY_END:
         if (!args->model == !args->file)
             argp_error(state, "either MODEL or --chat-template FILE is needed");

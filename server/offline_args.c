@@ -42,9 +42,3 @@ static error_t parse(int key, char *value, struct argp_state *state) {
 }
 
 const struct argp offline_argp = {options, parse, NULL, NULL, NULL, NULL, NULL};
-
-int offline_args_model(const char **model, char *value, struct argp_state *state) {
-    if (state->arg_num > 0) argp_error(state, "one MODEL is enough");
-    *model = value;
-    return 0;
-}

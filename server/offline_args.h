@@ -14,7 +14,4 @@
 
 extern const struct argp offline_argp; /* input: struct offline_options */
 
-/* A positional MODEL and no other: for a command's own parser. Returns 0. */
-int offline_args_model(const char **model, char *value, struct argp_state *state);
-
 #endif
