@@ -112,10 +112,25 @@ void engine_close(struct engine *e) {
 
 const struct engine_info *engine_get_info(const struct engine *e) { return &e->info; }
 
+int engine_submit_all(struct engine *e, uint64_t *tickets, struct engine_request **requests, int n,
+                      struct error *err) {
+    for (int i = 0; i < n; i++) {
+        int r = engine_request_check(requests[i], &e->shape, e->max_text, err);
+        if (r < 0) return r;
+    }
+    return engine_mail_submit(&e->mail, tickets, requests, n, err);
+}
+
 int engine_submit(struct engine *e, uint64_t *ret_ticket, struct engine_request *request,
                   struct error *err) {
-    int r = engine_request_check(request, &e->shape, e->max_text, err);
-    return r < 0 ? r : engine_mail_submit(&e->mail, ret_ticket, request, err);
+    return engine_submit_all(e, ret_ticket, &request, 1, err);
+}
+
+enum engine_state engine_get_state(struct engine *e, struct error *err) {
+    struct engine_stats stats;
+    engine_get_stats(e, &stats);
+    if (stats.state == ENGINE_BROKEN) error_set(err, -EIO, "the model has failed");
+    return stats.state;
 }
 
 void engine_cancel(struct engine *e, uint64_t ticket) { engine_mail_cancel(&e->mail, ticket); }

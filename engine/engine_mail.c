@@ -58,13 +58,17 @@ static void free_events(struct engine_event *event) {
     }
 }
 
+static void free_jobs(struct engine_job *job) {
+    while (job) {
+        struct engine_job *next = job->next;
+        engine_mail_job_free(job);
+        job = next;
+    }
+}
+
 void engine_mail_deinit(struct engine_mail *m) {
     if (!m->table) return;
-    while (m->jobs) {
-        struct engine_job *next = m->jobs->next;
-        engine_mail_job_free(m->jobs);
-        m->jobs = next;
-    }
+    free_jobs(m->jobs);
     free_events(m->events);
     free_events(m->posted);
     pthread_cond_destroy(&m->news);
@@ -76,11 +80,11 @@ void engine_mail_deinit(struct engine_mail *m) {
 
 /* -- Any thread ------------------------------------------------------------------------------ */
 
-static int refuse(const struct engine_mail *m, struct error *err) {
+static int refuse(const struct engine_mail *m, int n, struct error *err) {
     if (m->stats.failed) return error_set(err, -EIO, "the model has failed");
     if (m->stats.draining || m->closing)
         return error_set(err, -ESHUTDOWN, "the engine takes no new requests");
-    if (m->n_used == m->capacity)
+    if (n > m->capacity - m->n_used)
         return error_set(err, -EAGAIN, "%d requests are in flight already", m->n_used);
     return 0;
 }
@@ -97,30 +101,47 @@ static void give_place(struct engine_mail *m, struct engine_job *job) {
     m->stats.requests++;
 }
 
-int engine_mail_submit(struct engine_mail *m, uint64_t *ret_ticket, struct engine_request *request,
-                       struct error *err) {
+static struct engine_job *new_job(uint64_t tag) {
     struct engine_job *job = calloc(1, sizeof *job);
     struct engine_event *last = engine_mail_event(sizeof(struct error), 0);
     if (!job || !last) {
         free(job);
         engine_event_free(last);
-        return error_set(err, -ENOMEM, "request: out of memory");
+        return NULL;
     }
     job->last = last;
-    last->tag = request->tag;
+    last->tag = tag;
+    return job;
+}
+
+int engine_mail_submit(struct engine_mail *m, uint64_t *tickets, struct engine_request **requests,
+                       int n, struct error *err) {
+    struct engine_job *jobs = NULL, **end = &jobs;
+    for (int i = 0; i < n; i++) {
+        *end = new_job(requests[i]->tag);
+        if (!*end) {
+            free_jobs(jobs);
+            return error_set(err, -ENOMEM, "request: out of memory");
+        }
+        end = &(*end)->next;
+    }
+    if (n < 1) return 0;
 
     pthread_mutex_lock(&m->lock);
-    int r = refuse(m, err);
+    int r = refuse(m, n, err);
     if (r == 0) {
-        give_place(m, job);
-        job->request = request;
-        *ret_ticket = last->ticket = job->ticket;
-        *m->jobs_end = job;
-        m->jobs_end = &job->next;
+        struct engine_job *job = jobs;
+        for (int i = 0; i < n; i++, job = job->next) {
+            give_place(m, job);
+            job->request = requests[i];
+            tickets[i] = job->last->ticket = job->ticket;
+        }
+        *m->jobs_end = jobs;
+        m->jobs_end = end;
         pthread_cond_signal(&m->news);
     }
     pthread_mutex_unlock(&m->lock);
-    if (r < 0) engine_mail_job_free(job);
+    if (r < 0) free_jobs(jobs);
     return r;
 }
 
@@ -149,6 +170,7 @@ void engine_mail_get_stats(struct engine_mail *m, struct engine_stats *stats) {
     /* What is not running waits: in the mail, in the scheduler's queue, or preempted. */
     stats->waiting = m->n_used - m->stats.running;
     stats->ready = !stats->failed && !stats->draining && !m->closing;
+    stats->state = stats->failed ? ENGINE_BROKEN : ENGINE_READY;
     pthread_mutex_unlock(&m->lock);
 }
 

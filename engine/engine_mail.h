@@ -68,9 +68,9 @@ void engine_mail_deinit(struct engine_mail *m); /* a zeroed one is allowed */
 
 /* -- Any thread ------------------------------------------------------------------------------ */
 
-/* Takes request on success. */
-int engine_mail_submit(struct engine_mail *m, uint64_t *ret_ticket, struct engine_request *request,
-                       struct error *err);
+/* All or none; takes the requests on success, tickets: (n). */
+int engine_mail_submit(struct engine_mail *m, uint64_t *tickets, struct engine_request **requests,
+                       int n, struct error *err);
 void engine_mail_cancel(struct engine_mail *m, uint64_t ticket);
 struct engine_event *engine_mail_poll(struct engine_mail *m);
 void engine_mail_get_stats(struct engine_mail *m, struct engine_stats *stats);

@@ -12,7 +12,7 @@ struct engine_request *engine_request_new(void) {
     struct engine_request *request = calloc(1, sizeof *request);
     if (!request) return NULL;
     sampler_defaults(&request->sampling);
-    request->n_logprobs = -1;
+    request->n_logprobs = request->n_prompt_logprobs = -1;
     return request;
 }
 

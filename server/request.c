@@ -463,6 +463,8 @@ void request_event(struct engine_event *event) {
     case ENGINE_STARTED:
         on_started(c, event);
         break;
+    case ENGINE_PROMPT:
+        break;
     case ENGINE_TEXT:
         on_text(c, event);
         break;

@@ -87,6 +87,7 @@ static void take_event(struct desk *d, const struct engine_event *event) {
         cr_assert_eq(record->n_events, 1);
         record->started = true;
         break;
+    case ENGINE_PROMPT:
     case ENGINE_TEXT:
         cr_assert(record->started);
         cr_assert(event->text_len > 0 || event->n_tokens > 0, "an event says nothing");

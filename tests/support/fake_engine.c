@@ -25,7 +25,7 @@ struct sequence {
     struct text output; /* what it will say */
     size_t said;
     int n_prompt, n_generated;
-    bool started, cancelled, over;
+    bool started, cancelled, paused, over;
 };
 
 struct engine {
@@ -48,7 +48,7 @@ struct engine_request *engine_request_new(void) {
     struct engine_request *request = calloc(1, sizeof *request);
     if (!request) return NULL;
     sampler_defaults(&request->sampling);
-    request->n_logprobs = -1;
+    request->n_logprobs = request->n_prompt_logprobs = -1;
     return request;
 }
 
@@ -177,7 +177,7 @@ static void step(struct engine *e, struct sequence *s) {
         return;
     }
     if (!s->started) start(e, s);
-    if (!s->started || s->mode == HOLD) return;
+    if (!s->started || s->paused || s->mode == HOLD) return;
     if (s->mode == WAIT && !e->stats.draining) return;
     if (s->said == s->output.n && r->ignore_eos) s->said = 0;
     if (s->mode == LATE) {
@@ -345,24 +345,51 @@ static int refuse(const struct engine *e, const struct engine_request *request, 
     return 0;
 }
 
-int engine_submit(struct engine *e, uint64_t *ret_ticket, struct engine_request *request,
-                  struct error *err) {
+/* The lock is held; every request has been looked at by refuse(). */
+static void add_sequence(struct engine *e, struct sequence *s, struct engine_request *request,
+                         uint64_t *ret_ticket) {
+    s->request = request;
+    s->ticket = *ret_ticket = ++e->serial;
+    read_prompt(e, s);
+    struct sequence **at = &e->sequences;
+    while (*at) at = &(*at)->next;
+    *at = s;
+    e->stats.waiting++;
+    e->stats.requests++;
+}
+
+int engine_submit_all(struct engine *e, uint64_t *tickets, struct engine_request **requests, int n,
+                      struct error *err) {
+    int r = 0;
     pthread_mutex_lock(&e->lock);
-    int r = refuse(e, request, err);
-    struct sequence *s = r == 0 ? calloc(1, sizeof *s) : NULL;
-    if (s) {
-        s->request = request;
-        s->ticket = *ret_ticket = ++e->serial;
-        read_prompt(e, s);
-        struct sequence **at = &e->sequences;
-        while (*at) at = &(*at)->next;
-        *at = s;
-        e->stats.waiting++;
-        e->stats.requests++;
-        pthread_cond_signal(&e->news);
+    for (int i = 0; i < n && r == 0; i++) r = refuse(e, requests[i], err);
+    for (int i = 0; i < n && r == 0; i++) {
+        struct sequence *s = calloc(1, sizeof *s);
+        if (!s) abort();
+        add_sequence(e, s, requests[i], &tickets[i]);
     }
+    pthread_cond_signal(&e->news);
     pthread_mutex_unlock(&e->lock);
     return r;
+}
+
+int engine_submit(struct engine *e, uint64_t *ret_ticket, struct engine_request *request,
+                  struct error *err) {
+    return engine_submit_all(e, ret_ticket, &request, 1, err);
+}
+
+enum engine_state engine_get_state(struct engine *e, struct error *err) {
+    (void)e;
+    (void)err;
+    return ENGINE_READY;
+}
+
+void engine_pause(struct engine *e, uint64_t ticket, bool paused) {
+    pthread_mutex_lock(&e->lock);
+    for (struct sequence *s = e->sequences; s; s = s->next)
+        if (s->ticket == ticket) s->paused = paused;
+    pthread_cond_signal(&e->news);
+    pthread_mutex_unlock(&e->lock);
 }
 
 void engine_cancel(struct engine *e, uint64_t ticket) {
