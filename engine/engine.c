@@ -15,8 +15,11 @@
  * take mail, admit, run one step (engine_serve.c, engine_step.c).
  *
  * The threads share the mail (engine_mail.c: one lock, two queues) and, read-only from the
- * moment that engine_open() returns, what the loading left: info, shape, texts. The semaphore
- * `opened` orders these writes before the caller's first read. Nothing else crosses over.
+ * moment that the model is loaded, what the loading left: info, shape, texts. The mail's lock,
+ * under which ENGINE_READY is written and read, orders these writes before the caller's first
+ * read; for a caller of engine_open() without `async` the semaphore `opened` does. Nothing else
+ * crosses over. An engine whose loading failed has no thread any more; it refuses everything
+ * until it is closed.
  *
  * Ordering promise: the events of one request come in order, its final event is the last, and by
  * then its slot and blocks are free. Between requests there is no order. */
@@ -36,16 +39,24 @@ static int check_options(const struct engine_options *o, struct error *err) {
     return 0;
 }
 
+static void tell_state(struct engine *e) {
+    engine_mail_flush(&e->mail, &e->stats);
+    if (e->options.async && e->options.wake) e->options.wake(e->options.wake_arg);
+}
+
 static void *run_thread(void *arg) {
     struct engine *e = arg;
-    /* open_result is the opener's once it is posted: on failure e may be gone after that. */
     int r = engine_load(e, &e->open_error);
-    if (r < 0)
+    if (r < 0) {
         engine_unload(e);
-    else
-        engine_publish(e);
+        engine_mail_break(&e->mail, e->open_error.text);
+    }
+    e->stats.failed = r < 0;
+    e->stats.state = r < 0 ? ENGINE_BROKEN : ENGINE_READY;
+    tell_state(e);
+    /* open_result is the opener's once it is posted: on failure e may be gone after that. */
     e->open_result = r;
-    sem_post(&e->opened);
+    if (!e->options.async) sem_post(&e->opened);
     if (r < 0) return NULL;
     engine_serve(e);
     engine_unload(e);
@@ -84,12 +95,19 @@ int engine_open(struct engine **ret, struct source *src, const struct engine_opt
     e->capacity = options->max_running + options->max_waiting;
     e->stats.max_running = options->max_running;
     e->stats.max_waiting = options->max_waiting;
+    e->stats.load_total = (int64_t)source_bytes(src);
+    e->stats.last_step_ns = engine_mail_now_ns();
     sem_init(&e->opened, 0, 0);
     r = engine_mail_init(&e->mail, e->capacity, options->wake, options->wake_arg);
+    e->mail.stats = e->stats;
     if (r == 0) r = start_thread(e);
     if (r < 0) {
         free_engine(e);
         return error_set(err, r, "engine: cannot start its thread");
+    }
+    if (options->async) {
+        *ret = e;
+        return 0;
     }
     wait_opened(e);
     if (e->open_result < 0) {
@@ -114,10 +132,10 @@ const struct engine_info *engine_get_info(const struct engine *e) { return &e->i
 
 int engine_submit_all(struct engine *e, uint64_t *tickets, struct engine_request **requests, int n,
                       struct error *err) {
-    for (int i = 0; i < n; i++) {
-        int r = engine_request_check(requests[i], &e->shape, e->max_text, err);
-        if (r < 0) return r;
-    }
+    int r = engine_mail_check(&e->mail, err);
+    for (int i = 0; i < n && r == 0; i++)
+        r = engine_request_check(requests[i], &e->shape, e->max_text, err);
+    if (r < 0) return r;
     return engine_mail_submit(&e->mail, tickets, requests, n, err);
 }
 
@@ -127,10 +145,7 @@ int engine_submit(struct engine *e, uint64_t *ret_ticket, struct engine_request 
 }
 
 enum engine_state engine_get_state(struct engine *e, struct error *err) {
-    struct engine_stats stats;
-    engine_get_stats(e, &stats);
-    if (stats.state == ENGINE_BROKEN) error_set(err, -EIO, "the model has failed");
-    return stats.state;
+    return engine_mail_get_state(&e->mail, err);
 }
 
 void engine_cancel(struct engine *e, uint64_t ticket) { engine_mail_cancel(&e->mail, ticket); }

@@ -167,7 +167,7 @@ enum engine_state { ENGINE_LOADING, ENGINE_READY, ENGINE_BROKEN };
 struct engine_stats {
     bool ready, draining, failed;
     enum engine_state state;
-    int64_t load_done, load_total; /* bytes of weights packed */
+    int64_t load_done, load_total; /* bytes of weights read */
     int64_t waiting_tokens;        /* prompt tokens not computed yet, of all requests (estimated
                                       from bytes before they are tokenized) */
     double prefill_rate;           /* prompt tokens a second, lately; 0 = unknown */

@@ -28,6 +28,16 @@ static int pool_blocks(const struct engine *e, int context, int *ret, struct err
     return 0;
 }
 
+/* Nobody needs the rest of a model whose engine is being closed. */
+static bool on_progress(void *arg, size_t read, size_t total, size_t packed) {
+    struct engine *e = arg;
+    (void)packed;
+    e->stats.load_done = (int64_t)read;
+    e->stats.load_total = (int64_t)total;
+    engine_mail_flush(&e->mail, &e->stats);
+    return !engine_mail_closing(&e->mail);
+}
+
 static int open_model(struct engine *e, int context, int *ret_blocks, struct error *err) {
     const struct engine_options *o = &e->options;
     struct backend_options backend = {
@@ -35,7 +45,9 @@ static int open_model(struct engine *e, int context, int *ret_blocks, struct err
     int r = pool_blocks(e, context, ret_blocks, err);
     if (r == 0) r = backend_open(&e->backend, &backend, err);
     if (r < 0) return r;
-    struct model_options model = {.kv_type = o->kv_f32 ? DTYPE_F32 : DTYPE_F16,
+    struct model_options model = {.progress = on_progress,
+                                  .progress_arg = e,
+                                  .kv_type = o->kv_f32 ? DTYPE_F32 : DTYPE_F16,
                                   .max_batch_tokens = o->step_tokens,
                                   .max_logit_rows = o->max_running,
                                   .n_kv_blocks = *ret_blocks};
@@ -130,6 +142,8 @@ int engine_load(struct engine *e, struct error *err) {
     if (r == 0) r = allocate_step(e, err);
     if (r < 0) return r;
     fill_info(e);
+    e->stats.load_done = e->stats.load_total;
+    e->stats.kv_blocks = e->stats.kv_blocks_free = n_blocks;
     e->stats.last_step_ns = engine_mail_now_ns();
     return 0;
 }

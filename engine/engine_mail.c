@@ -5,8 +5,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "kernels/error.h"
-
 /* DESIGN. Two threads meet here and nowhere else: the caller's and the engine's.
  *
  * Queues: jobs (caller to engine) and events (engine to caller), both linked lists that the
@@ -80,10 +78,18 @@ void engine_mail_deinit(struct engine_mail *m) {
 
 /* -- Any thread ------------------------------------------------------------------------------ */
 
-static int refuse(const struct engine_mail *m, int n, struct error *err) {
-    if (m->stats.failed) return error_set(err, -EIO, "the model has failed");
+static int refuse_all(const struct engine_mail *m, struct error *err) {
+    if (m->stats.state == ENGINE_BROKEN)
+        return error_set(err, -EIO, "the model has failed: %s", m->broken.text);
     if (m->stats.draining || m->closing)
         return error_set(err, -ESHUTDOWN, "the engine takes no new requests");
+    if (m->stats.state == ENGINE_LOADING) return error_set(err, -EBUSY, "the model is loading");
+    return 0;
+}
+
+static int refuse(const struct engine_mail *m, int n, struct error *err) {
+    int r = refuse_all(m, err);
+    if (r < 0) return r;
     if (n > m->capacity - m->n_used)
         return error_set(err, -EAGAIN, "%d requests are in flight already", m->n_used);
     return 0;
@@ -169,9 +175,23 @@ void engine_mail_get_stats(struct engine_mail *m, struct engine_stats *stats) {
     *stats = m->stats;
     /* What is not running waits: in the mail, in the scheduler's queue, or preempted. */
     stats->waiting = m->n_used - m->stats.running;
-    stats->ready = !stats->failed && !stats->draining && !m->closing;
-    stats->state = stats->failed ? ENGINE_BROKEN : ENGINE_READY;
+    stats->ready = stats->state == ENGINE_READY && !stats->draining && !m->closing;
     pthread_mutex_unlock(&m->lock);
+}
+
+enum engine_state engine_mail_get_state(struct engine_mail *m, struct error *err) {
+    pthread_mutex_lock(&m->lock);
+    enum engine_state state = m->stats.state;
+    if (state == ENGINE_BROKEN) error_set(err, 0, "%s", m->broken.text);
+    pthread_mutex_unlock(&m->lock);
+    return state;
+}
+
+int engine_mail_check(struct engine_mail *m, struct error *err) {
+    pthread_mutex_lock(&m->lock);
+    int r = refuse_all(m, err);
+    pthread_mutex_unlock(&m->lock);
+    return r;
 }
 
 void engine_mail_drain(struct engine_mail *m) {
@@ -211,6 +231,19 @@ void engine_mail_job_free(struct engine_job *job) {
     engine_request_free(job->request);
     engine_event_free(job->last);
     free(job);
+}
+
+bool engine_mail_closing(struct engine_mail *m) {
+    pthread_mutex_lock(&m->lock);
+    bool closing = m->closing;
+    pthread_mutex_unlock(&m->lock);
+    return closing;
+}
+
+void engine_mail_break(struct engine_mail *m, const char *text) {
+    pthread_mutex_lock(&m->lock);
+    error_set(&m->broken, 0, "%s", text);
+    pthread_mutex_unlock(&m->lock);
 }
 
 void engine_mail_post(struct engine_mail *m, struct engine_event *event) {

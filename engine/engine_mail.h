@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 #include "engine/engine.h"
+#include "kernels/error.h"
 
 /* A submitted request on its way to the engine thread. */
 struct engine_job {
@@ -43,6 +44,7 @@ struct engine_mail {
     uint64_t serial; /* of the last ticket */
     bool any_cancelled, closing;
     struct engine_stats stats;
+    struct error broken; /* why stats.state is ENGINE_BROKEN */
 
     /* The engine thread's: */
     struct engine_event *posted, **posted_end; /* not flushed */
@@ -74,6 +76,10 @@ int engine_mail_submit(struct engine_mail *m, uint64_t *tickets, struct engine_r
 void engine_mail_cancel(struct engine_mail *m, uint64_t ticket);
 struct engine_event *engine_mail_poll(struct engine_mail *m);
 void engine_mail_get_stats(struct engine_mail *m, struct engine_stats *stats);
+enum engine_state engine_mail_get_state(struct engine_mail *m, struct error *err);
+/* Whether requests are taken at all, however full the queue is; fails as submit does. What the
+ * engine thread wrote before it flushed ENGINE_READY can be read after success. */
+int engine_mail_check(struct engine_mail *m, struct error *err);
 void engine_mail_drain(struct engine_mail *m);
 void engine_mail_close(struct engine_mail *m);
 
@@ -82,6 +88,10 @@ void engine_mail_close(struct engine_mail *m);
 /* Takes what has come; waits for something when wait is set. */
 void engine_mail_take(struct engine_mail *m, struct engine_mail_news *news, bool wait);
 void engine_mail_job_free(struct engine_job *job); /* NULL is allowed */
+bool engine_mail_closing(struct engine_mail *m);   /* nobody will wait for what is begun */
+
+/* The next flush says ENGINE_BROKEN: this is why. */
+void engine_mail_break(struct engine_mail *m, const char *text);
 
 /* Takes event. It stays here until the flush. */
 void engine_mail_post(struct engine_mail *m, struct engine_event *event);

@@ -31,9 +31,9 @@ struct engine {
     struct source *src;
     struct engine_mail mail;
     pthread_t thread;
-    sem_t opened; /* posted by the thread, once */
+    sem_t opened; /* posted by the thread, once; unused with options.async */
 
-    /* Written by the thread before it posts opened, by nobody after: */
+    /* Written by the thread before it says ENGINE_READY, by nobody after: */
     int open_result;
     struct error open_error;
     struct engine_info info;

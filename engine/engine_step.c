@@ -129,6 +129,8 @@ static int run_model(struct engine *e, int n_shares, struct error *err) {
 
 static void fail_all(struct engine *e, const char *text) {
     e->stats.failed = true;
+    e->stats.state = ENGINE_BROKEN;
+    engine_mail_break(&e->mail, text);
     for (int i = 0; i < e->capacity; i++)
         if (e->sequences[i]) engine_fail(e, e->sequences[i], -EIO, text);
 }

@@ -27,13 +27,17 @@ struct source;
 /* The linear layers of a block, by what they do; a block has those its architecture names. */
 enum model_role { ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN, ROLE_COUNT };
 
+/* How far loading has come: bytes read of all the source has, bytes packed of them so far. False
+ * stops it: model_open() fails with -ECANCELED. */
+typedef bool model_progress(void *arg, size_t read, size_t total, size_t packed);
+
 struct model_options {
-    enum dtype kv_type;    /* DTYPE_F16 to serve, DTYPE_F32 to compare with references */
-    int max_batch_tokens;  /* tokens of one forward() at most */
-    int max_logit_rows;    /* rows of one logits() at most */
-    int n_kv_blocks;       /* KV pool, in blocks of BACKEND_KV_BLOCK tokens; 0: none */
-    bool layers_on_demand; /* load blocks with model_load_layer() (the quantizer's way) */
-    void (*progress)(void *arg, size_t done, size_t total); /* bytes packed; may be NULL */
+    enum dtype kv_type;       /* DTYPE_F16 to serve, DTYPE_F32 to compare with references */
+    int max_batch_tokens;     /* tokens of one forward() at most */
+    int max_logit_rows;       /* rows of one logits() at most */
+    int n_kv_blocks;          /* KV pool, in blocks of BACKEND_KV_BLOCK tokens; 0: none */
+    bool layers_on_demand;    /* load blocks with model_load_layer() (the quantizer's way) */
+    model_progress *progress; /* after each tensor; may be NULL */
     void *progress_arg;
 };
 

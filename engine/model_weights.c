@@ -45,11 +45,16 @@ static int check_shape(const struct source_tensor *t, const char *name, const st
                      name, t->n_dims, vector ? "a vector" : "a matrix", want->rows, want->cols);
 }
 
-static void count(struct model_weights *w, const struct weight *weight,
-                  const struct source_tensor *t) {
+static int count(struct model_weights *w, const struct weight *weight,
+                 const struct source_tensor *t, struct error *err) {
     w->bytes += backend_weight_bytes(w->be, weight);
+    w->read += (size_t)t->n_bytes;
     source_release(w->src, t);
-    if (w->progress) w->progress(w->progress_arg, w->bytes, w->total);
+    /* One that serves twice, as table and as output matrix, is read twice. */
+    size_t read = w->read < w->total ? w->read : w->total;
+    if (w->progress && !w->progress(w->progress_arg, read, w->total, w->bytes))
+        return error_set(err, -ECANCELED, "model: loading was stopped");
+    return 0;
 }
 
 /* Packs a tensor that the source does not hold in a type that back ends read: widened first. */
@@ -77,7 +82,7 @@ static int add_tensor(struct model_weights *w, struct weight **ret, const struct
     } else {
         r = add_widened(w, ret, want, t, err);
     }
-    if (r == 0) count(w, *ret, t);
+    if (r == 0) r = count(w, *ret, t, err);
     return r;
 }
 
@@ -193,7 +198,7 @@ static int load_coded(struct model_weights *w, int layer, enum model_role role, 
     struct weight_view view = {.is_bcq = 1, .bcq = t->bcq, .rows = rows, .cols = cols};
     struct weight **ret = &w->layers[layer].linear[role];
     int r = backend_weight_new(w->be, ret, WEIGHT_LINEAR, &view, err);
-    if (r == 0) count(w, *ret, t);
+    if (r == 0) r = count(w, *ret, t, err);
     return r;
 }
 

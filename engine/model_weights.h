@@ -3,7 +3,7 @@
  * Owns      the packed weights.
  * Borrows   the back end and the source until model_weights_close().
  * Thread    the back end's.
- * Fails     -EBADMSG names a tensor that is missing or misshapen; -ENOMEM.
+ * Fails     -EBADMSG names a tensor that is missing or misshapen; -ENOMEM; -ECANCELED.
  * Cost      loading reads every weight once and gives the source's pages back behind it.
  *
  * A linear layer is taken from NAME.bcq when there is one, else from NAME.weight. Q, K and V of
@@ -38,9 +38,9 @@ struct model_weights {
     struct model_norm embed_norm, final_norm;
     struct model_layer *layers; /* (n_layers) */
 
-    size_t bytes; /* packed so far */
-    size_t total; /* bytes of the source's tensors, for progress */
-    void (*progress)(void *arg, size_t done, size_t total);
+    size_t bytes;       /* packed so far */
+    size_t read, total; /* bytes of the source's tensors, for progress */
+    model_progress *progress;
     void *progress_arg;
 };
 

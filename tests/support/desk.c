@@ -123,6 +123,12 @@ static void wait_wake(struct desk *d) {
     pthread_mutex_unlock(&d->lock);
 }
 
+enum engine_state desk_wait_loaded(struct desk *d, struct error *err) {
+    enum engine_state state;
+    while ((state = engine_get_state(d->engine, err)) == ENGINE_LOADING) wait_wake(d);
+    return state;
+}
+
 void desk_wait(struct desk *d, int record) {
     cr_assert_geq(record, 0);
     for (desk_poll(d); !d->records[record].ended; desk_poll(d)) wait_wake(d);

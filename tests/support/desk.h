@@ -17,6 +17,8 @@
 
 #include "engine/engine.h"
 
+struct error;
+
 enum { DESK_MAX = 512, DESK_TEXT = 4096, DESK_TOKENS = 600 };
 
 struct desk_record {
@@ -46,6 +48,7 @@ struct engine_options desk_options(void);
 void desk_open(struct desk *d, const struct engine_options *options, int context,
                bool with_tokenizer);
 void desk_close(struct desk *d);
+enum engine_state desk_wait_loaded(struct desk *d, struct error *err); /* with options.async */
 
 /* The record's number, or the error. Takes request always. */
 int desk_submit(struct desk *d, struct engine_request *request);

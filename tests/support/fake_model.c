@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -24,7 +25,7 @@ static struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     enum fake_model_kind kind;
-    bool held, broken;
+    bool held, broken, load_held, load_broken;
     int permits, entered, open_count, max_tokens, max_seqs;
 } control = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
@@ -73,6 +74,12 @@ int fake_model_entered(void) { return locked_get(&control.entered); }
 
 void fake_model_break(void) { locked_set(&control.broken, true); }
 
+void fake_model_hold_load(void) { locked_set(&control.load_held, true); }
+
+void fake_model_release_load(void) { locked_set(&control.load_held, false); }
+
+void fake_model_break_load(void) { locked_set(&control.load_broken, true); }
+
 int fake_model_max_tokens(void) { return locked_get(&control.max_tokens); }
 
 int fake_model_max_seqs(void) { return locked_get(&control.max_seqs); }
@@ -108,9 +115,27 @@ void backend_close(struct backend *be) {
 
 /* -- Model ----------------------------------------------------------------------------------- */
 
+static bool locked_is(const bool *value) {
+    pthread_mutex_lock(&control.lock);
+    bool v = *value;
+    pthread_mutex_unlock(&control.lock);
+    return v;
+}
+
+static int load(const struct model_options *o, struct error *err) {
+    do {
+        if (o->progress && !o->progress(o->progress_arg, 2, 4, 3))
+            return error_set(err, -ECANCELED, "model: loading was stopped");
+        sched_yield();
+    } while (locked_is(&control.load_held));
+    return locked_is(&control.load_broken) ? error_set(err, -EBADMSG, "tensor 'x': not there") : 0;
+}
+
 int model_open(struct model **ret, struct backend *be, struct source *src,
                const struct model_options *options, struct error *err) {
     (void)be;
+    int r = load(options, err);
+    if (r < 0) return r;
     struct model *m = calloc(1, sizeof *m);
     if (!m) return error_set(err, -ENOMEM, "model: out of memory");
     locked_add(&control.open_count, 1);

@@ -36,6 +36,12 @@ int fake_model_entered(void);
 /* model_logits() fails with -EIO from now on. */
 void fake_model_break(void);
 
+/* From now on model_open() reports progress again and again instead of ending. */
+void fake_model_hold_load(void);
+void fake_model_release_load(void);
+/* model_open() fails with -EBADMSG from now on. */
+void fake_model_break_load(void);
+
 /* Largest number of tokens and sequences in one forward(). */
 int fake_model_max_tokens(void);
 int fake_model_max_seqs(void);
