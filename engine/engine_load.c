@@ -19,6 +19,7 @@ static int pool_blocks(const struct engine *e, int context, int *ret, struct err
     int64_t positions = e->options.kv_tokens;
     if (positions == 0) {
         positions = (int64_t)e->options.max_running * (context / 4);
+        if (e->options.null && positions > ENGINE_NULL_KV_TOKENS) positions = ENGINE_NULL_KV_TOKENS;
         if (positions < context) positions = context;
     }
     /* The back end counts in int; a pool beyond that would not fit into memory either. */
@@ -43,6 +44,8 @@ static int open_model(struct engine *e, int context, int *ret_blocks, struct err
     struct backend_options backend = {
         .name = o->backend, .level = o->level, .n_threads = o->n_threads};
     int r = pool_blocks(e, context, ret_blocks, err);
+    if (r == 0 && o->null)
+        return engine_null_init(&e->null, o, &e->texts, source_config(e->src)->vocab, err);
     if (r == 0) r = backend_open(&e->backend, &backend, err);
     if (r < 0) return r;
     struct model_options model = {.progress = on_progress,
@@ -57,28 +60,34 @@ static int open_model(struct engine *e, int context, int *ret_blocks, struct err
 static int open_policy(struct engine *e, int n_blocks, struct error *err) {
     struct scheduler_options o = {.max_running = e->options.max_running,
                                   .max_waiting = e->options.max_waiting,
-                                  .step_tokens = e->options.step_tokens,
+                                  .step_tokens = e->options.null ? ENGINE_NULL_STEP_TOKENS
+                                                                 : e->options.step_tokens,
                                   .max_context = e->shape.context};
     int r = kv_new(&e->kv, n_blocks);
     if (r < 0) return error_set(err, r, "KV pool: out of memory");
     return scheduler_new(&e->scheduler, &o, e->kv, err);
 }
 
+static int allocate_queue(struct engine *e, struct error *err) {
+    e->sequences = calloc((size_t)e->capacity, sizeof(struct sequence *));
+    e->owners = calloc((size_t)e->capacity, sizeof(struct sequence *));
+    e->shares = calloc((size_t)e->options.max_running, sizeof *e->shares);
+    return e->sequences && e->owners && e->shares
+               ? 0
+               : error_set(err, -ENOMEM, "engine: out of memory");
+}
+
 static int allocate_step(struct engine *e, struct error *err) {
     size_t running = (size_t)e->options.max_running, tokens = (size_t)e->options.step_tokens;
     size_t blocks = (size_t)kv_blocks_for(e->shape.context), vocab = (size_t)e->shape.vocab;
-    e->sequences = calloc((size_t)e->capacity, sizeof(struct sequence *));
-    e->owners = calloc((size_t)e->capacity, sizeof(struct sequence *));
     e->work = sampler_work_new(e->shape.vocab);
-    e->shares = calloc(running, sizeof *e->shares);
     e->tokens = calloc(tokens, sizeof *e->tokens);
     e->positions = calloc(tokens, sizeof *e->positions);
     e->seqs = calloc(tokens, sizeof *e->seqs);
     e->blocks = calloc(running, blocks * sizeof *e->blocks);
     e->rows = calloc(running, sizeof *e->rows);
     e->logits = calloc(running, vocab * sizeof *e->logits);
-    if (!e->sequences || !e->owners || !e->work || !e->shares || !e->tokens || !e->positions ||
-        !e->seqs || !e->blocks || !e->rows || !e->logits)
+    if (!e->work || !e->tokens || !e->positions || !e->seqs || !e->blocks || !e->rows || !e->logits)
         return error_set(err, -ENOMEM, "engine: out of memory");
     return 0;
 }
@@ -112,8 +121,11 @@ static void proposed_sampling(struct sampler_params *params, const struct config
 
 static void fill_info(struct engine *e) {
     const struct model_config *c = source_config(e->src);
-    snprintf(e->backend_text, sizeof e->backend_text, "%s (%s)", e->backend->name,
-             e->backend->detail);
+    if (e->model)
+        snprintf(e->backend_text, sizeof e->backend_text, "%s (%s)", e->backend->name,
+                 e->backend->detail);
+    else
+        snprintf(e->backend_text, sizeof e->backend_text, "null (token %d)", e->null.token);
     e->info = (struct engine_info){
         .architecture = config_arch_name(c->arch),
         .method = c->quantization.method[0] ? c->quantization.method : "none",
@@ -126,8 +138,8 @@ static void fill_info(struct engine *e) {
         .hidden = c->hidden,
         .has_tokenizer = e->texts.tokenizer != NULL,
         .has_chat_template = e->texts.chat != NULL,
-        .weight_bytes = model_weight_bytes(e->model),
-        .kv_bytes = model_kv_bytes(e->model),
+        .weight_bytes = e->model ? model_weight_bytes(e->model) : 0,
+        .kv_bytes = e->model ? model_kv_bytes(e->model) : 0,
     };
     proposed_sampling(&e->info.sampling, &c->generation);
 }
@@ -139,7 +151,8 @@ int engine_load(struct engine *e, struct error *err) {
     if (r < 0) return r;
     fill_shape(e, context, n_blocks);
     r = open_policy(e, n_blocks, err);
-    if (r == 0) r = allocate_step(e, err);
+    if (r == 0) r = allocate_queue(e, err);
+    if (r == 0 && e->model) r = allocate_step(e, err);
     if (r < 0) return r;
     fill_info(e);
     e->stats.load_done = e->stats.load_total;

@@ -26,6 +26,16 @@ int64_t engine_mail_now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
+/* Its waits end by CLOCK_MONOTONIC. */
+static int init_news(struct engine_mail *m) {
+    pthread_condattr_t attr;
+    if (pthread_condattr_init(&attr) != 0) return -ENOMEM;
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    int r = pthread_cond_init(&m->news, &attr);
+    pthread_condattr_destroy(&attr);
+    return -r;
+}
+
 int engine_mail_init(struct engine_mail *m, int capacity, void (*wake)(void *arg), void *wake_arg) {
     *m = (struct engine_mail){.capacity = capacity, .wake = wake, .wake_arg = wake_arg};
     m->jobs_end = &m->jobs;
@@ -35,7 +45,7 @@ int engine_mail_init(struct engine_mail *m, int capacity, void (*wake)(void *arg
     m->cancelled = calloc((size_t)capacity, sizeof *m->cancelled);
     if (!table || !m->cancelled) goto fail;
     if (pthread_mutex_init(&m->lock, NULL) != 0) goto fail;
-    if (pthread_cond_init(&m->news, NULL) != 0) {
+    if (init_news(m) != 0) {
         pthread_mutex_destroy(&m->lock);
         goto fail;
     }
@@ -209,11 +219,19 @@ void engine_mail_close(struct engine_mail *m) {
 
 /* -- The engine thread ----------------------------------------------------------------------- */
 
-void engine_mail_take(struct engine_mail *m, struct engine_mail_news *news, bool wait) {
+/* Returns at news or at until_ns. */
+static void wait_news(struct engine_mail *m, int64_t until_ns) {
+    struct timespec until = {.tv_sec = until_ns / 1000000000, .tv_nsec = until_ns % 1000000000};
+    int r = 0;
+    while (r == 0 && until_ns > 0 && !m->jobs && !m->any_cancelled && !m->closing)
+        r = until_ns == ENGINE_MAIL_FOREVER ? pthread_cond_wait(&m->news, &m->lock)
+                                            : pthread_cond_timedwait(&m->news, &m->lock, &until);
+}
+
+void engine_mail_take(struct engine_mail *m, struct engine_mail_news *news, int64_t until_ns) {
     *news = (struct engine_mail_news){.cancelled = m->cancelled};
     pthread_mutex_lock(&m->lock);
-    while (wait && !m->jobs && !m->any_cancelled && !m->closing)
-        pthread_cond_wait(&m->news, &m->lock);
+    wait_news(m, until_ns);
     news->jobs = m->jobs;
     news->closing = m->closing;
     m->jobs = NULL;

@@ -56,6 +56,8 @@ struct engine_mail {
     void *wake_arg;
 };
 
+#define ENGINE_MAIL_FOREVER INT64_MAX /* a time that does not come */
+
 /* What has come for the engine thread. */
 struct engine_mail_news {
     struct engine_job *jobs; /* oldest first; the taker's */
@@ -85,8 +87,8 @@ void engine_mail_close(struct engine_mail *m);
 
 /* -- The engine thread ----------------------------------------------------------------------- */
 
-/* Takes what has come; waits for something when wait is set. */
-void engine_mail_take(struct engine_mail *m, struct engine_mail_news *news, bool wait);
+/* Takes what has come; waits for something until that time, 0 or past: not at all. */
+void engine_mail_take(struct engine_mail *m, struct engine_mail_news *news, int64_t until_ns);
 void engine_mail_job_free(struct engine_job *job); /* NULL is allowed */
 bool engine_mail_closing(struct engine_mail *m);   /* nobody will wait for what is begun */
 

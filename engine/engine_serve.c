@@ -114,9 +114,9 @@ static void cancel_place(struct engine *e, int place) {
         if (job->place == place) job->cancelled = true;
 }
 
-static void take_mail(struct engine *e, bool wait, bool *ret_closing) {
+static void take_mail(struct engine *e, int64_t until_ns, bool *ret_closing) {
     struct engine_mail_news news;
-    engine_mail_take(&e->mail, &news, wait);
+    engine_mail_take(&e->mail, &news, until_ns);
     struct engine_job **end = &e->jobs;
     while (*end) end = &(*end)->next;
     *end = news.jobs;
@@ -143,13 +143,17 @@ void engine_serve(struct engine *e) {
         bool closing;
         engine_publish(e);
         bool was_idle = idle(e);
-        take_mail(e, was_idle, &closing);
-        if (was_idle) e->stats.last_step_ns = engine_mail_now_ns();
+        take_mail(e, was_idle ? ENGINE_MAIL_FOREVER : e->null.next_ns, &closing);
+        int64_t now = engine_mail_now_ns();
+        if (was_idle) {
+            e->stats.last_step_ns = now;
+            if (e->options.null) engine_null_start(&e->null, now);
+        }
         if (closing) break;
         admit_some(e);
         /* Whoever waits to hear that it was admitted need not wait for the step. */
         if (e->mail.posted) engine_publish(e);
-        engine_step(e);
+        if (now >= e->null.next_ns) engine_step(e);
     }
     end_all(e);
     engine_publish(e);

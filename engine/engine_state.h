@@ -17,6 +17,7 @@
 
 #include "engine/engine.h"
 #include "engine/engine_mail.h"
+#include "engine/engine_null.h"
 #include "engine/engine_texts.h"
 #include "engine/scheduler.h"
 #include "engine/sequence.h"
@@ -44,6 +45,7 @@ struct engine {
     int capacity;                /* max_running + max_waiting */
 
     /* The engine thread's: */
+    struct engine_null null; /* with options.null; then there is no back end and no model */
     struct backend *backend;
     struct model *model;
     struct kv_pool *kv;

@@ -103,9 +103,16 @@ static struct batch build_batch(struct engine *e, int n_shares, int *ret_rows) {
     return b;
 }
 
+static int push_token(struct engine *e, struct sequence *seq, const float *logits) {
+    struct sampler_result token;
+    if (!e->options.null) return sequence_sample(seq, e->work, logits);
+    engine_null_result(&e->null, e->null.token, sequence_n_top(seq), &token);
+    return sequence_push(seq, &token);
+}
+
 static void sample(struct engine *e, struct sequence *seq, const float *logits) {
     if (sequence_generated(seq) == 0) e->stats.prompt_tokens += seq->n_prompt;
-    int r = sequence_sample(seq, e->work, logits);
+    int r = push_token(e, seq, logits);
     if (r == 0) e->stats.generated_tokens++;
     if (r == 0 && seq->ended) {
         engine_finish(e, seq, seq->finish);
@@ -120,6 +127,7 @@ static void sample(struct engine *e, struct sequence *seq, const float *logits) 
 
 static int run_model(struct engine *e, int n_shares, struct error *err) {
     int n_rows;
+    if (e->options.null) return 0;
     struct batch batch = build_batch(e, n_shares, &n_rows);
     model_forward(e->model, &batch);
     /* Without rows nothing would wait, and the batch's arrays are filled anew next time. */
@@ -149,10 +157,11 @@ void engine_step(struct engine *e) {
         for (int i = 0; i < n; i++) {
             if (!e->shares[i].samples) continue;
             sample(e, e->owners[e->shares[i].slot], logits);
-            logits += e->shape.vocab;
+            logits += e->options.null ? 0 : e->shape.vocab;
         }
     }
     e->stats.steps++;
     e->stats.last_step_ns = engine_mail_now_ns();
+    if (e->options.null) engine_null_tick(&e->null, e->stats.last_step_ns);
     e->stats.busy_seconds += (double)(e->stats.last_step_ns - start) * 1e-9;
 }

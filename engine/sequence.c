@@ -76,6 +76,11 @@ static bool is_end(const struct sequence *s, int32_t id) {
     return false;
 }
 
+int sequence_n_top(const struct sequence *s) {
+    int n = s->request->n_logprobs;
+    return n < 0 && reports_tokens(s) ? 0 : n;
+}
+
 int sequence_sample(struct sequence *s, struct sampler_work *work, const float *logits) {
     const struct engine_request *request = s->request;
     bool mask_ends = sequence_generated(s) < request->min_tokens && !request->ignore_eos;
@@ -86,7 +91,7 @@ int sequence_sample(struct sequence *s, struct sampler_work *work, const float *
         .n_prompt = (size_t)s->n_prompt,
         .banned = s->shape->ends,
         .n_banned = mask_ends ? s->shape->n_ends : 0,
-        .n_top = request->n_logprobs < 0 && reports_tokens(s) ? 0 : request->n_logprobs,
+        .n_top = sequence_n_top(s),
     };
     struct sampler_result token;
     sampler_next(&s->sampler, work, &call, &token);

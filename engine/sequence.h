@@ -73,6 +73,9 @@ void sequence_free(struct sequence *s); /* NULL is allowed */
 /* Chooses the next token and deals with it. logits: (vocab) */
 int sequence_sample(struct sequence *s, struct sampler_work *work, const float *logits);
 
+/* Best tokens to report with each, as n_top in struct sampler_call. */
+int sequence_n_top(const struct sequence *s);
+
 /* One more token, wherever it comes from. */
 int sequence_push(struct sequence *s, const struct sampler_result *token);
 

@@ -183,6 +183,9 @@ static int open_engine(struct server *s, struct error *err) {
                                      .step_tokens = (int)c->step_tokens,
                                      .kv_tokens = c->kv_tokens,
                                      .kv_f32 = !strcmp(c->kv, "f32"),
+                                     .null = !strcmp(c->engine, "null"),
+                                     .null_token = -1,
+                                     .null_rate = (double)c->null_rate,
                                      .wake = loop_wake,
                                      .wake_arg = s->loop};
     int r = model_source_open(&source, c->model, err);

@@ -21,9 +21,11 @@ struct error;
 
 struct settings {
     const char *model, *served_model_name; /* the name in /v1/models; NULL = from the model */
+    const char *engine;                    /* "null": no model is run */
     const char *host, *backend, *cpu_level, *kv, *log_level;
     const char *cors; /* allowed origin; NULL = none */
     int64_t port, threads, max_context, max_running, max_waiting, step_tokens, kv_tokens;
+    int64_t null_rate; /* tokens a second of a null engine's sequences; 0 = no limit */
     int64_t max_connections, max_body, max_prompt_tokens; /* 0 prompt tokens = the context */
     int64_t request_timeout, shutdown_timeout;            /* seconds; 0 requests = no limit */
     bool help;                                            /* was asked for and printed */
