@@ -14,7 +14,7 @@
 
 struct text;
 
-enum { METRICS_ROUTES = 32, METRICS_STATUSES = 16, METRICS_BUCKETS = 24 };
+enum { METRICS_ROUTES = 64, METRICS_STATUSES = 16, METRICS_BUCKETS = 24 };
 
 enum metrics_timing {
     METRICS_FIRST_TOKEN, /* request read to first text */

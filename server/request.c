@@ -235,7 +235,8 @@ static int submit_all(struct request *r, struct api_error *e) {
 static int parse(struct server *s, struct openai_request **ret, struct http_exchange *x,
                  enum openai_kind kind, struct api_error *e) {
     struct openai_limits limits = {
-        .model = s->model,
+        .models = s->names,
+        .any_model = !strcmp(s->settings->any_model, "yes"),
         .sampling = s->info->sampling,
         .max_prompt_tokens = (size_t)s->settings->max_prompt_tokens,
         .vocab = s->info->vocab,

@@ -6,17 +6,74 @@
 #include "server/api/api.h"
 
 static const struct router_row rows[] = {
-    {"POST", "/v1/completions", "completions", false, api_completions},
-    {"POST", "/v1/chat/completions", "chat_completions", false, api_chat},
-    {"GET", "/v1/models", "models", false, api_models},
-    {"GET", "/health", "health", true, api_health},
-    {"GET", "/metrics", "metrics", true, api_metrics},
-    {"GET", "/version", "version", false, api_version},
-    {"GET", "/", "site", false, api_site},
-    {"GET", "/index.html", "site", false, api_site},
-    {"GET", "/app.js", "site", false, api_site},
-    {"GET", "/style.css", "site", false, api_site},
+    {"POST", "/v1/completions", "completions", "Continues prompts", "CompletionRequest",
+     "Completion", false, api_completions},
+    {"POST", "/v1/chat/completions", "chat_completions", "Answers a conversation", "ChatRequest",
+     "ChatCompletion", false, api_chat},
+    {"GET", "/v1/models", "models", "The model, under each of its names", NULL, "ModelList", false,
+     api_models},
+    {"GET", "/v1/models/{id}", "model", "The model of one name", NULL, "Model", false, api_model},
+    {"GET", "/health", "health", "Whether new requests are taken", NULL, "Health", true,
+     api_health},
+    {"GET", "/metrics", "metrics", "Numbers in Prometheus' text format", NULL, NULL, true,
+     api_metrics},
+    {"GET", "/version", "version", "The program's version", NULL, "Version", false, api_version},
+    {"GET", "/", "site", NULL, NULL, NULL, false, api_site},
+    {"GET", "/index.html", "site", NULL, NULL, NULL, false, api_site},
+    {"GET", "/app.js", "site", NULL, NULL, NULL, false, api_site},
+    {"GET", "/style.css", "site", NULL, NULL, NULL, false, api_site},
 };
+
+static int hex(char c) {
+    if (c >= '0' && c <= '9') return c - '0';
+    if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+    return -1;
+}
+
+/* The next byte of the path, 0 at its end, or -1 for what is no path. */
+static int next_byte(const char **path, bool *ret_escaped) {
+    const char *p = *path;
+    *ret_escaped = *p == '%';
+    if (!*p) return 0;
+    if (*p != '%') {
+        *path = p + 1;
+        return (unsigned char)*p;
+    }
+    int high = hex(p[1]), low = high < 0 ? -1 : hex(p[2]);
+    if (low < 0 || high + low == 0) return -1;
+    *path = p + 3;
+    return high * 16 + low;
+}
+
+/* Decodes the rest of a path; false when it is empty, broken or longer than size - 1. */
+static bool decode(const char *path, char *ret, size_t size) {
+    size_t n = 0;
+    bool escaped;
+    for (int byte; (byte = next_byte(&path, &escaped)); n++) {
+        if (byte < 0 || n + 1 >= size) return false;
+        ret[n] = (char)byte;
+    }
+    ret[n] = 0;
+    return n > 0;
+}
+
+/* Where the row's parameter begins in the path, or its end when it has none; NULL: no match. */
+static const char *match(const struct router_row *row, const char *path) {
+    const char *pattern = row->path;
+    for (; *pattern && *pattern != '{'; pattern++) {
+        bool escaped;
+        int byte = next_byte(&path, &escaped);
+        if (byte <= 0 || byte != (unsigned char)*pattern || (escaped && byte == '/')) return NULL;
+    }
+    if (!*pattern) return *path ? NULL : path;
+    bool escaped;
+    const char *rest = path;
+    int byte = next_byte(&rest, &escaped);
+    if (byte <= 0) return NULL;
+    while (byte > 0) byte = next_byte(&rest, &escaped);
+    return byte < 0 ? NULL : path;
+}
 
 static void add_method(char *allow, size_t size, const char *method) {
     size_t n = strlen(allow);
@@ -28,11 +85,18 @@ int router_find(const char *method, const char *path, char *allow, size_t size) 
     if (!strcmp(method, "HEAD")) method = "GET";
     allow[0] = 0;
     for (int i = 0; i < router_count(); i++) {
-        if (strcmp(path, rows[i].path) != 0) continue;
+        if (!match(&rows[i], path)) continue;
         if (!strcmp(method, rows[i].method)) return i;
         add_method(allow, size, rows[i].method);
     }
     return allow[0] ? ROUTER_NO_METHOD : ROUTER_NO_PATH;
+}
+
+bool router_parameter(int row, const char *path, char *ret, size_t size) {
+    const char *at = match(&rows[row], path);
+    if (at && decode(at, ret, size)) return true;
+    ret[0] = 0;
+    return false;
 }
 
 const struct router_row *router_get(int row) { return &rows[row]; }

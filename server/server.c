@@ -15,6 +15,7 @@
 #include "server/http_socket.h"
 #include "server/log.h"
 #include "server/loop.h"
+#include "server/model_names.h"
 #include "server/model_source.h"
 #include "server/request.h"
 #include "server/router.h"
@@ -46,6 +47,10 @@ static void reply_no_route(struct http_exchange *x, int found, const char *allow
     struct api_error e;
     if (found == ROUTER_NO_METHOD) {
         http_header(x, "Allow", allow);
+        if (!strcmp(x->method, "OPTIONS")) {
+            http_reply_static(x, 204, NULL, "", 0);
+            return;
+        }
         api_error_set(&e, API_ERROR_METHOD, NULL, "%s does not take %s", x->path, x->method);
     } else {
         api_error_set(&e, API_ERROR_NOT_FOUND, NULL, "there is no '%.128s' here", x->path);
@@ -55,7 +60,7 @@ static void reply_no_route(struct http_exchange *x, int found, const char *allow
 
 static void on_admit(void *arg, struct http_exchange *x) {
     struct server *s = arg;
-    char allow[64];
+    char allow[ROUTER_ALLOW];
     int found = router_find(x->method, x->path, allow, sizeof allow);
     x->close = s->state != SERVER_SERVING;
     if (s->settings->cors && !strcmp(x->method, "OPTIONS") && found != ROUTER_NO_PATH) {
@@ -149,16 +154,21 @@ static void on_signal(void *arg, int nth) {
 
 /* The last part of a path is what people call their model. */
 static void set_model_name(struct server *s) {
-    const char *name = s->settings->served_model_name;
-    if (!name) {
-        size_t n = strlen(s->settings->model);
-        while (n > 1 && s->settings->model[n - 1] == '/') n--;
-        size_t start = n;
-        while (start > 0 && s->settings->model[start - 1] != '/') start--;
-        snprintf(s->model, sizeof s->model, "%.*s", (int)(n - start), s->settings->model + start);
+    const char *names = s->settings->served_model_name, *first = names;
+    size_t n = 0;
+    if (names && (first = model_names_next(&names, &n))) {
+        s->names = s->settings->served_model_name;
     } else {
-        snprintf(s->model, sizeof s->model, "%s", name);
+        first = s->settings->model;
+        n = strlen(first);
+        while (n > 1 && first[n - 1] == '/') n--;
+        size_t start = n;
+        while (start > 0 && first[start - 1] != '/') start--;
+        first += start;
+        n -= start;
     }
+    snprintf(s->model, sizeof s->model, "%.*s", (int)n, first);
+    if (!s->names) s->names = s->model;
 }
 
 static void seed_random(struct server *s) {

@@ -15,6 +15,7 @@ struct server;
 
 void api_completions(struct server *s, struct http_exchange *x);
 void api_chat(struct server *s, struct http_exchange *x);
+void api_model(struct server *s, struct http_exchange *x);
 void api_models(struct server *s, struct http_exchange *x);
 void api_health(struct server *s, struct http_exchange *x);
 void api_metrics(struct server *s, struct http_exchange *x);

@@ -9,6 +9,7 @@
 
 #include "server/api/api_error.h"
 #include "server/api/openai_prompt.h"
+#include "server/model_names.h"
 #include "server/prescan.h"
 
 enum where { COMPLETION = 1, CHAT = 2, BOTH = 3 };
@@ -89,10 +90,10 @@ static int read_model(struct openai_request *r, const struct field *f, const jso
     (void)r;
     if (!json_is_string(value)) return wrong_type(f, "a string", err);
     const char *name = json_string_value(value);
-    if (!*name || !strcmp(name, limits->model)) return 0;
+    if (!*name || limits->any_model || model_names_has(limits->models, name)) return 0;
     return api_error_set(err, API_ERROR_MODEL, f->name,
                          "the model '%.64s' does not exist; this server has '%.64s'", name,
-                         limits->model);
+                         limits->models);
 }
 
 static int add_stop(struct openai_request *r, const struct field *f, const json_t *value,

@@ -30,7 +30,8 @@ enum {
 };
 
 struct openai_limits {
-    const char *model;              /* the served name */
+    const char *models;             /* the served names, see model_names.h */
+    bool any_model;                 /* another one is taken, too */
     struct sampler_params sampling; /* defaults */
     size_t max_prompt_tokens;       /* for prompts given as ids */
     int vocab;                      /* ids are below */

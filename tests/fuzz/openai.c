@@ -30,7 +30,7 @@ static void check_request(const struct openai_request *r, const struct openai_li
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-    struct openai_limits limits = {.model = "m", .max_prompt_tokens = 1000, .vocab = 1000};
+    struct openai_limits limits = {.models = "m", .max_prompt_tokens = 1000, .vocab = 1000};
     sampler_defaults(&limits.sampling);
     for (int kind = OPENAI_COMPLETION; kind <= OPENAI_CHAT; kind++) {
         struct openai_request *r = NULL;

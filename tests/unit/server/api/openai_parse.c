@@ -9,7 +9,7 @@
 #include "tests/support/random.h"
 
 static struct openai_limits limits_of(void) {
-    struct openai_limits limits = {.model = "m", .max_prompt_tokens = 50, .vocab = 100};
+    struct openai_limits limits = {.models = "m", .max_prompt_tokens = 50, .vocab = 100};
     sampler_defaults(&limits.sampling);
     limits.sampling.temperature = 0.625f;
     return limits;
