@@ -62,7 +62,8 @@ static int open_policy(struct engine *e, int n_blocks, struct error *err) {
                                   .max_waiting = e->options.max_waiting,
                                   .step_tokens = e->options.null ? ENGINE_NULL_STEP_TOKENS
                                                                  : e->options.step_tokens,
-                                  .max_context = e->shape.context};
+                                  .max_context = e->shape.context,
+                                  .no_cache = e->options.no_prefix_cache};
     int r = kv_new(&e->kv, n_blocks);
     if (r < 0) return error_set(err, r, "KV pool: out of memory");
     return scheduler_new(&e->scheduler, &o, e->kv, err);

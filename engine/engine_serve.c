@@ -12,9 +12,15 @@ enum {
 };
 
 void engine_publish(struct engine *e) {
-    e->stats.running = scheduler_running(e->scheduler);
+    struct scheduler_stats scheduler;
+    scheduler_get_stats(e->scheduler, &scheduler);
+    e->stats.running = scheduler.running;
+    e->stats.preemptions = scheduler.preemptions;
+    e->stats.prefix_queries = scheduler.prefix_queries;
+    e->stats.prefix_hits = scheduler.prefix_hits;
     e->stats.kv_blocks = kv_total_blocks(e->kv);
     e->stats.kv_blocks_free = kv_free_blocks(e->kv);
+    e->stats.kv_blocks_cached = kv_cached_blocks(e->kv);
     engine_mail_flush(&e->mail, &e->stats);
 }
 
@@ -42,7 +48,14 @@ static int make_sequence(struct engine *e, struct engine_job *job, struct sequen
     struct sequence *seq = NULL;
     int r = sequence_new(&seq, &e->shape, job->request, err);
     if (r < 0) return r;
-    r = scheduler_add(e->scheduler, &seq->slot, seq->n_prompt, seq->n_max, err);
+    const struct engine_request *request = seq->request;
+    struct scheduler_sequence view = {.ids = &seq->tokens,
+                                      .n_tokens = seq->n_prompt,
+                                      .n_max = seq->n_max,
+                                      .fresh = request->n_prompt_logprobs >= 0 ||
+                                               request->task == ENGINE_EMBED,
+                                      .claim = request->claim};
+    r = scheduler_add(e->scheduler, &seq->slot, &view, err);
     job->request = NULL;
     if (r < 0) {
         sequence_free(seq);
@@ -125,7 +138,9 @@ static void take_mail(struct engine *e, int64_t until_ns, bool *ret_closing) {
 }
 
 static bool idle(const struct engine *e) {
-    return !e->jobs && scheduler_running(e->scheduler) + scheduler_waiting(e->scheduler) == 0;
+    struct scheduler_stats stats;
+    scheduler_get_stats(e->scheduler, &stats);
+    return !e->jobs && stats.running + stats.waiting == 0;
 }
 
 static void end_all(struct engine *e) {

@@ -17,6 +17,7 @@ int engine_post_text(struct engine *e, struct sequence *seq) {
     event->tag = seq->request->tag;
     event->n_prompt = seq->n_prompt;
     event->n_generated = sequence_generated(seq);
+    event->n_cached = seq->n_cached;
     event->text_len = seq->text.len;
     if (seq->text.len > 0) memcpy(event->text, seq->text.data, seq->text.len);
     event->n_tokens = seq->n_ready;
@@ -33,6 +34,7 @@ static void post_last(struct engine *e, struct sequence *seq, enum engine_event_
     last->kind = kind;
     last->n_prompt = seq->n_prompt;
     last->n_generated = sequence_generated(seq);
+    last->n_cached = seq->n_cached;
     scheduler_remove(e->scheduler, seq->slot);
     e->sequences[seq->place] = NULL;
     e->owners[seq->slot] = NULL;
@@ -84,7 +86,8 @@ static struct batch build_batch(struct engine *e, int n_shares, int *ret_rows) {
     int n_rows = 0;
     for (int i = 0; i < n_shares; i++) {
         const struct scheduler_share *share = &e->shares[i];
-        const struct sequence *seq = e->owners[share->slot];
+        struct sequence *seq = e->owners[share->slot];
+        seq->n_cached = share->n_cached;
         memcpy(e->tokens + b.n_tokens, seq->tokens + share->start,
                (size_t)share->n * sizeof *e->tokens);
         for (int j = 0; j < share->n; j++) {
@@ -122,7 +125,7 @@ static void sample(struct engine *e, struct sequence *seq, const float *logits) 
     if (r < 0)
         engine_fail(e, seq, r, "out of memory");
     else
-        scheduler_grow(e->scheduler, seq->slot);
+        scheduler_grow(e->scheduler, seq->slot, 1);
 }
 
 static int run_model(struct engine *e, int n_shares, struct error *err) {
@@ -147,7 +150,6 @@ void engine_step(struct engine *e) {
     struct error err;
     int64_t start = engine_mail_now_ns();
     int n = scheduler_next(e->scheduler, e->shares);
-    e->stats.preemptions = scheduler_preemptions(e->scheduler);
     if (n == 0) return;
     if (run_model(e, n, &err) < 0) {
         fail_all(e, err.text);

@@ -1,7 +1,8 @@
 /* scheduler.h - decides which tokens of which sequences the next step runs.
  *
  * Owns      its queue and lists; sequences are the caller's, known by slot number.
- * Borrows   the KV pool: takes and releases blocks in it.
+ * Borrows   the KV pool: takes, shares and releases blocks in it; the token ids of each sequence,
+ *           until it is removed.
  * Thread    engine; pure policy: no clock, no thread, no model.
  * Fails     scheduler_add() with -EAGAIN (queue full), -E2BIG (can never fit).
  * Cost      O(sequences) per step, no allocation after scheduler_new().
@@ -9,12 +10,17 @@
  * Continuous batching: a step first decodes one token of every running sequence, then spends
  * what is left of the token budget on prompts, oldest first, in chunks. A prompt joins at the
  * next step. When blocks run out, the youngest sequence gives its blocks back and is computed
- * again later (its tokens are kept), so the oldest always progresses. */
+ * again later (its tokens are kept), so the oldest always progresses.
+ *
+ * A sequence that starts takes over the known blocks of its beginning and computes the rest, at
+ * least its last token; what it has computed becomes known block by block. */
 #ifndef ENGINE_SCHEDULER_H
 #define ENGINE_SCHEDULER_H
 
 #include <stdbool.h>
 #include <stdint.h>
+
+#include "engine/engine.h"
 
 struct error;
 struct kv_pool;
@@ -25,6 +31,15 @@ struct scheduler_options {
     int max_waiting; /* sequences queued behind them */
     int step_tokens; /* token budget of a step, at least max_running */
     int max_context; /* positions of one sequence */
+    bool no_cache;   /* nothing becomes known */
+};
+
+/* A sequence as the scheduler sees it. */
+struct scheduler_sequence {
+    int32_t *const *ids; /* where the caller keeps its tokens; what has been computed is read */
+    int n_tokens, n_max; /* of the prompt; what it may grow to */
+    bool fresh;          /* known blocks are not taken over: every token must be computed */
+    struct engine_claim claim;
 };
 
 /* One sequence's share of a step: tokens [start, start + n) of it. When the share reaches the
@@ -33,6 +48,8 @@ struct scheduler_share {
     int slot;
     int start, n;
     bool samples;          /* start + n == known tokens */
+    int n_drafts;          /* tokens to try after them, see scheduler_draft() */
+    int n_cached;          /* of the prompt, taken over when the sequence first started */
     const int32_t *blocks; /* valid until the next scheduler call */
     int n_blocks;
 };
@@ -41,9 +58,10 @@ int scheduler_new(struct scheduler **ret, const struct scheduler_options *option
                   struct kv_pool *kv, struct error *err);
 void scheduler_free(struct scheduler *s); /* releases its blocks; NULL is allowed */
 
-/* A sequence with n_tokens prompt tokens that may grow to n_max. ret_slot: its number, below
- * max_running + max_waiting, the caller's until scheduler_remove(). */
-int scheduler_add(struct scheduler *s, int *ret_slot, int n_tokens, int n_max, struct error *err);
+/* ret_slot: the sequence's number, below max_running + max_waiting, the caller's until
+ * scheduler_remove(). */
+int scheduler_add(struct scheduler *s, int *ret_slot, const struct scheduler_sequence *seq,
+                  struct error *err);
 
 /* The next step: fills shares (max_running) and returns how many; 0 = nothing to do. */
 int scheduler_next(struct scheduler *s, struct scheduler_share *shares);
@@ -51,14 +69,22 @@ int scheduler_next(struct scheduler *s, struct scheduler_share *shares);
 /* The step that scheduler_next() gave has run. */
 void scheduler_ran(struct scheduler *s, const struct scheduler_share *shares, int n);
 
-/* One more token is known (after a share that samples). */
-void scheduler_grow(struct scheduler *s, int slot);
+/* n more tokens are known after a share that samples: n - 1 of its drafts, which proved right and
+ * are computed, and one that follows. */
+void scheduler_grow(struct scheduler *s, int slot, int n);
+
+/* The next step of a sequence that decodes may try n tokens more, not known yet. It gets what
+ * budget and blocks nothing else wants, maybe none; asked for anew for each step. */
+void scheduler_draft(struct scheduler *s, int slot, int n);
 
 /* Finished or cancelled, in any state. */
 void scheduler_remove(struct scheduler *s, int slot);
 
-int scheduler_running(const struct scheduler *s);
-int scheduler_waiting(const struct scheduler *s); /* preempted ones count here */
-int64_t scheduler_preemptions(const struct scheduler *s);
+struct scheduler_stats {
+    int running, waiting; /* preempted ones wait */
+    int64_t preemptions;
+    int64_t prefix_queries, prefix_hits; /* tokens looked up at the first start, found */
+};
+void scheduler_get_stats(const struct scheduler *s, struct scheduler_stats *stats);
 
 #endif

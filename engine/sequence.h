@@ -41,6 +41,7 @@ struct sequence {
     struct engine_request *request;
     uint64_t ticket;
     int place, slot;           /* see engine_state.h */
+    int n_cached;              /* of the prompt, found computed; the scheduler says */
     struct engine_event *last; /* the engine's final event for it */
 
     int32_t *tokens; /* (n_tokens) known: the prompt, then what was generated */
