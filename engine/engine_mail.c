@@ -301,9 +301,15 @@ struct engine_event *engine_mail_event(size_t text_size, int n_tokens) {
     size_t tokens_size = (size_t)n_tokens * sizeof(struct engine_token);
     struct engine_event *event = calloc(1, sizeof *event + tokens_size + text_size + 1);
     if (!event) return NULL;
+    event->stop = event->stop_id = -1;
     event->tokens = (struct engine_token *)(event + 1);
     event->text = (char *)(event + 1) + tokens_size;
     return event;
 }
 
-void engine_event_free(struct engine_event *event) { free(event); }
+void engine_event_free(struct engine_event *event) {
+    if (!event) return;
+    free(event->vector);
+    free(event->ids);
+    free(event);
+}

@@ -20,6 +20,13 @@ struct sequence_shape;
 int engine_request_check(const struct engine_request *request, const struct sequence_shape *shape,
                          size_t max_text, struct error *err);
 
+/* Tokens that the prompt may have: all positions save one for an answer where one is wanted. To be
+ * tokenized it need not fit. */
+size_t engine_request_room(const struct engine_request *request, int context);
+
+/* Of n prompt tokens the last that many count. */
+size_t engine_request_kept(const struct engine_request *request, int context, size_t n);
+
 /* Frees the prompt. */
 void engine_request_drop_prompt(struct engine_request *request);
 

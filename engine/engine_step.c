@@ -35,6 +35,8 @@ static void post_last(struct engine *e, struct sequence *seq, enum engine_event_
     last->n_prompt = seq->n_prompt;
     last->n_generated = sequence_generated(seq);
     last->n_cached = seq->n_cached;
+    last->stop = seq->stop.matched;
+    last->stop_id = seq->stop_id;
     scheduler_remove(e->scheduler, seq->slot);
     e->sequences[seq->place] = NULL;
     e->owners[seq->slot] = NULL;
@@ -115,6 +117,10 @@ static int push_token(struct engine *e, struct sequence *seq, const float *logit
 
 static void sample(struct engine *e, struct sequence *seq, const float *logits) {
     if (sequence_generated(seq) == 0) e->stats.prompt_tokens += seq->n_prompt;
+    if (sequence_is_prompt(seq)) {
+        engine_finish(e, seq, FINISH_LENGTH);
+        return;
+    }
     int r = push_token(e, seq, logits);
     if (r == 0) e->stats.generated_tokens++;
     if (r == 0 && seq->ended) {

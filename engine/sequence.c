@@ -9,7 +9,7 @@
 #include "kernels/error.h"
 
 static bool reports_tokens(const struct sequence *s) {
-    return s->request->n_logprobs >= 0 || !s->shape->tokenizer;
+    return s->request->n_logprobs >= 0 || s->request->return_tokens || !s->shape->tokenizer;
 }
 
 static int init_stops(struct sequence *s, struct error *err) {
@@ -20,12 +20,27 @@ static int init_stops(struct sequence *s, struct error *err) {
         strings[i] = s->request->stops[i];
         lengths[i] = strlen(strings[i]);
     }
-    return stop_init(&s->stop, strings, lengths, n, err);
+    int r = stop_init(&s->stop, strings, lengths, n, err);
+    s->stop.keep = s->request->keep_stop;
+    return r;
+}
+
+static int init_ends(struct sequence *s, struct error *err) {
+    const struct engine_request *request = s->request;
+    int n_model = request->ignore_eos ? 0 : s->shape->n_ends, n = n_model + request->n_stop_ids;
+    if (n == 0) return 0;
+    s->ends = malloc((size_t)n * sizeof *s->ends);
+    if (!s->ends) return error_set(err, -ENOMEM, "sequence: out of memory");
+    for (int i = 0; i < n; i++)
+        s->ends[i] = i < n_model ? s->shape->ends[i] : request->stop_ids[i - n_model];
+    s->n_ends = n;
+    return 0;
 }
 
 static int check_prompt(const struct sequence *s, struct error *err) {
     const struct sequence_shape *shape = s->shape;
-    if (s->n_prompt == 0) return error_set(err, -EINVAL, "the prompt is empty");
+    if (s->n_prompt == 0 && s->request->task != ENGINE_TOKENIZE)
+        return error_set(err, -EINVAL, "the prompt is empty");
     for (int i = 0; i < s->n_prompt; i++)
         if (s->tokens[i] < 0 || s->tokens[i] >= shape->vocab)
             return error_set(err, -EINVAL, "token %d of the prompt is %d, the vocabulary has %d", i,
@@ -39,17 +54,20 @@ int sequence_new(struct sequence **ret, const struct sequence_shape *shape,
     if (!s) return error_set(err, -ENOMEM, "sequence: out of memory");
     s->shape = shape;
     s->request = request;
-    s->detok.skip_special = true;
+    s->stop_id = -1;
+    s->detok.skip_special = !request->keep_special;
     sampler_init(&s->sampler, &request->sampling, request->seed);
     int r = init_stops(s, err);
+    if (r < 0) goto fail;
+    r = init_ends(s, err);
     if (r < 0) goto fail;
     r = sequence_prompt_make(s, err);
     if (r < 0) goto fail;
     r = check_prompt(s, err);
     if (r < 0) goto fail;
     int room = shape->context - s->n_prompt;
-    s->n_max = s->n_prompt +
-               (request->max_tokens > 0 && request->max_tokens < room ? request->max_tokens : room);
+    if (request->max_tokens > 0 && request->max_tokens < room) room = request->max_tokens;
+    s->n_max = s->n_prompt + (sequence_is_prompt(s) ? 0 : room);
     *ret = s;
     return 0;
 fail:
@@ -67,12 +85,13 @@ void sequence_free(struct sequence *s) {
     buf_free(&s->text);
     free(s->reports);
     free(s->tokens);
+    free(s->ends);
     free(s);
 }
 
 static bool is_end(const struct sequence *s, int32_t id) {
-    for (int i = 0; i < s->shape->n_ends; i++)
-        if (s->shape->ends[i] == id) return true;
+    for (int i = 0; i < s->n_ends; i++)
+        if (s->ends[i] == id) return true;
     return false;
 }
 
@@ -82,15 +101,13 @@ int sequence_n_top(const struct sequence *s) {
 }
 
 int sequence_sample(struct sequence *s, struct sampler_work *work, const float *logits) {
-    const struct engine_request *request = s->request;
-    bool mask_ends = sequence_generated(s) < request->min_tokens && !request->ignore_eos;
     struct sampler_call call = {
         .logits = logits,
         .history = s->tokens,
         .n_history = (size_t)s->n_tokens,
         .n_prompt = (size_t)s->n_prompt,
-        .banned = s->shape->ends,
-        .n_banned = mask_ends ? s->shape->n_ends : 0,
+        .banned = s->ends,
+        .n_banned = sequence_generated(s) < s->request->min_tokens ? s->n_ends : 0,
         .n_top = sequence_n_top(s),
     };
     struct sampler_result token;
@@ -121,7 +138,7 @@ static int report(struct sequence *s, const struct sampler_result *token) {
     struct sequence_token *t = &s->reports[s->n_reports++];
     t->at = s->n_released + s->stop.n_held;
     t->token = (struct engine_token){.id = token->id,
-                                     .hidden = s->shape->tokenizer &&
+                                     .hidden = s->detok.skip_special && s->shape->tokenizer &&
                                                tokenizer_is_special(s->shape->tokenizer, token->id),
                                      .logprob = token->logprob,
                                      .n_top = token->n_top};
@@ -165,7 +182,9 @@ int sequence_end(struct sequence *s, enum engine_finish finish) {
 int sequence_push(struct sequence *s, const struct sampler_result *token) {
     int r = keep_token(s, token->id);
     if (r < 0) return r;
-    if (!s->request->ignore_eos && is_end(s, token->id)) return sequence_end(s, FINISH_STOP);
+    bool end = is_end(s, token->id);
+    if (end) s->stop_id = token->id;
+    if (end && !s->request->keep_stop) return sequence_end(s, FINISH_STOP);
     if (reports_tokens(s)) r = report(s, token);
     if (r == 0 && s->shape->tokenizer)
         r = detok_push(&s->detok, s->shape->tokenizer, token->id, &s->piece);
@@ -176,6 +195,7 @@ int sequence_push(struct sequence *s, const struct sampler_result *token) {
         s->finish = FINISH_STOP;
     }
     make_ready(s);
+    if (end) return sequence_end(s, FINISH_STOP);
     return !s->ended && s->n_tokens == s->n_max ? sequence_end(s, FINISH_LENGTH) : 0;
 }
 

@@ -48,8 +48,12 @@ struct sequence {
     int n_tokens, n_prompt, n_max, capacity;
     struct sampler sampler;
 
+    int32_t *ends; /* (n_ends) tokens that end this one: the model's and the request's */
+    int n_ends;
+
     bool ended;
     enum engine_finish finish; /* once ended */
+    int32_t stop_id;           /* the end token that was met, or -1 */
 
     struct detok detok;
     struct stop stop;
@@ -85,6 +89,11 @@ int sequence_end(struct sequence *s, enum engine_finish finish);
 
 /* The text and the ready tokens have been taken. */
 void sequence_taken(struct sequence *s);
+
+/* No token is wanted after the prompt. */
+static inline bool sequence_is_prompt(const struct sequence *s) {
+    return s->request->task != ENGINE_GENERATE || s->request->max_tokens < 0;
+}
 
 static inline int sequence_generated(const struct sequence *s) { return s->n_tokens - s->n_prompt; }
 

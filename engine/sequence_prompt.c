@@ -10,20 +10,24 @@
 #include "engine/tokenizer.h"
 #include "kernels/error.h"
 
-/* Takes ids on success. */
+/* Takes ids on success. Returns 1 when it dropped some of them. */
 static int set_tokens(struct sequence *s, int32_t *ids, size_t n, struct error *err) {
-    /* One position must be left for an answer. */
-    if (n >= (size_t)s->shape->context)
+    size_t most = engine_request_room(s->request, s->shape->context);
+    size_t keep = engine_request_kept(s->request, s->shape->context, n), drop = n - keep;
+    if (keep > most)
         return error_set(err, -E2BIG, "the prompt has %zu tokens, the context length is %d", n,
                          s->shape->context);
+    if (drop > 0) memmove(ids, ids + drop, keep * sizeof *ids);
+    n = keep;
     s->tokens = ids;
     s->n_tokens = s->n_prompt = s->capacity = (int)n;
-    return 0;
+    return drop > 0;
 }
 
 static int tokenize(struct sequence *s, const char *text, size_t n, bool add_special,
                     struct error *err) {
-    unsigned flags = TOKENIZER_PARSE_SPECIAL | (add_special ? TOKENIZER_ADD_SPECIAL : 0);
+    unsigned flags = TOKENIZER_PARSE_SPECIAL;
+    if (add_special && !s->request->no_special) flags |= TOKENIZER_ADD_SPECIAL;
     int32_t *ids = NULL;
     size_t n_ids = 0;
     int r = tokenizer_encode(s->shape->tokenizer, text, n, flags, &ids, &n_ids, err);
@@ -42,10 +46,21 @@ static int echo_text(struct sequence *s, const char *text, size_t n, struct erro
     return 0;
 }
 
-static int from_text(struct sequence *s, struct error *err) {
-    struct engine_request *request = s->request;
-    int r = tokenize(s, request->text, request->text_len, true, err);
-    return r < 0 ? r : echo_text(s, request->text, request->text_len, err);
+/* The text of what counts as the prompt, where that is not the text that was given. */
+static int echo_tokens(struct sequence *s, struct error *err) {
+    if (!s->request->echo || !s->shape->tokenizer) return 0;
+    struct buf bytes = {0};
+    int r = tokenizer_decode(s->shape->tokenizer, s->tokens, (size_t)s->n_prompt, false, &bytes);
+    r = r < 0 ? error_set(err, r, "prompt: out of memory")
+              : echo_text(s, bytes.data ? bytes.data : "", bytes.len, err);
+    buf_free(&bytes);
+    return r;
+}
+
+static int take_text(struct sequence *s, const char *text, size_t n, bool add_special,
+                     struct error *err) {
+    int r = tokenize(s, text, n, add_special, err);
+    return r < 0 ? r : r > 0 ? echo_tokens(s, err) : echo_text(s, text, n, err);
 }
 
 static int from_ids(struct sequence *s, struct error *err) {
@@ -53,13 +68,7 @@ static int from_ids(struct sequence *s, struct error *err) {
     int r = set_tokens(s, request->ids, request->n_ids, err);
     if (r < 0) return r;
     request->ids = NULL;
-    if (!request->echo || !s->shape->tokenizer) return 0;
-    struct buf bytes = {0};
-    r = tokenizer_decode(s->shape->tokenizer, s->tokens, (size_t)s->n_prompt, false, &bytes);
-    r = r < 0 ? error_set(err, r, "prompt: out of memory")
-              : echo_text(s, bytes.data ? bytes.data : "", bytes.len, err);
-    buf_free(&bytes);
-    return r;
+    return echo_tokens(s, err);
 }
 
 static int render(const struct sequence *s, struct buf *out, struct error *err) {
@@ -88,16 +97,16 @@ static int from_messages(struct sequence *s, struct error *err) {
     struct buf text = {0};
     int r = render(s, &text, err);
     const char *data = text.data ? text.data : "";
-    if (r == 0) r = tokenize(s, data, text.len, !chat_template_has_bos(s->shape->chat), err);
-    if (r == 0) r = echo_text(s, data, text.len, err);
+    if (r == 0) r = take_text(s, data, text.len, !chat_template_has_bos(s->shape->chat), err);
     buf_free(&text);
     return r;
 }
 
 int sequence_prompt_make(struct sequence *s, struct error *err) {
-    int r = s->request->ids    ? from_ids(s, err)
-            : s->request->text ? from_text(s, err)
-                               : from_messages(s, err);
+    const struct engine_request *request = s->request;
+    int r = request->ids    ? from_ids(s, err)
+            : request->text ? take_text(s, request->text, request->text_len, true, err)
+                            : from_messages(s, err);
     if (r == 0) engine_request_drop_prompt(s->request);
     return r;
 }

@@ -97,7 +97,7 @@ int stop_push(struct stop *s, const char *text, size_t n, struct buf *out) {
     size_t taken = 0, keep = 0;
     while (taken < n && s->matched < 0) step(s, text[taken++]);
     if (s->matched >= 0) {
-        keep = s->strings[s->matched].n;
+        keep = s->keep ? 0 : s->strings[s->matched].n;
     } else {
         for (int i = 0; i < s->n_strings; i++)
             if (s->strings[i].state > keep) keep = s->strings[i].state;

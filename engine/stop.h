@@ -7,12 +7,13 @@
  * Cost      O(n_strings) a byte.
  *
  * Bytes are compared. The first string to be complete ends the text, and of several that the
- * same byte completes the longest; the text is cut where that one begins. What may still become
+ * same byte completes the longest; the text is cut where that one begins (or, with `keep`, where it ends). What may still become
  * a stop string is held back. Whole characters in, whole characters out: when strings and pieces
  * are valid UTF-8, so is each piece of output. */
 #ifndef ENGINE_STOP_H
 #define ENGINE_STOP_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -26,6 +27,7 @@ struct stop {
     struct stop_string *strings; /* (n_strings) */
     int n_strings;
     int matched; /* index of the string that ended the text, or -1 */
+    bool keep;   /* that string is text too; to be set after stop_init() */
     char *held;  /* the last n_held bytes of text, a beginning of some string */
     size_t n_held;
 };

@@ -38,6 +38,11 @@ void desk_open(struct desk *d, const struct engine_options *options, int context
 void desk_close(struct desk *d) {
     engine_close(d->engine);
     cr_expect(fake_model_all_closed());
+    for (int i = 0; i < d->n_records; i++) {
+        free(d->records[i].vector);
+        free(d->records[i].ids);
+        free(d->records[i].prompt);
+    }
     free(d->records);
     pthread_cond_destroy(&d->woken);
     pthread_mutex_destroy(&d->lock);
@@ -70,11 +75,38 @@ static void take_text(struct desk_record *record, const struct engine_event *eve
     if (n > 0) memcpy(record->text + record->text_len, event->text, n);
     record->text_len += n;
     record->text[record->text_len] = 0;
-    for (int i = 0; i < event->n_tokens && record->n_tokens < DESK_TOKENS; i++)
+    for (int i = 0; i < event->n_tokens && record->n_tokens < DESK_TOKENS; i++) {
+        record->logprobs[record->n_tokens] = event->tokens[i].logprob;
         record->tokens[record->n_tokens++] = event->tokens[i].id;
+    }
 }
 
-static void take_event(struct desk *d, const struct engine_event *event) {
+static void take_prompt(struct desk_record *record, const struct engine_event *event) {
+    size_t bytes = (size_t)event->n_tokens * sizeof *record->prompt;
+    cr_assert_null(record->prompt, "the prompt came twice");
+    cr_assert_eq(record->n_tokens, 0, "generated tokens came before the prompt's");
+    record->prompt = malloc(bytes);
+    memcpy(record->prompt, event->tokens, bytes);
+    record->n_prompt_tokens = event->n_tokens;
+}
+
+/* Takes the results out of the event. */
+static void take_last(struct desk_record *record, struct engine_event *event) {
+    record->ended = true;
+    record->kind = event->kind;
+    record->finish = event->finish;
+    record->code = event->code;
+    record->stop = event->stop;
+    record->stop_id = event->stop_id;
+    record->vector = event->vector;
+    record->n_vector = event->n_vector;
+    record->ids = event->ids;
+    record->n_ids = event->n_ids;
+    event->vector = NULL;
+    event->ids = NULL;
+}
+
+static void take_event(struct desk *d, struct engine_event *event) {
     cr_assert_lt(event->tag, (uint64_t)d->n_records);
     struct desk_record *record = &d->records[event->tag];
     cr_assert_eq(event->ticket, record->ticket);
@@ -88,6 +120,9 @@ static void take_event(struct desk *d, const struct engine_event *event) {
         record->started = true;
         break;
     case ENGINE_PROMPT:
+        cr_assert(record->started);
+        take_prompt(record, event);
+        break;
     case ENGINE_TEXT:
         cr_assert(record->started);
         cr_assert(event->text_len > 0 || event->n_tokens > 0, "an event says nothing");
@@ -98,10 +133,7 @@ static void take_event(struct desk *d, const struct engine_event *event) {
         take_text(record, event);
         /* fall through */
     case ENGINE_DONE:
-        record->ended = true;
-        record->kind = event->kind;
-        record->finish = event->finish;
-        record->code = event->code;
+        take_last(record, event);
         break;
     }
 }

@@ -30,7 +30,14 @@ struct desk_record {
     char text[DESK_TEXT]; /* cut; of FAILED the message */
     size_t text_len;
     int32_t tokens[DESK_TOKENS];
+    float logprobs[DESK_TOKENS];
     int n_tokens;
+    int stop, stop_id;
+    float *vector;               /* (n_vector) */
+    int32_t *ids;                /* (n_ids) */
+    struct engine_token *prompt; /* (n_prompt_tokens) of ENGINE_PROMPT */
+    int n_vector, n_prompt_tokens;
+    size_t n_ids;
 };
 
 struct desk {

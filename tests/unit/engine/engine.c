@@ -232,7 +232,7 @@ Test(engine, refuses_invalid_requests_at_once) {
     cr_expect_eq(desk_submit(&d, desk_ids(ids, 2, 1)), -EINVAL);
     struct engine_request *r[8];
     for (int i = 0; i < 8; i++) r[i] = desk_text("a", 1);
-    r[0]->max_tokens = -1;
+    r[0]->max_tokens = -2;
     r[1]->min_tokens = 2;
     r[2]->n_logprobs = ENGINE_MAX_LOGPROBS + 1;
     r[3]->n_stops = ENGINE_MAX_STOPS + 1;

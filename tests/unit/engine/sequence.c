@@ -2,11 +2,14 @@
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/engine_texts.h"
+#include "engine/map.h"
 #include "engine/source.h"
+#include "engine/tokenizer.h"
 #include "kernels/error.h"
 #include "tests/support/tiny_source.h"
 
@@ -92,6 +95,35 @@ Test(sequence, tokenizes_its_prompt) {
     cr_expect_eq(memcmp(b.s->tokens, want, sizeof want), 0);
     cr_expect_eq(b.s->n_max, CONTEXT);
     bench_close(&b);
+}
+
+Test(sequence, the_beginning_of_text_can_be_left_out) {
+    struct bench b;
+    struct map file;
+    struct tokenizer *llama = NULL;
+    struct error err = {""};
+    char path[512];
+    snprintf(path, sizeof path, "%s/tokenizers/llama3/tokenizer.json", getenv("GPTQT_FIXTURES"));
+    cr_assert_eq(map_open(&file, path, &err), 0, "%s", err.text);
+    cr_assert_eq(tokenizer_parse(&llama, (const char *)file.bytes, file.size, &err), 0, "%s",
+                 err.text);
+    map_close(&file);
+    int32_t first[2];
+    int n[2];
+    for (int i = 0; i < 2; i++) {
+        bench_open(&b, true);
+        b.shape.tokenizer = llama;
+        b.shape.vocab = 1 << 20;
+        struct engine_request *request = text_request("Hello");
+        request->no_special = i == 1;
+        cr_assert_eq(bench_start(&b, request), 0);
+        first[i] = b.s->tokens[0];
+        n[i] = b.s->n_prompt;
+        bench_close(&b);
+    }
+    cr_expect(tokenizer_is_special(llama, first[0]) && !tokenizer_is_special(llama, first[1]));
+    cr_expect_eq(n[0], n[1] + 1);
+    tokenizer_free(llama);
 }
 
 Test(sequence, renders_a_chat) {
