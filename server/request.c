@@ -6,49 +6,27 @@
 #include <string.h>
 #include <time.h>
 
-#include "engine/engine.h"
-#include "server/api/openai_logprobs.h"
-#include "server/api/openai_render.h"
 #include "server/http.h"
 #include "server/loop.h"
+#include "server/request_parts.h"
 #include "server/server.h"
 #include "server/settings.h"
 
-struct choice {
-    struct request *request;
-    int index;
-    uint64_t ticket;
-    bool submitted, ended; /* in the engine */
-    bool begun;            /* its first chunk is out */
-    int n_prompt, n_generated;
-    int64_t text_ns; /* when its last text came */
-    struct openai_logprobs logprobs;
-    struct text text, logprobs_json; /* what an answer in one piece collects */
-    const char *finish;
-};
-
-struct request {
-    struct server *server;
-    struct http_exchange *exchange; /* NULL: the client is gone, or answered */
-    struct openai_request *wanted;
-    struct choice *choices; /* (n_choices) */
-    int n_choices, n_running;
-    char id[48];
-    struct openai_render render;
-    struct text head;              /* of a stream's chunks */
-    int64_t start_ns, deadline_ns; /* 0 = none */
-    struct request *prev, *next;
-};
-
 /* -- Life ---------------------------------------------------------------------------------- */
+
+static void choice_deinit(struct choice *c) {
+    openai_logprobs_deinit(&c->logprobs);
+    text_deinit(&c->text);
+    text_deinit(&c->logprobs_json);
+    text_deinit(&c->prompt_logprobs);
+    text_deinit(&c->token_ids);
+    text_deinit(&c->prompt_token_ids);
+    engine_event_free(c->outcome);
+}
 
 static void request_free(struct request *r) {
     if (!r) return;
-    for (int i = 0; r->choices && i < r->n_choices; i++) {
-        openai_logprobs_deinit(&r->choices[i].logprobs);
-        text_deinit(&r->choices[i].text);
-        text_deinit(&r->choices[i].logprobs_json);
-    }
+    for (int i = 0; r->choices && i < r->n_choices; i++) choice_deinit(&r->choices[i]);
     free(r->choices);
     openai_request_free(r->wanted);
     text_deinit(&r->head);
@@ -96,15 +74,6 @@ static void on_left(void *keeper) {
     free_if_over(r);
 }
 
-static void count_tokens(const struct request *r, int *n_prompt, int *n_generated) {
-    *n_prompt = *n_generated = 0;
-    for (int i = 0; i < r->n_choices; i++) {
-        /* The prompt of n choices is one prompt. */
-        if (i % r->wanted->n == 0) *n_prompt += r->choices[i].n_prompt;
-        *n_generated += r->choices[i].n_generated;
-    }
-}
-
 /* Ends the client's side with an error; in a stream that has begun it is an event. */
 static void fail(struct request *r, const struct api_error *e) {
     struct http_exchange *x = detach(r);
@@ -114,9 +83,7 @@ static void fail(struct request *r, const struct api_error *e) {
         http_reply_error(x, e);
         return;
     }
-    text_adds(&x->out, "data: ");
-    api_error_render(&x->out, e);
-    text_adds(&x->out, "\n\ndata: [DONE]\n\n");
+    r->form->fail(r, x, e);
     http_stream_end(x);
 }
 
@@ -126,111 +93,20 @@ static void fail_with(struct request *r, enum api_error_kind kind, const char *m
     fail(r, &e);
 }
 
-/* The engine's refusals begin with the field: "stop: a string is empty". */
-static int set_engine_error(struct api_error *e, int code, const char *message) {
-    char param[sizeof e->param] = "";
-    enum api_error_kind kind = api_error_from_errno(code);
-    size_t n = strspn(message, "abcdefghijklmnopqrstuvwxyz_");
-    if (kind == API_ERROR_INVALID && n < sizeof param && message[n] == ':')
-        memcpy(param, message, n);
-    return api_error_set(e, kind, param, "%s", message);
-}
-
-/* -- Submission ---------------------------------------------------------------------------- */
-
-static char *copy_bytes(const char *bytes, size_t n) {
-    char *copy = malloc(n + 1);
-    if (!copy) return NULL;
-    memcpy(copy, bytes, n);
-    copy[n] = 0;
-    return copy;
-}
-
-static bool copy_messages(struct engine_request *to, const struct openai_request *from) {
-    to->messages = calloc((size_t)from->n_messages, sizeof *to->messages);
-    if (!to->messages) return false;
-    to->n_messages = from->n_messages;
-    for (int i = 0; i < from->n_messages; i++) {
-        to->messages[i].role = strdup(from->messages[i].role);
-        to->messages[i].content = strdup(from->messages[i].content);
-        if (!to->messages[i].role || !to->messages[i].content) return false;
-    }
-    return true;
-}
-
-static bool copy_prompt(struct engine_request *to, const struct openai_request *from, int index) {
-    if (from->kind == OPENAI_CHAT) return copy_messages(to, from);
-    const struct openai_prompt *prompt = &from->prompts[index / from->n];
-    if (prompt->text) {
-        to->text = copy_bytes(prompt->text, prompt->text_len);
-        to->text_len = prompt->text_len;
-        return to->text != NULL;
-    }
-    to->ids = malloc(prompt->n_ids * sizeof *to->ids);
-    if (!to->ids) return false;
-    memcpy(to->ids, prompt->ids, prompt->n_ids * sizeof *to->ids);
-    to->n_ids = prompt->n_ids;
-    return true;
-}
-
-static bool copy_lists(struct engine_request *to, const struct openai_request *from) {
-    if (from->n_bias) {
-        size_t bytes = (size_t)from->n_bias * sizeof *from->bias;
-        struct sampler_bias *bias = malloc(bytes);
-        if (!bias) return false;
-        memcpy(bias, from->bias, bytes);
-        to->sampling.bias = bias;
-        to->sampling.n_bias = from->n_bias;
-    }
-    for (; to->n_stops < from->n_stops; to->n_stops++) {
-        to->stops[to->n_stops] = strdup(from->stops[to->n_stops]);
-        if (!to->stops[to->n_stops]) return false;
-    }
-    return true;
-}
-
-/* NULL: out of memory. */
-static struct engine_request *make(const struct openai_request *from, int index, uint64_t seed) {
-    struct engine_request *to = engine_request_new();
-    if (!to) return NULL;
-    to->sampling = from->sampling;
-    to->seed = seed;
-    to->max_tokens = from->max_tokens;
-    to->min_tokens = from->min_tokens;
-    to->ignore_eos = from->ignore_eos;
-    to->echo = from->echo;
-    to->n_logprobs = from->n_logprobs;
-    if (copy_prompt(to, from, index) && copy_lists(to, from)) return to;
-    engine_request_free(to);
-    return NULL;
-}
-
-/* Choices of one prompt differ by their seed, and a given seed repeats all of them. */
-static int submit(struct request *r, struct choice *c, struct api_error *e) {
-    const struct openai_request *wanted = r->wanted;
-    uint64_t seed = wanted->has_seed ? wanted->seed + (uint64_t)(c->index % wanted->n)
-                                     : server_random(r->server);
-    struct engine_request *request = make(wanted, c->index, seed);
-    if (!request) return api_error_set(e, API_ERROR_MEMORY, NULL, "out of memory");
-    request->tag = (uint64_t)(uintptr_t)c;
-    struct error why;
-    int code = engine_submit(r->server->engine, &c->ticket, request, &why);
-    if (code < 0) {
-        engine_request_free(request);
-        return set_engine_error(e, code, why.text);
-    }
-    c->submitted = true;
-    r->n_running++;
-    return 0;
-}
-
-static int submit_all(struct request *r, struct api_error *e) {
+struct openai_usage request_usage(const struct request *r) {
+    struct openai_usage usage = {0};
     for (int i = 0; i < r->n_choices; i++) {
-        int code = submit(r, &r->choices[i], e);
-        if (code < 0) return code;
+        const struct choice *c = &r->choices[i];
+        if (i % r->width == 0) {
+            usage.n_prompt += c->n_prompt;
+            usage.n_cached += c->n_cached;
+        }
+        usage.n_generated += c->n_generated;
     }
-    return 0;
+    return usage;
 }
+
+/* -- Beginning ----------------------------------------------------------------------------- */
 
 static int parse(struct server *s, struct openai_request **ret, struct http_exchange *x,
                  enum openai_kind kind, struct api_error *e) {
@@ -251,16 +127,46 @@ static int parse(struct server *s, struct openai_request **ret, struct http_exch
     return code;
 }
 
+static const struct answer_form *form_of(enum openai_kind kind) {
+    static const struct answer_form *const forms[] = {
+        [OPENAI_COMPLETION] = &answer_completion,
+        [OPENAI_CHAT] = &answer_chat,
+    };
+    return forms[kind];
+}
+
+/* FNV-1a of what decides which tokens come: the same numbers mean the same answers. */
+static void set_fingerprint(struct request *r) {
+    const struct engine_info *info = r->server->info;
+    char facts[256];
+    uint64_t hash = 0xcbf29ce484222325u;
+    snprintf(facts, sizeof facts, "%s %s %s %s %d %d %d %zu", GPTQT_VERSION, info->architecture,
+             info->method, info->backend, info->bits, info->group, info->vocab, info->weight_bytes);
+    for (const char *p = facts; *p; p++) hash = (hash ^ (unsigned char)*p) * 0x100000001b3u;
+    snprintf(r->fingerprint, sizeof r->fingerprint, "fp_%016" PRIx64, hash);
+}
+
+static void set_id(struct request *r) {
+    static const char *const prefixes[] = {
+        [OPENAI_COMPLETION] = "cmpl", [OPENAI_CHAT] = "chatcmpl"};
+    struct server *s = r->server;
+    const char *prefix = prefixes[r->wanted->kind];
+    if (r->wanted->request_id[0])
+        snprintf(r->id, sizeof r->id, "%s-%s", prefix, r->wanted->request_id);
+    else
+        snprintf(r->id, sizeof r->id, "%s-%016" PRIx64 "%04" PRIx64, prefix, server_random(s),
+                 ++s->serial & 0xffff);
+}
+
 /* The first text of a stream needs no look at the request any more. */
 static void prepare_render(struct request *r) {
-    struct server *s = r->server;
     const struct openai_request *wanted = r->wanted;
-    snprintf(r->id, sizeof r->id, "%s-%016" PRIx64 "%04" PRIx64,
-             wanted->kind == OPENAI_CHAT ? "chatcmpl" : "cmpl", server_random(s),
-             ++s->serial & 0xffff);
+    set_id(r);
+    set_fingerprint(r);
     r->render = (struct openai_render){.kind = wanted->kind,
                                        .id = r->id,
-                                       .model = s->model,
+                                       .model = r->server->model,
+                                       .fingerprint = r->fingerprint,
                                        .created = (int64_t)time(NULL),
                                        .stream = wanted->stream,
                                        .usage_key = wanted->stream && wanted->include_usage};
@@ -273,7 +179,9 @@ static struct request *request_new(struct server *s, struct http_exchange *x,
     if (!r) return NULL;
     r->server = s;
     r->start_ns = x->start_ns;
-    r->n_choices = (int)(wanted->n_prompts ? wanted->n_prompts : 1) * wanted->n;
+    r->form = form_of(wanted->kind);
+    r->width = wanted->best_of > wanted->n ? wanted->best_of : wanted->n;
+    r->n_choices = (int)(wanted->n_prompts ? wanted->n_prompts : 1) * r->width;
     r->choices = calloc((size_t)r->n_choices, sizeof *r->choices);
     if (!r->choices) {
         request_free(r);
@@ -283,10 +191,24 @@ static struct request *request_new(struct server *s, struct http_exchange *x,
     for (int i = 0; i < r->n_choices; i++) {
         r->choices[i].request = r;
         r->choices[i].index = i;
+        r->choices[i].stop = r->choices[i].stop_id = -1;
     }
     if (s->settings->request_timeout)
         r->deadline_ns = r->start_ns + s->settings->request_timeout * 1000000000;
     return r;
+}
+
+static void begin(struct request *r, struct http_exchange *x) {
+    struct api_error e;
+    prepare_render(r);
+    link_request(r);
+    r->exchange = x;
+    x->keeper = r;
+    x->left = on_left;
+    if (request_submit(r, &e) < 0) {
+        fail(r, &e);
+        free_if_over(r);
+    }
 }
 
 void request_start(struct server *s, struct http_exchange *x, enum openai_kind kind) {
@@ -303,41 +225,15 @@ void request_start(struct server *s, struct http_exchange *x, enum openai_kind k
         http_reply_error(x, &e);
         return;
     }
-    prepare_render(r);
-    link_request(r);
-    r->exchange = x;
-    x->keeper = r;
-    x->left = on_left;
-    if (submit_all(r, &e) < 0) {
-        fail(r, &e);
-        free_if_over(r);
-    }
+    begin(r, x);
 }
 
 /* -- Events -------------------------------------------------------------------------------- */
 
-static const char *token_piece(const void *arg, int32_t id, size_t *ret_n) {
-    return engine_token_text(arg, id, ret_n);
-}
-
-static void add_logprobs(struct choice *c, const struct engine_event *event) {
-    const struct request *r = c->request;
-    for (int i = 0; i < event->n_tokens; i++)
-        openai_logprobs_add(&c->logprobs, r->wanted->kind, &event->tokens[i], token_piece,
-                            r->server->engine);
-}
-
-/* One chunk of a stream: what the event brought, or the end. */
-static void stream_delta(struct choice *c, const char *text, size_t n, const char *finish) {
+static void open_stream(struct choice *c) {
     struct request *r = c->request;
-    struct openai_delta delta = {.index = c->index, .text = text, .text_len = n, .finish = finish};
-    if (c->logprobs.n) {
-        text_clear(&c->logprobs_json);
-        openai_logprobs_flush(&c->logprobs, r->wanted->kind, &c->logprobs_json);
-        delta.logprobs = c->logprobs_json.data;
-        delta.logprobs_len = c->logprobs_json.n;
-    }
-    openai_render_chunk(&r->exchange->out, &r->render, &r->head, &delta);
+    http_stream_open(r->exchange);
+    if (r->form->open) r->form->open(c);
 }
 
 static void on_started(struct choice *c, const struct engine_event *event) {
@@ -352,10 +248,10 @@ static void on_started(struct choice *c, const struct engine_event *event) {
         fail(r, &e);
         return;
     }
+    for (size_t i = 0; i < event->n_ids; i++)
+        text_addf(&c->prompt_token_ids, i ? ",%d" : "%d", (int)event->ids[i]);
     if (!r->wanted->stream) return;
-    http_stream_open(r->exchange);
-    if (r->wanted->kind == OPENAI_CHAT)
-        openai_render_role(&r->exchange->out, &r->render, &r->head, c->index);
+    open_stream(c);
     http_stream_flush(r->exchange);
 }
 
@@ -373,54 +269,24 @@ static void on_text(struct choice *c, const struct engine_event *event) {
     struct request *r = c->request;
     if (!r->exchange) return;
     observe_text(c);
-    if (r->wanted->n_logprobs >= 0) add_logprobs(c, event);
-    if (!r->wanted->stream) {
-        text_add(&c->text, event->text, event->text_len);
-    } else if (event->text_len || c->logprobs.n) {
-        stream_delta(c, event->text, event->text_len, NULL);
-        http_stream_flush(r->exchange);
-    }
-}
-
-static void render_answer(struct request *r, struct text *out, int n_prompt, int n_generated) {
-    text_add(out, r->head.data, r->head.n);
-    for (int i = 0; i < r->n_choices; i++) {
-        struct choice *c = &r->choices[i];
-        struct openai_delta delta = {.index = i,
-                                     .text = c->text.data ? c->text.data : "",
-                                     .text_len = c->text.n,
-                                     .finish = c->finish};
-        if (r->wanted->n_logprobs >= 0) {
-            openai_logprobs_flush(&c->logprobs, r->wanted->kind, &c->logprobs_json);
-            delta.logprobs = c->logprobs_json.data;
-            delta.logprobs_len = c->logprobs_json.n;
-        }
-        if (i) text_adds(out, ",");
-        openai_render_choice(out, &r->render, &delta);
-        if (c->text.failed || c->logprobs_json.failed) out->failed = true;
-    }
-    openai_render_tail(out, n_prompt, n_generated);
-    if (r->head.failed) out->failed = true;
+    c->n_prompt = event->n_prompt;
+    c->n_generated = event->n_generated;
+    c->n_cached = event->n_cached;
+    for (int i = 0; i < event->n_tokens; i++) c->logprob_sum += (double)event->tokens[i].logprob;
+    c->n_logprob += event->n_tokens;
+    if (r->form->text) r->form->text(c, event);
+    if (r->wanted->stream) http_stream_flush(r->exchange);
 }
 
 /* All choices have ended well. */
 static void finish(struct request *r) {
-    int n_prompt, n_generated;
+    struct openai_usage usage = request_usage(r);
     struct http_exchange *x = detach(r);
-    count_tokens(r, &n_prompt, &n_generated);
-    x->n_prompt = n_prompt;
-    x->n_generated = n_generated;
+    x->n_prompt = usage.n_prompt;
+    x->n_generated = usage.n_generated;
     metrics_observe(&r->server->metrics, METRICS_REQUEST, loop_now_ns() - r->start_ns);
-    if (!r->wanted->stream) {
-        struct text body = {0};
-        render_answer(r, &body, n_prompt, n_generated);
-        http_header(x, "Cache-Control", "no-store");
-        http_reply(x, 200, "application/json", &body);
-        return;
-    }
-    if (r->render.usage_key) openai_render_usage_chunk(&x->out, &r->head, n_prompt, n_generated);
-    text_adds(&x->out, "data: [DONE]\n\n");
-    http_stream_end(x);
+    r->form->finish(r, x);
+    if (r->wanted->stream) http_stream_end(x);
 }
 
 static void end_choice(struct choice *c) {
@@ -428,11 +294,14 @@ static void end_choice(struct choice *c) {
     c->request->n_running--;
 }
 
-static void on_done(struct choice *c, const struct engine_event *event) {
+static void on_done(struct choice *c, struct engine_event *event) {
     struct request *r = c->request;
     end_choice(c);
     c->n_prompt = event->n_prompt;
     c->n_generated = event->n_generated;
+    c->n_cached = event->n_cached;
+    c->stop = event->stop;
+    c->stop_id = event->stop_id;
     if (!r->exchange) return;
     if (event->finish == FINISH_CANCELLED) {
         fail_with(r, API_ERROR_DRAINING, "the request was cancelled by the server");
@@ -440,8 +309,8 @@ static void on_done(struct choice *c, const struct engine_event *event) {
     }
     c->finish = event->finish == FINISH_LENGTH ? "length" : "stop";
     if (r->wanted->stream) {
-        http_stream_open(r->exchange);
-        stream_delta(c, "", 0, c->finish);
+        if (!r->exchange->streaming) open_stream(c);
+        if (r->form->close) r->form->close(c);
     }
     if (r->n_running == 0)
         finish(r);
@@ -452,31 +321,35 @@ static void on_done(struct choice *c, const struct engine_event *event) {
 static void on_failed(struct choice *c, const struct engine_event *event) {
     end_choice(c);
     struct api_error e;
-    set_engine_error(&e, event->code,
-                     event->text && event->text_len ? event->text : "the engine failed");
+    request_engine_error(&e, event->code,
+                         event->text && event->text_len ? event->text : "the engine failed");
     fail(c->request, &e);
 }
 
 void request_event(struct engine_event *event) {
     struct choice *c = (struct choice *)(uintptr_t)event->tag;
     struct request *r = c->request;
+    bool kept = false;
     switch (event->kind) {
     case ENGINE_STARTED:
         on_started(c, event);
         break;
     case ENGINE_PROMPT:
+        if (r->exchange && r->form->prompt) r->form->prompt(c, event);
         break;
     case ENGINE_TEXT:
         on_text(c, event);
         break;
     case ENGINE_DONE:
+        kept = event->vector || event->ids;
+        if (kept) c->outcome = event;
         on_done(c, event);
         break;
     case ENGINE_FAILED:
         on_failed(c, event);
         break;
     }
-    engine_event_free(event);
+    if (!kept) engine_event_free(event);
     free_if_over(r);
 }
 

@@ -66,16 +66,24 @@ static void add_chat(struct openai_logprobs *l, const struct engine_token *token
     text_adds(&l->tokens, "]}");
 }
 
+static bool among_best(const struct engine_token *token, int n_top) {
+    for (int i = 0; i < n_top; i++)
+        if (token->top_ids[i] == token->id) return true;
+    return false;
+}
+
 static void add_tops(struct text *t, const struct engine_token *token, openai_logprobs_piece *piece,
                      const void *arg) {
     size_t n;
+    bool own = !among_best(token, token->n_top);
     text_adds(t, "{");
-    for (int i = 0; i < token->n_top; i++) {
+    for (int i = 0; i < token->n_top + own; i++) {
+        bool last = i == token->n_top;
+        const char *s = piece_of(piece, arg, last ? token->id : token->top_ids[i], &n);
         if (i) text_adds(t, ",");
-        const char *s = piece_of(piece, arg, token->top_ids[i], &n);
         add_piece(t, s, n);
         text_adds(t, ":");
-        add_number(t, token->top_logprobs[i]);
+        add_number(t, last ? token->logprob : token->top_logprobs[i]);
     }
     text_adds(t, "}");
 }
@@ -85,11 +93,54 @@ static void add_completion(struct openai_logprobs *l, const struct engine_token 
     size_t n;
     const char *s = piece_of(piece, arg, token->id, &n);
     add_piece(&l->tokens, s, n);
-    add_number(&l->values, token->logprob);
-    add_tops(&l->tops, token, piece, arg);
+    if (isnan(token->logprob)) {
+        text_adds(&l->values, "null");
+        text_adds(&l->tops, "null");
+    } else {
+        add_number(&l->values, token->logprob);
+        add_tops(&l->tops, token, piece, arg);
+    }
     text_addf(&l->offsets, "%zu", l->offset);
     for (size_t i = 0; i < n && !token->hidden; i++)
         if (((unsigned char)s[i] & 0xc0) != 0x80) l->offset++;
+}
+
+static void add_ranked(struct text *out, int32_t id, float logprob, int rank,
+                       openai_logprobs_piece *piece, const void *arg) {
+    size_t n;
+    const char *s = piece_of(piece, arg, id, &n);
+    text_addf(out, "\"%d\":{\"logprob\":", (int)id);
+    add_number(out, logprob);
+    if (rank)
+        text_addf(out, ",\"rank\":%d", rank);
+    else
+        text_adds(out, ",\"rank\":null");
+    text_adds(out, ",\"decoded_token\":\"");
+    text_add_escaped(out, s, n);
+    text_adds(out, "\"}");
+}
+
+void openai_logprobs_prompt(struct text *out, const struct engine_token *token, int n_top,
+                            openai_logprobs_piece *piece, const void *arg) {
+    if (isnan(token->logprob)) {
+        text_adds(out, "null");
+        return;
+    }
+    if (n_top > token->n_top) n_top = token->n_top;
+    text_adds(out, "{");
+    if (!among_best(token, n_top)) {
+        /* Its rank is known only when it is among those that were computed. */
+        int rank = 0;
+        for (int i = 0; i < token->n_top && !rank; i++)
+            if (token->top_ids[i] == token->id) rank = i + 1;
+        add_ranked(out, token->id, token->logprob, rank, piece, arg);
+        if (n_top) text_adds(out, ",");
+    }
+    for (int i = 0; i < n_top; i++) {
+        if (i) text_adds(out, ",");
+        add_ranked(out, token->top_ids[i], token->top_logprobs[i], i + 1, piece, arg);
+    }
+    text_adds(out, "}");
 }
 
 void openai_logprobs_add(struct openai_logprobs *l, enum openai_kind kind,

@@ -30,9 +30,16 @@ struct openai_logprobs { /* zeroed = empty */
 
 void openai_logprobs_deinit(struct openai_logprobs *l);
 
+/* A token without a probability (NaN: a prompt's first) has null in a completion's lists; a
+ * completion always shows the token's own probability among the best, too. */
 void openai_logprobs_add(struct openai_logprobs *l, enum openai_kind kind,
                          const struct engine_token *token, openai_logprobs_piece *piece,
                          const void *arg);
+
+/* One element of vLLM's "prompt_logprobs": null, or an object with the token itself and the best
+ * n_top by their ids. */
+void openai_logprobs_prompt(struct text *out, const struct engine_token *token, int n_top,
+                            openai_logprobs_piece *piece, const void *arg);
 
 /* Adds the JSON object to out; l is empty then, and keeps its offset. */
 void openai_logprobs_flush(struct openai_logprobs *l, enum openai_kind kind, struct text *out);

@@ -364,7 +364,7 @@ int openai_parse(struct openai_request **ret, enum openai_kind kind, char *body,
     r->kind = kind;
     r->sampling = limits->sampling;
     r->n = 1;
-    r->n_logprobs = -1;
+    r->n_logprobs = r->n_prompt_logprobs = -1;
     r->max_tokens = kind == OPENAI_COMPLETION ? 16 : 0; /* as OpenAI's */
 
     int code = load(&root, &found, body, n, err);

@@ -23,6 +23,7 @@ struct api_error;
 enum openai_kind { OPENAI_COMPLETION, OPENAI_CHAT };
 
 enum {
+    OPENAI_MAX_ID = 64,
     OPENAI_MAX_CHOICES = 128, /* prompts times n: each is a sequence in the engine */
     OPENAI_MAX_DEPTH = 64,
     OPENAI_MAX_CONTAINERS = 1 << 14,
@@ -56,10 +57,21 @@ struct openai_request {
     int n_bias;
     bool has_seed, stream, include_usage, echo, ignore_eos, logprobs_on;
     uint64_t seed;
-    int n, max_tokens, min_tokens; /* max_tokens 0 = up to the context */
-    int n_logprobs;                /* -1 = none */
+    int n, best_of, max_tokens, min_tokens; /* as the engine's: 0 = up to the context, -1 = none */
+    int n_logprobs, n_prompt_logprobs;      /* -1 = none */
     char *stops[ENGINE_MAX_STOPS];
     int n_stops;
+    int32_t stop_ids[ENGINE_MAX_STOP_IDS];
+    int n_stop_ids;
+    enum engine_task task;
+    enum engine_pooling pooling;
+    bool normalize;
+    bool keep_stop, keep_special, no_special; /* as the engine's */
+    bool return_token_ids, continuous_usage;
+    int truncate_prompt; /* 0 = all of it */
+    int priority;
+    uint64_t salt;
+    char request_id[OPENAI_MAX_ID + 1]; /* "" = none */
 };
 
 int openai_parse(struct openai_request **ret, enum openai_kind kind, char *body, size_t n,

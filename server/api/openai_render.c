@@ -15,6 +15,8 @@ void openai_render_head(struct text *out, const struct openai_render *render) {
     text_addf(out, ",\"object\":\"%s\",\"created\":%lld,\"model\":", object_name(render),
               (long long)render->created);
     text_add_json(out, render->model);
+    text_adds(out, ",\"system_fingerprint\":");
+    text_add_json(out, render->fingerprint);
     text_adds(out, ",\"choices\":[");
 }
 
@@ -26,6 +28,7 @@ static void add_end(struct text *out, const struct openai_delta *delta) {
         text_adds(out, "null");
     text_adds(out, ",\"finish_reason\":");
     text_add_json(out, delta->finish);
+    if (delta->extra) text_adds(out, delta->extra);
     text_adds(out, "}");
 }
 
@@ -34,8 +37,25 @@ static void open_chunk(struct text *out, const struct text *head) {
     text_add(out, head->data, head->n);
 }
 
-static void close_chunk(struct text *out, const struct openai_render *render) {
-    text_adds(out, render->usage_key ? "],\"usage\":null}\n\n" : "]}\n\n");
+void openai_render_usage(struct text *out, const struct openai_usage *usage) {
+    text_addf(out,
+              "{\"prompt_tokens\":%d,\"completion_tokens\":%d,\"total_tokens\":%d,"
+              "\"prompt_tokens_details\":{\"cached_tokens\":%d}}",
+              usage->n_prompt, usage->n_generated, usage->n_prompt + usage->n_generated,
+              usage->n_cached);
+}
+
+static void close_chunk(struct text *out, const struct openai_render *render,
+                        const struct openai_delta *delta) {
+    text_adds(out, "]");
+    if (delta->top) text_adds(out, delta->top);
+    if (delta->usage) {
+        text_adds(out, ",\"usage\":");
+        openai_render_usage(out, delta->usage);
+        text_adds(out, "}\n\n");
+    } else {
+        text_adds(out, render->usage_key ? ",\"usage\":null}\n\n" : "}\n\n");
+    }
 }
 
 void openai_render_chunk(struct text *out, const struct openai_render *render,
@@ -52,28 +72,22 @@ void openai_render_chunk(struct text *out, const struct openai_render *render,
         text_adds(out, render->kind == OPENAI_CHAT ? "\"}" : "\"");
     }
     add_end(out, delta);
-    close_chunk(out, render);
+    close_chunk(out, render, delta);
 }
 
 void openai_render_role(struct text *out, const struct openai_render *render,
-                        const struct text *head, int index) {
-    const struct openai_delta delta = {.index = index};
+                        const struct text *head, const struct openai_delta *delta) {
     open_chunk(out, head);
-    text_addf(out, "{\"index\":%d,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}", index);
-    add_end(out, &delta);
-    close_chunk(out, render);
+    text_addf(out, "{\"index\":%d,\"delta\":{\"role\":\"assistant\",\"content\":\"\"}",
+              delta->index);
+    add_end(out, delta);
+    close_chunk(out, render, delta);
 }
 
-static void add_usage(struct text *out, int n_prompt, int n_generated) {
-    text_addf(out,
-              "],\"usage\":{\"prompt_tokens\":%d,\"completion_tokens\":%d,\"total_tokens\":%d}}",
-              n_prompt, n_generated, n_prompt + n_generated);
-}
-
-void openai_render_usage_chunk(struct text *out, const struct text *head, int n_prompt,
-                               int n_generated) {
+void openai_render_usage_chunk(struct text *out, const struct text *head,
+                               const struct openai_usage *usage) {
     open_chunk(out, head);
-    add_usage(out, n_prompt, n_generated);
+    openai_render_tail(out, NULL, usage);
     text_adds(out, "\n\n");
 }
 
@@ -87,6 +101,10 @@ void openai_render_choice(struct text *out, const struct openai_render *render,
     add_end(out, delta);
 }
 
-void openai_render_tail(struct text *out, int n_prompt, int n_generated) {
-    add_usage(out, n_prompt, n_generated);
+void openai_render_tail(struct text *out, const char *top, const struct openai_usage *usage) {
+    text_adds(out, "]");
+    if (top) text_adds(out, top);
+    text_adds(out, ",\"usage\":");
+    openai_render_usage(out, usage);
+    text_adds(out, "}");
 }

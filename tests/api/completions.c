@@ -108,7 +108,7 @@ Test(completions, stream_gives_token_by_token) {
         snprintf(text, sizeof text, "\"text\":\"%c\"", letter + 1);
         cr_assert(!strstr(c.data, text), "%c is too early", letter + 1);
     }
-    cr_assert(client_expect(&c, "\"finish_reason\":\"length\"}]}\n\n"));
+    cr_assert(client_expect(&c, "\"finish_reason\":\"length\",\"stop_reason\":null}]}\n\n"));
     cr_assert(client_expect(&c, "data: [DONE]\n\n"));
     client_close(&c);
     client_stop(s);
@@ -146,7 +146,8 @@ Test(completions, stream_has_the_shape_that_clients_read) {
     cr_expect(strstr(r.body, "\"delta\":{\"role\":\"assistant\",\"content\":\"\"}"));
     cr_expect(strstr(r.body, "\"delta\":{},\"logprobs\":null,\"finish_reason\":\"stop\""));
     cr_expect(strstr(r.body, "\"choices\":[],\"usage\":{\"prompt_tokens\":3,"
-                             "\"completion_tokens\":3,\"total_tokens\":6}}\n\ndata: [DONE]\n\n"));
+                             "\"completion_tokens\":3,\"total_tokens\":6,\"prompt_tokens_details\":"
+                             "{\"cached_tokens\":0}}}\n\ndata: [DONE]\n\n"));
     cr_expect(strstr(r.body, "\"finish_reason\":null}],\"usage\":null}"));
     client_reply_free(&r);
     client_stop(s);

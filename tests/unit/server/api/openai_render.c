@@ -7,11 +7,16 @@
 #include "server/api/openai_logprobs.h"
 #include "server/text.h"
 
-static const struct openai_render completion = {
-    .kind = OPENAI_COMPLETION, .id = "cmpl-1", .model = "m\"", .created = 7, .stream = true};
+static const struct openai_render completion = {.kind = OPENAI_COMPLETION,
+                                                .id = "cmpl-1",
+                                                .model = "m\"",
+                                                .fingerprint = "fp",
+                                                .created = 7,
+                                                .stream = true};
 static const struct openai_render chat = {.kind = OPENAI_CHAT,
                                           .id = "chatcmpl-1",
                                           .model = "m",
+                                          .fingerprint = "fp",
                                           .created = 7,
                                           .stream = true,
                                           .usage_key = true};
@@ -28,34 +33,50 @@ Test(openai_render, chunks_of_a_completion) {
     openai_render_head(&head, &completion);
     openai_render_chunk(&out, &completion, &head, &delta);
     expect(&out, "data: {\"id\":\"cmpl-1\",\"object\":\"text_completion\",\"created\":7,"
-                 "\"model\":\"m\\\"\",\"choices\":[{\"index\":2,\"text\":\"a\\\"\","
+                 "\"model\":\"m\\\"\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":2,"
+                 "\"text\":\"a\\\"\","
                  "\"logprobs\":null,\"finish_reason\":null}]}\n\n");
     delta = (struct openai_delta){.finish = "stop"};
     openai_render_chunk(&out, &completion, &head, &delta);
-    expect(&out, "data: {\"id\":\"cmpl-1\",\"object\":\"text_completion\",\"created\":7,"
-                 "\"model\":\"m\\\"\",\"choices\":[{\"index\":0,\"text\":\"\","
-                 "\"logprobs\":null,\"finish_reason\":\"stop\"}]}\n\n");
+    expect(
+        &out,
+        "data: {\"id\":\"cmpl-1\",\"object\":\"text_completion\",\"created\":7,"
+        "\"model\":\"m\\\"\",\"system_fingerprint\":\"fp\",\"choices\":[{\"index\":0,\"text\":\"\","
+        "\"logprobs\":null,\"finish_reason\":\"stop\"}]}\n\n");
     text_deinit(&head);
 }
 
+#define USAGE                                                                                      \
+    "{\"prompt_tokens\":3,\"completion_tokens\":4,\"total_tokens\":7,"                             \
+    "\"prompt_tokens_details\":{\"cached_tokens\":2}}"
 #define CHAT_HEAD                                                                                  \
     "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":7,"             \
-    "\"model\":\"m\",\"choices\":["
+    "\"model\":\"m\",\"system_fingerprint\":\"fp\",\"choices\":["
 
 Test(openai_render, chunks_of_a_chat) {
     struct text head = {0}, out = {0};
     struct openai_delta delta = {
         .text = "a", .text_len = 1, .logprobs = "{}", .logprobs_len = 2, .finish = "length"};
     openai_render_head(&head, &chat);
-    openai_render_role(&out, &chat, &head, 1);
+    const struct openai_delta role = {.index = 1};
+    openai_render_role(&out, &chat, &head, &role);
     expect(&out, CHAT_HEAD "{\"index\":1,\"delta\":{\"role\":\"assistant\",\"content\":\"\"},"
                            "\"logprobs\":null,\"finish_reason\":null}],\"usage\":null}\n\n");
     openai_render_chunk(&out, &chat, &head, &delta);
     expect(&out, CHAT_HEAD "{\"index\":0,\"delta\":{\"content\":\"a\"},\"logprobs\":{},"
                            "\"finish_reason\":\"length\"}],\"usage\":null}\n\n");
-    openai_render_usage_chunk(&out, &head, 3, 4);
-    expect(&out, CHAT_HEAD "],\"usage\":{\"prompt_tokens\":3,\"completion_tokens\":4,"
-                           "\"total_tokens\":7}}\n\n");
+    const struct openai_usage usage = {3, 4, 2};
+    openai_render_usage_chunk(&out, &head, &usage);
+    expect(&out, CHAT_HEAD "],\"usage\":" USAGE "}\n\n");
+    delta = (struct openai_delta){.text = "b",
+                                  .text_len = 1,
+                                  .extra = ",\"token_ids\":[5]",
+                                  .top = ",\"a\":1",
+                                  .usage = &usage};
+    openai_render_chunk(&out, &chat, &head, &delta);
+    expect(&out,
+           CHAT_HEAD "{\"index\":0,\"delta\":{\"content\":\"b\"},\"logprobs\":null,"
+                     "\"finish_reason\":null,\"token_ids\":[5]}],\"a\":1,\"usage\":" USAGE "}\n\n");
     text_deinit(&head);
 }
 
@@ -86,6 +107,39 @@ Test(openai_logprobs, completions_have_four_lists) {
                  "\"text_offset\":[0,1,2,3]}");
     cr_expect(l.n == 0 && l.offset == 3);
     openai_logprobs_deinit(&l);
+}
+
+/* The token itself is among the best of a completion even when it is none of them. */
+Test(openai_logprobs, a_completion_always_tells_the_own_token) {
+    struct openai_logprobs l = {0};
+    struct text out = {0};
+    struct engine_token token = {.id = 0, .logprob = -3};
+    openai_logprobs_add(&l, OPENAI_COMPLETION, &token, piece, NULL);
+    token.logprob = NAN;
+    openai_logprobs_add(&l, OPENAI_COMPLETION, &token, piece, NULL);
+    openai_logprobs_flush(&l, OPENAI_COMPLETION, &out);
+    expect(&out, "{\"tokens\":[\"a\",\"a\"],\"token_logprobs\":[-3,null],"
+                 "\"top_logprobs\":[{\"a\":-3},null],\"text_offset\":[0,1]}");
+    openai_logprobs_deinit(&l);
+}
+
+Test(openai_logprobs, a_prompt_is_told_by_ids_and_ranks) {
+    struct text out = {0};
+    struct engine_token token = {.id = 0, .logprob = -3, .n_top = 2, .top_ids = {1, 0}};
+    token.top_logprobs[0] = -1;
+    token.top_logprobs[1] = -3;
+    openai_logprobs_prompt(&out, &token, 1, piece, NULL);
+    expect(&out, "{\"0\":{\"logprob\":-3,\"rank\":2,\"decoded_token\":\"a\"},"
+                 "\"1\":{\"logprob\":-1,\"rank\":1,\"decoded_token\":\"\xef\xbf\xbd\"}}");
+    openai_logprobs_prompt(&out, &token, 2, piece, NULL);
+    expect(&out, "{\"1\":{\"logprob\":-1,\"rank\":1,\"decoded_token\":\"\xef\xbf\xbd\"},"
+                 "\"0\":{\"logprob\":-3,\"rank\":2,\"decoded_token\":\"a\"}}");
+    token.n_top = 0;
+    openai_logprobs_prompt(&out, &token, 0, piece, NULL);
+    expect(&out, "{\"0\":{\"logprob\":-3,\"rank\":null,\"decoded_token\":\"a\"}}");
+    token.logprob = NAN;
+    openai_logprobs_prompt(&out, &token, 0, piece, NULL);
+    expect(&out, "null");
 }
 
 /* Each of the offsets is that of the token's text in the choice's text, where special tokens

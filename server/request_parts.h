@@ -1,0 +1,92 @@
+/* request_parts.h - what the files that carry requests and write their answers share; no one else
+ * includes it.
+ *
+ * Owns      struct request: everything but the server and the exchange.
+ * Borrows   the server; the exchange until it is answered or its client leaves.
+ * Thread    the loop's.
+ * Fails     into the answer.
+ * Cost      that of the answer's bytes.
+ *
+ * request.c knows how requests live and not what answers look like; an answer_*.c knows one form
+ * of answer and not how requests live. struct answer_form is all that lies between. */
+#ifndef SERVER_REQUEST_PARTS_H
+#define SERVER_REQUEST_PARTS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/engine.h"
+#include "server/api/api_error.h"
+#include "server/api/openai_logprobs.h"
+#include "server/api/openai_parse.h"
+#include "server/api/openai_render.h"
+#include "server/text.h"
+
+struct http_exchange;
+struct server;
+
+struct choice { /* one request to the engine */
+    struct request *request;
+    int index; /* prompts times candidates, a prompt's side by side */
+    uint64_t ticket;
+    bool submitted, ended; /* in the engine */
+    int n_prompt, n_generated, n_cached;
+    int64_t text_ns; /* when its last text came */
+    double logprob_sum;
+    int n_logprob;
+    struct openai_logprobs logprobs;
+    struct text text, logprobs_json; /* what an answer in one piece collects */
+    struct text prompt_logprobs;     /* JSON of their list's elements */
+    struct text token_ids, prompt_token_ids;
+    const char *finish;           /* NULL while it goes on */
+    int stop, stop_id;            /* as struct engine_event has them */
+    struct engine_event *outcome; /* the last event, for answers that are made of it */
+};
+
+struct request;
+
+struct answer_form { /* members that a form does not need are NULL */
+    /* Tokens of the prompt with log probabilities have come. */
+    void (*prompt)(struct choice *c, const struct engine_event *event);
+    /* The first choice of a stream has been admitted: its first events go to x->out. */
+    void (*open)(struct choice *c);
+    /* Text or tokens; a stream's go to x->out. */
+    void (*text)(struct choice *c, const struct engine_event *event);
+    /* A stream's choice has ended, c->finish says why. */
+    void (*close)(struct choice *c);
+    /* All choices have: answer, or write the stream's last events. x is no longer the request's. */
+    void (*finish)(struct request *r, struct http_exchange *x);
+    /* The open stream ends with this error: its last events. */
+    void (*fail)(struct request *r, struct http_exchange *x, const struct api_error *e);
+};
+
+extern const struct answer_form answer_completion, answer_chat;
+
+struct request {
+    struct server *server;
+    struct http_exchange *exchange; /* NULL: the client is gone, or answered */
+    const struct answer_form *form;
+    struct openai_request *wanted;
+    struct choice *choices; /* (n_choices) */
+    int n_choices, n_running;
+    int width;   /* choices of each prompt: n, or best_of */
+    char id[96]; /* of the answer */
+    char fingerprint[24];
+    struct openai_render render;
+    struct text head;              /* of a stream's chunks */
+    int sequence;                  /* number of the next typed event */
+    int64_t start_ns, deadline_ns; /* 0 = none */
+    struct request *prev, *next;
+};
+
+/* Hands all choices to the engine, or none. */
+int request_submit(struct request *r, struct api_error *e);
+
+/* The error that the engine's words mean; they begin with a field: "stop: a string is empty". */
+int request_engine_error(struct api_error *e, int code, const char *message);
+
+/* The prompt of several choices counts once. */
+struct openai_usage request_usage(const struct request *r);
+
+#endif
