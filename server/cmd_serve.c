@@ -17,7 +17,8 @@ static enum log_level level_of(const char *name) {
     return level;
 }
 
-static void print_start(const struct server *s, const struct settings *settings) {
+static void print_start(struct server *s) {
+    const struct settings *settings = s->settings;
     const struct engine_info *info = s->info;
     bool v6 = strchr(settings->host, ':') != NULL;
     if (settings->log_level[0] != 'e') {
@@ -54,8 +55,8 @@ int cmd_serve(int argc, char **argv) {
     if (settings.help) return 0;
     log_set_level(level_of(settings.log_level));
     if (server_open(&s, &settings, &err) < 0) return cli_end(CLI_FAILED, argv[0], &err);
-    print_start(s, &settings);
-    int r = server_run(s);
+    int r = server_run(s, print_start, &err);
     server_close(s);
+    if (r == -EIO) return cli_end(CLI_FAILED, argv[0], &err);
     return r < 0 ? CLI_FAILED : 0;
 }

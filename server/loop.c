@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <microhttpd.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -16,6 +17,8 @@
  * takes up. libmicrohttpd registers sockets edge-triggered and keeps a list of ready ones, so
  * after each run it is asked for its timeout: 0 means more is ready, and a timer of 0 ms lets
  * the other handles have their turn first. */
+
+enum { QUEUE_ROUNDS = 512 /* each accepts some ten connections */ };
 
 struct loop {
     uv_loop_t uv;
@@ -70,9 +73,8 @@ static void on_tick(uv_timer_t *timer) {
 }
 
 static void on_signal(uv_signal_t *handle, int number) {
-    (void)number;
     struct loop *l = handle->data;
-    l->hooks.signal(l->hooks.arg, ++l->n_signals);
+    l->hooks.signal(l->hooks.arg, number, ++l->n_signals);
     run_daemon(l);
 }
 
@@ -95,6 +97,9 @@ int loop_open(struct loop **ret, const struct loop_hooks *hooks, struct error *e
     l->hooks = *hooks;
     l->tick_ms = 1000;
     int r = init_handles(l);
+    /* A signal that comes before loop_run() waits for it. */
+    if (r == 0) r = uv_signal_start(&l->term, on_signal, SIGTERM);
+    if (r == 0) r = uv_signal_start(&l->interrupt, on_signal, SIGINT);
     if (r < 0) {
         loop_close(l);
         return error_set(err, r, "event loop: %s", uv_strerror(r));
@@ -131,8 +136,6 @@ int loop_attach(struct loop *l, struct MHD_Daemon *daemon, struct error *err) {
 
 void loop_run(struct loop *l) {
     uv_timer_start(&l->tick, on_tick, l->tick_ms, l->tick_ms);
-    uv_signal_start(&l->term, on_signal, SIGTERM);
-    uv_signal_start(&l->interrupt, on_signal, SIGINT);
     run_daemon(l);
     uv_run(&l->uv, UV_RUN_DEFAULT);
     /* The daemon closes its descriptor when it is stopped. */
@@ -144,7 +147,16 @@ void loop_stop(struct loop *l) { uv_stop(&l->uv); }
 
 void loop_wake(void *l) { uv_async_send(&((struct loop *)l)->async); }
 
+static void accept_queued(struct loop *l) {
+    const union MHD_DaemonInfo *info = MHD_get_daemon_info(l->daemon, MHD_DAEMON_INFO_LISTEN_FD);
+    if (!info || info->listen_fd == MHD_INVALID_SOCKET) return;
+    struct pollfd queue = {.fd = info->listen_fd, .events = POLLIN};
+    /* Bounded, as at the connection limit nothing is accepted. */
+    for (int i = 0; i < QUEUE_ROUNDS && poll(&queue, 1, 0) > 0; i++) MHD_run(l->daemon);
+}
+
 void loop_quiesce(struct loop *l) {
+    accept_queued(l);
     MHD_socket fd = MHD_quiesce_daemon(l->daemon);
     if (fd != MHD_INVALID_SOCKET) close(fd);
 }

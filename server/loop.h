@@ -20,9 +20,9 @@ struct loop;
 struct loop_watch;
 
 struct loop_hooks {
-    void (*wake)(void *arg);            /* somebody called loop_wake() */
-    void (*tick)(void *arg);            /* the clock moved on */
-    void (*signal)(void *arg, int nth); /* SIGTERM or SIGINT, nth from 1 */
+    void (*wake)(void *arg);                        /* somebody called loop_wake() */
+    void (*tick)(void *arg);                        /* the clock moved on */
+    void (*signal)(void *arg, int number, int nth); /* SIGTERM or SIGINT, nth from 1 */
     void *arg;
 };
 
@@ -38,7 +38,8 @@ void loop_stop(struct loop *l);
 /* Runs the wake hook soon; calls that come close together are one. */
 void loop_wake(void *l);
 
-/* Stops accepting connections; those that are open go on. */
+/* Takes the connections that wait in the listen queue, which closing it would reset, and then
+ * stops accepting. Those that are open go on. */
 void loop_quiesce(struct loop *l);
 
 /* How often the tick hook runs; a second at first. */

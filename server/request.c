@@ -118,7 +118,7 @@ static int parse(struct server *s, struct openai_request **ret, struct http_exch
         .vocab = s->info->vocab,
         .max_choices = (size_t)(s->settings->max_running + s->settings->max_waiting)};
     if (!limits.max_prompt_tokens) limits.max_prompt_tokens = (size_t)s->info->context;
-    if (s->state != SERVER_SERVING)
+    if (s->state >= SERVER_DRAINING)
         return api_error_set(e, API_ERROR_DRAINING, NULL, "the server is shutting down");
     text_add(&x->body, "", 0); /* an empty body has bytes, too: none */
     if (x->body.failed) return api_error_set(e, API_ERROR_MEMORY, NULL, "out of memory");

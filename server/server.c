@@ -11,8 +11,10 @@
 
 #include "engine/source.h"
 #include "kernels/error.h"
+#include "server/api/api.h"
 #include "server/http.h"
 #include "server/http_socket.h"
+#include "server/lifecycle.h"
 #include "server/log.h"
 #include "server/loop.h"
 #include "server/model_names.h"
@@ -21,12 +23,7 @@
 #include "server/router.h"
 #include "server/settings.h"
 
-static const int64_t SECOND_NS = 1000000000;
-
-enum {
-    DRAIN_TICK_MS = 50,    /* the end of the last request is noticed within it */
-    SPARE_DESCRIPTORS = 64 /* for everything that is not a connection */
-};
+enum { SPARE_DESCRIPTORS = 64 /* for everything that is not a connection */ };
 
 /* -- Exchanges ----------------------------------------------------------------------------- */
 
@@ -62,7 +59,7 @@ static void on_admit(void *arg, struct http_exchange *x) {
     struct server *s = arg;
     char allow[ROUTER_ALLOW];
     int found = router_find(x->method, x->path, allow, sizeof allow);
-    x->close = s->state != SERVER_SERVING;
+    x->close = s->state > SERVER_SERVING;
     if (s->settings->cors && !strcmp(x->method, "OPTIONS") && found != ROUTER_NO_PATH) {
         reply_preflight(x);
         return;
@@ -79,9 +76,17 @@ static void on_admit(void *arg, struct http_exchange *x) {
     }
 }
 
+static bool needs_model(const struct router_row *row) {
+    return !row->always && row->handle != api_version && row->handle != api_site;
+}
+
 static void on_handle(void *arg, struct http_exchange *x) {
     struct server *s = arg;
-    router_get(x->route)->handle(s, x);
+    const struct router_row *row = router_get(x->route);
+    if (!s->info && needs_model(row))
+        reply_error(x, API_ERROR_LOADING, "the model is being loaded; see /health/startup");
+    else
+        row->handle(s, x);
 }
 
 static void on_done(void *arg, const struct http_exchange *x) {
@@ -99,6 +104,7 @@ static void on_done(void *arg, const struct http_exchange *x) {
 static void on_wake(void *arg) {
     struct server *s = arg;
     if (!s->engine) return; /* it wakes us while it opens */
+    lifecycle_engine(s);
     struct engine_event *next;
     for (struct engine_event *event = engine_poll(s->engine); event; event = next) {
         next = event->next;
@@ -106,49 +112,15 @@ static void on_wake(void *arg) {
     }
 }
 
-static void set_state(struct server *s, enum server_state state, int64_t seconds) {
-    s->state = state;
-    s->deadline_ns = loop_now_ns() + seconds * SECOND_NS;
-}
-
-static void abort_requests(struct server *s) {
-    set_state(s, SERVER_ABORTING, 1); /* a second to write the errors out */
-    request_abort_all(s, API_ERROR_DRAINING, "the server is shutting down");
-}
-
 static void on_tick(void *arg) {
     struct server *s = arg;
     int64_t now = loop_now_ns();
     http_tick(s->http, now);
     request_tick(s, now);
-    if (s->state == SERVER_SERVING) return;
-    if (http_active(s->http) == 0) {
-        loop_stop(s->loop);
-    } else if (now >= s->deadline_ns) {
-        if (s->state == SERVER_ABORTING)
-            loop_stop(s->loop);
-        else
-            abort_requests(s);
-    }
+    lifecycle_tick(s, now);
 }
 
-static void on_signal(void *arg, int nth) {
-    struct server *s = arg;
-    if (nth == 1) {
-        log_line(LOG_INFO, "shutting down: %d requests have %lld s to finish", http_active(s->http),
-                 (long long)s->settings->shutdown_timeout);
-        loop_quiesce(s->loop);
-        engine_drain(s->engine);
-        set_state(s, SERVER_DRAINING, s->settings->shutdown_timeout);
-        loop_set_tick(s->loop, DRAIN_TICK_MS);
-    } else if (nth == 2) {
-        log_line(LOG_WARN, "second signal: requests are aborted");
-        s->interrupted = true;
-        abort_requests(s);
-    } else {
-        loop_stop(s->loop);
-    }
-}
+static void on_signal(void *arg, int number, int nth) { lifecycle_signal(arg, number, nth); }
 
 /* -- Opening ------------------------------------------------------------------------------- */
 
@@ -181,9 +153,9 @@ static void seed_random(struct server *s) {
     s->random ^= (uint64_t)loop_now_ns() ^ (uint64_t)getpid() << 32;
 }
 
-static int open_engine(struct server *s, struct error *err) {
+/* Takes the source. */
+static int open_engine(struct server *s, struct source *source, struct error *err) {
     const struct settings *c = s->settings;
-    struct source *source = NULL;
     struct engine_options options = {.backend = c->backend,
                                      .level = c->cpu_level,
                                      .n_threads = (int)c->threads,
@@ -196,17 +168,12 @@ static int open_engine(struct server *s, struct error *err) {
                                      .null = !strcmp(c->engine, "null"),
                                      .null_token = -1,
                                      .null_rate = (double)c->null_rate,
+                                     .async = true,
                                      .wake = loop_wake,
                                      .wake_arg = s->loop};
-    int r = model_source_open(&source, c->model, err);
-    if (r < 0) return r;
-    r = engine_open(&s->engine, source, &options, err);
-    if (r < 0) {
-        source_close(source);
-        return r;
-    }
-    s->info = engine_get_info(s->engine);
-    return 0;
+    int r = engine_open(&s->engine, source, &options, err);
+    if (r < 0) source_close(source);
+    return r;
 }
 
 static void raise_descriptors(const struct server *s) {
@@ -238,9 +205,12 @@ int server_open(struct server **ret, const struct settings *settings, struct err
     seed_random(s);
     /* A client that leaves while it is written to is an error of that write, no more. */
     signal(SIGPIPE, SIG_IGN);
+    struct source *source = NULL;
     int r = loop_open(&s->loop, &hooks, err);
-    if (r == 0) r = open_engine(s, err);
-    if (r == 0) r = open_http(s, err);
+    /* Files that are not there are found first, then the port opens, then the loading begins. */
+    if (r == 0) r = model_source_open(&source, settings->model, err);
+    if (r == 0 && (r = open_http(s, err)) < 0) source_close(source);
+    if (r == 0) r = open_engine(s, source, err);
     if (r < 0) {
         server_close(s);
         return r;
@@ -258,9 +228,15 @@ void server_close(struct server *s) {
     free(s);
 }
 
-int server_run(struct server *s) {
+int server_run(struct server *s, void (*ready)(struct server *s), struct error *err) {
+    s->ready = ready;
+    lifecycle_engine(s);
+    if (s->state == SERVER_LOADING)
+        log_line(LOG_INFO, "%s port %d is open, loading %s", s->settings->host, server_port(s),
+                 s->settings->model);
     loop_run(s->loop);
-    return s->interrupted ? -EINTR : 0;
+    if (s->status == -EIO && err) *err = s->failure;
+    return s->status;
 }
 
 int server_port(const struct server *s) { return http_port(s->http); }

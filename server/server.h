@@ -6,9 +6,8 @@
  * Fails     opening with a negative errno; running never.
  * Cost      that of the model while opening.
  *
- * It is serving; SIGTERM makes it drain: no new connections, no new requests, what runs may
- * finish until the shutdown timeout; then it aborts what is left, with an error for each. A
- * second signal aborts at once. */
+ * The port listens before the model is loaded; until then requests get a 503, and health its
+ * progress. lifecycle.h has the states. */
 #ifndef SERVER_SERVER_H
 #define SERVER_SERVER_H
 
@@ -16,24 +15,34 @@
 #include <stdint.h>
 
 #include "engine/engine.h"
+#include "kernels/error.h"
+#include "server/health.h"
 #include "server/metrics.h"
 
-struct error;
 struct http;
 struct loop;
 struct request;
 struct settings;
 
-enum server_state { SERVER_SERVING, SERVER_DRAINING, SERVER_ABORTING };
+/* In the order of a life, see lifecycle.h. */
+enum server_state {
+    SERVER_LOADING,
+    SERVER_SERVING,
+    SERVER_LEAVING,
+    SERVER_LAST_CALL,
+    SERVER_DRAINING,
+    SERVER_ABORTING
+};
 
 struct server {
     const struct settings *settings;
     struct loop *loop;
     struct http *http;
     struct engine *engine;
-    const struct engine_info *info;
-    struct request *requests; /* all that have not ended in the engine */
+    const struct engine_info *info; /* NULL while the model loads */
+    struct request *requests;       /* all that have not ended in the engine */
     struct metrics metrics;
+    struct health health;
     char model[128];   /* the served name */
     const char *names; /* all of them, see model_names.h */
     int64_t created;   /* seconds since 1970 */
@@ -41,15 +50,18 @@ struct server {
     uint64_t random;   /* state of the seeds for requests without one */
     enum server_state state;
     int64_t deadline_ns; /* of the state */
-    bool interrupted;    /* by a second signal */
+    int status;          /* of server_run() */
+    struct error failure;
+    void (*ready)(struct server *s);
 };
 
-/* Loads the model and listens. */
+/* Opens the model's files, listens, and begins to load. */
 int server_open(struct server **ret, const struct settings *settings, struct error *err);
 void server_close(struct server *s); /* NULL is allowed */
 
-/* Serves until a signal has ended it. Returns 0, or -EINTR after a second signal. */
-int server_run(struct server *s);
+/* Serves until a signal has ended it; ready is called once the model is loaded. Returns 0, -EINTR
+ * after a second signal, or -EIO: the model cannot be loaded, err says why. */
+int server_run(struct server *s, void (*ready)(struct server *s), struct error *err);
 
 int server_port(const struct server *s);
 

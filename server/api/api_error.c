@@ -23,6 +23,7 @@ static const struct row rows[] = {
     [API_ERROR_QUEUE] = {429, 1, "rate_limit_error", "server_overloaded"},
     [API_ERROR_CONNECTIONS] = {503, 1, "server_error", "too_many_connections"},
     [API_ERROR_DRAINING] = {503, 5, "server_error", "server_shutting_down"},
+    [API_ERROR_LOADING] = {503, 2, "server_error", "model_loading"},
     [API_ERROR_TIMEOUT] = {504, 0, "server_error", "request_timeout"},
     [API_ERROR_MEMORY] = {503, 1, "server_error", "out_of_memory"},
     [API_ERROR_ENGINE] = {500, 0, "server_error", "engine_error"},
@@ -55,6 +56,8 @@ enum api_error_kind api_error_from_errno(int code) {
     case -ESHUTDOWN:
     case -ECANCELED:
         return API_ERROR_DRAINING;
+    case -EBUSY:
+        return API_ERROR_LOADING;
     case -ENOMEM:
         return API_ERROR_MEMORY;
     case -ETIMEDOUT:

@@ -26,6 +26,7 @@ enum api_error_kind {
     API_ERROR_QUEUE,       /* the waiting line is full */
     API_ERROR_CONNECTIONS, /* too many connections */
     API_ERROR_DRAINING,    /* the server is going down */
+    API_ERROR_LOADING,     /* the model is not there yet */
     API_ERROR_TIMEOUT,     /* over the request's time limit */
     API_ERROR_MEMORY,      /* out of memory */
     API_ERROR_ENGINE       /* the engine failed */

@@ -3,26 +3,53 @@
 #include "server/http.h"
 #include "server/loop.h"
 #include "server/server.h"
+#include "server/settings.h"
 
-static const char *state_of(const struct server *s, const struct engine_stats *stats) {
-    if (stats->failed) return "failed";
-    if (stats->draining || s->state != SERVER_SERVING) return "draining";
-    return stats->ready ? "ok" : "starting";
+/* DESIGN. One judgement, four questions. /health is what people and simple probes ask: it fails
+ * when no request would be served. /health/live fails only where a restart helps, so that an
+ * orchestrator does not kill a server that is merely loading, full or draining. /health/ready
+ * fails also when this instance is full, so that others get the next request. /health/startup
+ * fails until the model is loaded, and says how far it is. */
+
+static enum health_verdict judge(struct server *s, struct engine_stats *stats, int64_t now) {
+    engine_get_stats(s->engine, stats);
+    health_watch(&s->health, stats, now);
+    return health_judge(&s->health, stats, s->state > SERVER_SERVING, now,
+                        s->settings->stall_timeout * 1000000000);
 }
 
-/* The age of the last step lets a watcher see an engine that has work and does not move. */
-void api_health(struct server *s, struct http_exchange *x) {
+static void reply(struct server *s, struct http_exchange *x, bool (*good)(enum health_verdict)) {
     struct text body = {0};
-    struct engine_stats stats;
-    engine_get_stats(s->engine, &stats);
-    const char *state = state_of(s, &stats);
-    double age = stats.last_step_ns ? (double)(loop_now_ns() - stats.last_step_ns) / 1e9 : 0;
+    struct engine_stats e;
+    int64_t now = loop_now_ns();
+    enum health_verdict verdict = judge(s, &e, now);
+    double percent = e.load_total ? 100 * (double)e.load_done / (double)e.load_total : 0;
     text_addf(&body,
               "{\"status\":\"%s\",\"running\":%d,\"waiting\":%d,\"max_running\":%d,"
-              "\"max_waiting\":%d,\"kv_blocks\":%lld,\"kv_blocks_free\":%lld,"
-              "\"last_step_age_seconds\":%.3f}",
-              state, stats.running, stats.waiting, stats.max_running, stats.max_waiting,
-              (long long)stats.kv_blocks, (long long)stats.kv_blocks_free, age);
+              "\"max_waiting\":%d,\"kv_blocks\":%lld,\"kv_blocks_free\":%lld,\"paused\":%d,"
+              "\"last_step_age_seconds\":%.3f",
+              health_name(verdict), e.running, e.waiting, e.max_running, e.max_waiting,
+              (long long)e.kv_blocks, (long long)e.kv_blocks_free, e.paused,
+              (double)health_step_age(&s->health, &e, now) / 1e9);
+    text_addf(&body, ",\"loaded_bytes\":%lld,\"total_bytes\":%lld,\"loaded_percent\":%.1f}",
+              (long long)e.load_done, (long long)e.load_total, e.ready ? 100 : percent);
     http_header(x, "Cache-Control", "no-store");
-    http_reply(x, state[0] == 'o' ? 200 : 503, "application/json", &body);
+    if (verdict == HEALTH_STARTING && !good(verdict)) http_header(x, "Retry-After", "1");
+    http_reply(x, good(verdict) ? 200 : 503, "application/json", &body);
 }
+
+static bool is_serving(enum health_verdict verdict) {
+    return verdict == HEALTH_OK || verdict == HEALTH_BUSY;
+}
+
+static bool has_started(enum health_verdict verdict) {
+    return verdict != HEALTH_STARTING && verdict != HEALTH_FAILED;
+}
+
+void api_health(struct server *s, struct http_exchange *x) { reply(s, x, is_serving); }
+
+void api_health_live(struct server *s, struct http_exchange *x) { reply(s, x, health_is_alive); }
+
+void api_health_ready(struct server *s, struct http_exchange *x) { reply(s, x, health_is_ready); }
+
+void api_health_startup(struct server *s, struct http_exchange *x) { reply(s, x, has_started); }

@@ -20,8 +20,8 @@ static void add_info(struct text *out, const struct server *s) {
                    "\",model=");
     text_add_json(out, s->model); /* Prometheus escapes the same three characters */
     text_adds(out, ",backend=");
-    text_add_json(out, s->info->backend);
-    text_addf(out, ",bits=\"%d\"} 1\n", s->info->bits);
+    text_add_json(out, s->info ? s->info->backend : "");
+    text_addf(out, ",bits=\"%d\"} 1\n", s->info ? s->info->bits : 0);
 }
 
 static void add_engine(struct text *out, const struct engine_stats *e) {

@@ -18,6 +18,10 @@ static void expect_idle(struct client_server s) {
     json_decref(root);
 }
 
+static void expect_alive(struct client_server s) {
+    json_decref(client_json(s, "/health/live", NULL, 200));
+}
+
 Test(lifecycle, client_that_leaves_is_cancelled_in_every_state) {
     static const struct {
         const char *body;
@@ -168,6 +172,57 @@ Test(lifecycle, draining_server_refuses_new_requests) {
     client_close(&stream); /* the last one leaves: there is nothing to wait for */
     cr_expect(client_wait(s) == 0);
     client_close(&open);
+}
+
+/* What a balancer needs: it is told, and until it has looked elsewhere all is served. */
+Test(lifecycle, leaving_server_serves_on_and_says_that_it_leaves) {
+    static const char *const flags[] = {"--log-level", "error", "--drain-delay", "1", NULL};
+    struct client_server s = client_start(flags);
+    struct client idle = client_open(s), open = client_open(s), silent = client_open(s);
+    client_get(&open, "/health/ready");
+    struct client_reply r = client_reply(&open);
+    cr_expect(r.status == 200 && !strstr(r.head, "Connection: close"));
+    client_reply_free(&r);
+    kill(s.pid, SIGTERM);
+    do { /* the signal arrives some time */
+        r = client_call(s, "/health/ready", NULL);
+        int status = r.status;
+        bool told = strstr(r.body, "\"status\":\"draining\"") != NULL;
+        client_reply_free(&r);
+        if (status == 503 && told) break;
+    } while (true);
+    r = client_call(s, COMPLETIONS, "{\"prompt\":\"new connection\"}");
+    cr_expect(r.status == 200 && strstr(r.head, "Connection: close"), "%s", r.body);
+    client_reply_free(&r);
+    client_post(&open, COMPLETIONS, "{\"prompt\":\"old connection\"}");
+    r = client_reply(&open);
+    cr_expect(r.status == 200 && strstr(r.head, "Connection: close"), "%s", r.body);
+    client_reply_free(&r);
+    cr_expect(!client_expect(&open, "x"), "the connection stays open");
+    expect_alive(s);
+    client_close(&idle);
+    client_close(&open);
+    client_close(&silent);
+    cr_expect(client_wait(s) == 0);
+}
+
+/* The listen queue is emptied, and what was accepted is served, also without a delay. */
+Test(lifecycle, requests_under_way_at_the_signal_are_served) {
+    struct client_server s = client_start(quiet);
+    struct client early[40];
+    for (int i = 0; i < 20; i++) early[i] = client_open(s);
+    kill(s.pid, SIGSTOP);
+    for (int i = 20; i < 40; i++) early[i] = client_open(s); /* they stay in the listen queue */
+    kill(s.pid, SIGTERM);
+    kill(s.pid, SIGCONT);
+    for (int i = 0; i < 40; i++) client_post(&early[i], COMPLETIONS, "{\"prompt\":\"abc\"}");
+    for (int i = 0; i < 40; i++) {
+        struct client_reply r = client_reply(&early[i]);
+        cr_expect(r.status == 200 && strstr(r.body, "abc"), "%d: %d", i, r.status);
+        client_reply_free(&r);
+        client_close(&early[i]);
+    }
+    cr_expect(client_wait(s) == 0);
 }
 
 Test(lifecycle, second_signal_aborts_at_once) {

@@ -17,12 +17,12 @@
 
 enum { MAX_FLAGS = 32, PATIENCE_S = 20 };
 
-static pid_t spawn(const char *const *flags, int to_fd, int from_fd, bool any_port) {
+static pid_t spawn(const char *const *flags, int to_fd, int from_fd, const char *port) {
     const char *argv[MAX_FLAGS + 4] = {"serve"};
     int n = 1;
-    if (any_port) {
+    if (port) {
         argv[n++] = "--port";
-        argv[n++] = "0";
+        argv[n++] = port;
     }
     for (; flags && *flags && n < MAX_FLAGS + 3; flags++) argv[n++] = *flags;
     const char *program = getenv("GPTQT_FAKE_SERVE");
@@ -40,7 +40,7 @@ struct client_server client_start(const char *const *flags) {
     int ends[2];
     char line[256];
     cr_assert(pipe(ends) == 0);
-    s.pid = spawn(flags, ends[1], STDOUT_FILENO, true);
+    s.pid = spawn(flags, ends[1], STDOUT_FILENO, "0");
     close(ends[1]);
     FILE *in = fdopen(ends[0], "r");
     cr_assert(in && fgets(line, sizeof line, in), "the server did not start");
@@ -49,6 +49,38 @@ struct client_server client_start(const char *const *flags) {
     cr_assert(colon, "the server said '%s'", line);
     s.port = atoi(colon + 1);
     return s;
+}
+
+static struct sockaddr_in loopback(int port) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    return address;
+}
+
+static int free_port(void) {
+    struct sockaddr_in address = loopback(0);
+    socklen_t n = sizeof address;
+    int fd = socket(AF_INET, SOCK_STREAM, 0);
+    cr_assert(bind(fd, (struct sockaddr *)&address, n) == 0);
+    cr_assert(getsockname(fd, (struct sockaddr *)&address, &n) == 0);
+    close(fd);
+    return ntohs(address.sin_port);
+}
+
+struct client_server client_start_early(const char *const *flags) {
+    char port[16];
+    struct client_server s = {.port = free_port()};
+    struct sockaddr_in address = loopback(s.port);
+    snprintf(port, sizeof port, "%d", s.port);
+    s.pid = spawn(flags, STDERR_FILENO, STDOUT_FILENO, port);
+    for (time_t end = time(NULL) + PATIENCE_S;;) {
+        int fd = socket(AF_INET, SOCK_STREAM, 0);
+        bool open = connect(fd, (struct sockaddr *)&address, sizeof address) == 0;
+        close(fd);
+        if (open) return s;
+        cr_assert(time(NULL) < end && waitpid(s.pid, NULL, WNOHANG) == 0, "the server is gone");
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
 }
 
 int client_wait(struct client_server s) {
@@ -67,7 +99,7 @@ int client_run(const char *const *flags, char *text, size_t size) {
     int ends[2];
     size_t n = 0;
     cr_assert(pipe(ends) == 0);
-    struct client_server s = {.pid = spawn(flags, ends[1], STDERR_FILENO, false)};
+    struct client_server s = {.pid = spawn(flags, ends[1], STDERR_FILENO, NULL)};
     close(ends[1]);
     for (ssize_t got; n < size - 1 && (got = read(ends[0], text + n, size - 1 - n)) > 0;)
         n += (size_t)got;
@@ -80,9 +112,8 @@ int client_run(const char *const *flags, char *text, size_t size) {
 
 static struct client connect_to(struct client_server s, int receive_buffer) {
     struct client c = {.fd = socket(AF_INET, SOCK_STREAM, 0)};
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)s.port)};
+    struct sockaddr_in address = loopback(s.port);
     struct timeval patience = {.tv_sec = PATIENCE_S};
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     cr_assert(c.fd >= 0);
     if (receive_buffer)
         setsockopt(c.fd, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof receive_buffer);

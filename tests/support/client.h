@@ -36,6 +36,10 @@ struct client_reply {
 /* The program named by GPTQT_FAKE_SERVE with these flags (NULL ends them) and port 0. */
 struct client_server client_start(const char *const *flags);
 
+/* The same on a free port, without waiting for the server to be ready: returns once its port
+ * takes connections. */
+struct client_server client_start_early(const char *const *flags);
+
 /* Waits for the server's end; returns its exit status, or 128 + signal. */
 int client_wait(struct client_server s);
 

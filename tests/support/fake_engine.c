@@ -1,11 +1,14 @@
 #include "tests/support/fake_engine.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "engine/engine.h"
 #include "engine/source.h"
@@ -40,7 +43,11 @@ struct engine {
     uint64_t serial;
     int permits;
     bool closing, changed;
+    struct error why; /* it is broken */
 };
+
+/* What the model's name after "load:" says; NULL: loaded at once. */
+static const char *load_fifo;
 
 /* -- Requests and events ------------------------------------------------------------------- */
 
@@ -216,8 +223,44 @@ static void step_all(struct engine *e) {
     e->stats.steps++;
 }
 
+static bool is_closing(struct engine *e) {
+    pthread_mutex_lock(&e->lock);
+    bool closing = e->closing;
+    pthread_mutex_unlock(&e->lock);
+    return closing;
+}
+
+/* The line from the FIFO; false when the engine is closed first. */
+static bool read_fifo(struct engine *e, char *line, size_t size) {
+    ssize_t n = 0;
+    struct pollfd fifo = {.fd = open(load_fifo, O_RDWR | O_CLOEXEC), .events = POLLIN};
+    if (fifo.fd < 0) abort();
+    while (n <= 0 && !is_closing(e))
+        if (poll(&fifo, 1, 20) > 0) n = read(fifo.fd, line, size - 1);
+    close(fifo.fd);
+    line[n > 0 ? n : 0] = 0;
+    line[strcspn(line, "\n")] = 0;
+    return n > 0;
+}
+
+static bool load(struct engine *e) {
+    char line[128];
+    if (!read_fifo(e, line, sizeof line)) return false;
+    bool ready = !strcmp(line, "ready");
+    pthread_mutex_lock(&e->lock);
+    e->stats.state = ready ? ENGINE_READY : ENGINE_BROKEN;
+    e->stats.ready = ready;
+    e->stats.failed = !ready;
+    e->stats.load_done = e->stats.load_total;
+    if (!ready) error_set(&e->why, -EIO, "%s", line);
+    pthread_mutex_unlock(&e->lock);
+    if (e->options.wake) e->options.wake(e->options.wake_arg);
+    return ready;
+}
+
 static void *run(void *arg) {
     struct engine *e = arg;
+    if (load_fifo && !load(e)) return NULL;
     pthread_mutex_lock(&e->lock);
     while (!e->closing) {
         e->changed = false;
@@ -251,7 +294,10 @@ int engine_open(struct engine **ret, struct source *src, const struct engine_opt
                                    .has_tokenizer = true,
                                    .has_chat_template = true};
     sampler_defaults(&e->info.sampling);
-    e->stats = (struct engine_stats){.ready = true,
+    e->stats = (struct engine_stats){.ready = !load_fifo,
+                                     .state = load_fifo ? ENGINE_LOADING : ENGINE_READY,
+                                     .load_done = load_fifo ? 250 : 1000,
+                                     .load_total = 1000,
                                      .max_running = options->max_running,
                                      .max_waiting = options->max_waiting,
                                      .kv_blocks = 8,
@@ -338,6 +384,7 @@ static void read_prompt(struct engine *e, struct sequence *s) {
 
 static int refuse(const struct engine *e, const struct engine_request *request, struct error *err) {
     const char *text = request->text ? request->text : "";
+    if (!e->stats.ready) return error_set(err, -EBUSY, "loading");
     if (e->stats.draining) return error_set(err, -ESHUTDOWN, "draining");
     if (!strncmp(text, "@long", 5)) return error_set(err, -E2BIG, "the prompt is too long");
     if (!strncmp(text, "@full", 5) || e->stats.waiting > e->options.max_waiting)
@@ -379,9 +426,11 @@ int engine_submit(struct engine *e, uint64_t *ret_ticket, struct engine_request 
 }
 
 enum engine_state engine_get_state(struct engine *e, struct error *err) {
-    (void)e;
-    (void)err;
-    return ENGINE_READY;
+    pthread_mutex_lock(&e->lock);
+    enum engine_state state = e->stats.state;
+    if (state == ENGINE_BROKEN && err) *err = e->why;
+    pthread_mutex_unlock(&e->lock);
+    return state;
 }
 
 void engine_pause(struct engine *e, uint64_t ticket, bool paused) {
@@ -448,6 +497,7 @@ void source_close(struct source *source) { (void)source; }
 
 int model_source_open(struct source **ret, const char *model, struct error *err) {
     if (!strcmp(model, "missing")) return error_set(err, -ENOENT, "missing: no such model");
+    if (!strncmp(model, "load:", 5)) load_fifo = model + 5;
     *ret = NULL;
     return 0;
 }

@@ -18,7 +18,9 @@
  *   @flood           gives 16 KiB of text in each step, without an end
  *   @seed, @params   tells the seed, or the sampling parameters
  *   @full, @long     submission fails with -EAGAIN, -E2BIG
- *   @late, @fail     fails with -E2BIG before it starts, with -EIO after its first token */
+ *   @late, @fail     fails with -E2BIG before it starts, with -EIO after its first token *
+ * A model called "load:FIFO" loads until a line is written into that FIFO: "ready", or the reason
+ * why it cannot be loaded. */
 #ifndef TESTS_SUPPORT_FAKE_ENGINE_H
 #define TESTS_SUPPORT_FAKE_ENGINE_H
 
