@@ -1,19 +1,24 @@
 /* scheduler.h - decides which tokens of which sequences the next step runs.
  *
- * Owns      its queue and lists; sequences are the caller's, known by slot number.
+ * Owns      its queues and lists; sequences are the caller's, known by slot number.
  * Borrows   the KV pool: takes, shares and releases blocks in it; the token ids of each sequence,
  *           until it is removed.
  * Thread    engine; pure policy: no clock, no thread, no model.
  * Fails     scheduler_add() with -EAGAIN (queue full), -E2BIG (can never fit).
- * Cost      O(sequences) per step, no allocation after scheduler_new().
+ * Cost      a step: O(running sequences and waiting tenants); adding and removing: O(log
+ *           sequences). No allocation after scheduler_new().
  *
  * Continuous batching: a step first decodes one token of every running sequence, then spends
- * what is left of the token budget on prompts, oldest first, in chunks. A prompt joins at the
- * next step. When blocks run out, the youngest sequence gives its blocks back and is computed
- * again later (its tokens are kept), so the oldest always progresses.
+ * what is left of the token budget on prompts, in chunks: better priority first, then the tenant
+ * that has got least, then the oldest. Drafts get the rest. When blocks run out, the last of
+ * those that run (paused ones, then worst priority, then youngest) gives its blocks back and is
+ * computed again later (its tokens are kept), so the first always progresses. Waiting sequences
+ * displace running ones of worse priority in the same way.
  *
  * A sequence that starts takes over the known blocks of its beginning and computes the rest, at
- * least its last token; what it has computed becomes known block by block. */
+ * least its last token; what it has computed becomes known block by block. While another of its
+ * tenant is computing what it needs next, it waits for that: of many that begin alike, one
+ * computes the beginning. */
 #ifndef ENGINE_SCHEDULER_H
 #define ENGINE_SCHEDULER_H
 
@@ -36,7 +41,7 @@ struct scheduler_options {
 
 /* A sequence as the scheduler sees it. */
 struct scheduler_sequence {
-    int32_t *const *ids; /* where the caller keeps its tokens; what has been computed is read */
+    int32_t *const *ids; /* where the caller keeps its tokens; known ones are read */
     int n_tokens, n_max; /* of the prompt; what it may grow to */
     bool fresh;          /* known blocks are not taken over: every token must be computed */
     struct engine_claim claim;
@@ -77,11 +82,25 @@ void scheduler_grow(struct scheduler *s, int slot, int n);
  * budget and blocks nothing else wants, maybe none; asked for anew for each step. */
 void scheduler_draft(struct scheduler *s, int slot, int n);
 
-/* Finished or cancelled, in any state. */
+/* A paused sequence gets no share. It keeps its blocks until somebody wants them. */
+void scheduler_pause(struct scheduler *s, int slot, bool paused);
+
+/* Finished, cancelled or expired, in any state. */
 void scheduler_remove(struct scheduler *s, int slot);
+
+enum scheduler_limit { LIMIT_QUEUE, LIMIT_FIRST, LIMIT_TOTAL };
+
+/* A sequence that has missed one of its deadlines, and which, or -1. The caller removes it, then
+ * asks again. */
+int scheduler_expired(const struct scheduler *s, int64_t now_ns, enum scheduler_limit *ret);
+
+/* When scheduler_expired() will next find one, if nothing else happens; INT64_MAX = never. */
+int64_t scheduler_deadline(const struct scheduler *s);
 
 struct scheduler_stats {
     int running, waiting; /* preempted ones wait */
+    int paused;           /* of both */
+    int64_t pending;      /* tokens to compute before what is there can decode */
     int64_t preemptions;
     int64_t prefix_queries, prefix_hits; /* tokens looked up at the first start, found */
 };

@@ -77,6 +77,28 @@ void mirror_remove(struct mirror *m, int slot) {
     m->n_seqs--;
 }
 
+void mirror_pause(struct mirror *m, int slot, bool paused) {
+    scheduler_pause(m->s, slot, paused);
+    m->seqs[slot]->paused = paused;
+}
+
+int mirror_expire(struct mirror *m) {
+    int slot, n = 0;
+    enum scheduler_limit limit;
+    while ((slot = scheduler_expired(m->s, m->now, &limit)) >= 0) {
+        const struct mirror_sequence *seq = m->seqs[slot];
+        int64_t deadline = limit == LIMIT_QUEUE   ? seq->claim.queue_ns
+                           : limit == LIMIT_FIRST ? seq->claim.first_ns
+                                                  : seq->claim.total_ns;
+        cr_assert(deadline > 0 && deadline <= m->now);
+        cr_assert(limit != LIMIT_QUEUE || seq->steps == 0);
+        cr_assert(limit != LIMIT_FIRST || seq->known == seq->prompt);
+        mirror_remove(m, slot);
+        n++;
+    }
+    return n;
+}
+
 /* What is called computed holds the ids of the sequence. */
 static void check_computed(const struct mirror *m, const struct scheduler_share *share) {
     const struct mirror_sequence *seq = m->seqs[share->slot];
@@ -91,6 +113,7 @@ static void check_computed(const struct mirror *m, const struct scheduler_share 
 static void check_share(struct mirror *m, const struct scheduler_share *share) {
     struct mirror_sequence *seq = m->seqs[share->slot];
     cr_assert_not_null(seq);
+    cr_assert_not(seq->paused, "slot %d is paused", share->slot);
     /* Either it goes on where it was, or it has started (again) on what is known. */
     cr_assert(share->start == seq->done ||
               (share->start % BACKEND_KV_BLOCK == 0 && share->start < seq->known));
@@ -118,6 +141,22 @@ struct scheduler_stats mirror_stats(const struct mirror *m) {
     return stats;
 }
 
+/* The first in order, if it decoded in the last step: nothing can have taken its blocks. */
+static int must_progress(const struct mirror *m) {
+    const struct mirror_sequence *first = NULL;
+    int slot = -1;
+    for (int i = 0; i < MIRROR_SLOTS; i++) {
+        const struct mirror_sequence *seq = m->seqs[i];
+        if (!seq || seq->paused) continue;
+        if (first && (first->claim.priority < seq->claim.priority ||
+                      (first->claim.priority == seq->claim.priority && first->age < seq->age)))
+            continue;
+        first = seq;
+        slot = i;
+    }
+    return first && first->last_step == m->steps && first->known == first->done + 1 ? slot : -1;
+}
+
 static void check_step(struct mirror *m) {
     bool has_share[MIRROR_SLOTS] = {false};
     cr_assert(m->n_shares <= m->options.max_running);
@@ -130,6 +169,12 @@ static void check_step(struct mirror *m) {
     struct scheduler_stats stats = mirror_stats(m);
     cr_assert_eq(stats.running + stats.waiting, m->n_seqs);
     cr_assert(stats.running <= m->options.max_running);
+    int n_paused = 0;
+    for (int i = 0; i < MIRROR_SLOTS; i++) n_paused += m->seqs[i] && m->seqs[i]->paused;
+    cr_assert_eq(stats.paused, n_paused);
+    cr_assert_eq(m->n_shares > 0, n_paused < m->n_seqs);
+    int first = must_progress(m);
+    if (first >= 0) cr_assert(has_share[first], "slot %d made no progress", first);
 }
 
 /* The keys and values of the share, and rubbish for its drafts. */
@@ -143,6 +188,8 @@ static void compute(struct mirror *m, const struct scheduler_share *share) {
     }
     seq->done = share->start + share->n;
     seq->steps++;
+    seq->last_step = m->steps;
+    m->by_tenant[seq->claim.tenant] += share->n;
     seq->tokens += share->n;
     m->computed += share->n;
 }
@@ -166,6 +213,7 @@ static int accept_drafts(struct mirror *m, const struct scheduler_share *share) 
 int mirror_step(struct mirror *m) {
     m->n_shares = scheduler_next(m->s, m->shares);
     check_step(m);
+    m->steps++;
     for (int i = 0; i < m->n_shares; i++) compute(m, &m->shares[i]);
     int accepted[MIRROR_RUNNING];
     for (int i = 0; i < m->n_shares; i++) accepted[i] = accept_drafts(m, &m->shares[i]);

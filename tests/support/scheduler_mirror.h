@@ -27,10 +27,11 @@ enum {
 };
 
 struct mirror_sequence {
-    bool used, fresh;
+    bool fresh, paused;
     int known, done, target; /* removed once known reaches target */
     int prompt;
     int64_t age, steps, tokens; /* order of arrival; shares it got; tokens computed for it */
+    int64_t last_step;          /* number of the last step with a share; 0 = none */
     struct engine_claim claim;
     int32_t *ids; /* (MIRROR_CONTEXT) all it will ever have */
 };
@@ -42,8 +43,10 @@ struct mirror {
     struct mirror_sequence *seqs[MIRROR_SLOTS]; /* by slot; NULL = none */
     struct scheduler_share shares[MIRROR_RUNNING];
     int n_shares, n_seqs;
-    int64_t ages, finished, computed; /* tokens */
-    int64_t now;                      /* of deadlines */
+    int64_t ages, finished, computed;      /* tokens */
+    int64_t now;                           /* of deadlines */
+    int64_t by_tenant[ENGINE_MAX_TENANTS]; /* tokens computed */
+    int64_t steps;
     int32_t store[MIRROR_BLOCKS][BACKEND_KV_BLOCK];
     uint64_t salts[MIRROR_BLOCKS]; /* of who wrote there last */
     int family; /* prompts of one family begin alike; 0: with nothing in common */
@@ -58,8 +61,12 @@ int mirror_add(struct mirror *m, int n_tokens, int target);
 int mirror_add_claim(struct mirror *m, int n_tokens, int target, bool fresh,
                      const struct engine_claim *claim);
 void mirror_remove(struct mirror *m, int slot);
+void mirror_pause(struct mirror *m, int slot, bool paused);
+/* Removes those whose deadlines have passed now; how many. */
+int mirror_expire(struct mirror *m);
 
-/* One step, checked; sequences that reach their target leave. Returns the number of shares. */
+/* One step, checked; sequences that reach their target leave. Returns the number of shares. While
+ * one is not paused there is a share, and the first of those that decode has one. */
 int mirror_step(struct mirror *m);
 
 bool mirror_has_share(const struct mirror *m, int slot); /* in the last step */
