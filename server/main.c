@@ -14,6 +14,7 @@ static const struct {
     const char *help;
 } commands[] = {
     {"serve", cmd_serve, "serve a model over an OpenAI-style HTTP API"},
+    {"health", cmd_health, "ask a running server how it is"},
     {"run", cmd_run, "continue a prompt on standard output"},
     {"chat", cmd_chat, "talk with a model in the terminal"},
     {"quantize", NULL, "make a GPTQT checkpoint from a model"},

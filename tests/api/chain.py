@@ -157,7 +157,7 @@ def templates_render_and_say_why_not():
 
 def wrong_usage_is_one_line_and_a_status():
     for arguments, status in ((["nonsense"], 2), (["eval"], 2), (["run", "builtin", "x", "--top-p", "7"], 2),
-                              (["serve", "--port", "99999"], 2), (["bench", "--frobnicate"], 2),
+                              (["serve", "--port", "99999"], 2), (["bench", "--frobnicate"], 2), (["health", "x"], 2),
                               (["inspect", "/nonexistent"], 1), (["run", "/nonexistent", "x"], 1),
                               (["eval", "builtin", "--text", "/nonexistent"], 1),
                               (["quantize", STORIES, "/nonexistent/out"], 1)):
@@ -185,6 +185,15 @@ def an_unknown_model_or_field_is_refused_by_name():
                 assert e.code == status and json.load(e)["error"]["param"] == param, e
 
 
+def health_is_asked_without_another_program():
+    with Server("builtin") as server:
+        port = server.address.rsplit(":", 1)[1]
+        assert json.loads(run("health", "--port", port))["status"] == "ok"
+        assert "status 404" in run("health", "--port", port, "/nothing", status=1).stderr
+        assert server.end() == 0
+    assert "refused" in run("health", "--port", port, status=1).stderr
+
+
 def main():
     print(f"TAP version 13\n1..{len(TESTS)}")
     bad = 0
@@ -202,5 +211,5 @@ TESTS = [run_serve_and_logits_agree_on_the_embedded_model, run_serve_and_logits_
          the_source_model_continues_as_transformers_does, a_checkpoint_is_the_same_bytes_each_time_and_works,
          bench_reports_what_it_measured, text_and_ids_round_trip, templates_render_and_say_why_not,
          wrong_usage_is_one_line_and_a_status, output_that_cannot_be_written_is_a_failure,
-         an_unknown_model_or_field_is_refused_by_name]
+         an_unknown_model_or_field_is_refused_by_name, health_is_asked_without_another_program]
 sys.exit(main())
