@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/error.h"
@@ -17,20 +18,26 @@ static enum log_level level_of(const char *name) {
     return level;
 }
 
+static void log_settings(const struct settings *settings) {
+    char *line = NULL;
+    size_t n = 0;
+    FILE *out = open_memstream(&line, &n);
+    if (!out) return;
+    settings_print(settings, out);
+    if (fclose(out) == 0) log_line(LOG_INFO, "settings:%s", line);
+    free(line);
+}
+
 static void print_start(struct server *s) {
     const struct settings *settings = s->settings;
     const struct engine_info *info = s->info;
     bool v6 = strchr(settings->host, ':') != NULL;
-    if (settings->log_level[0] != 'e') {
-        fprintf(stderr, "settings:");
-        settings_print(settings, stderr);
-        fprintf(stderr,
-                "\nmodel %s: %s, %d layers of %d, %d bits, context %d, %.1f MiB weights, "
-                "%.1f MiB KV cache, %s\n",
-                s->model, info->architecture, info->n_layers, info->hidden, info->bits,
-                info->context, (double)info->weight_bytes / 1048576,
-                (double)info->kv_bytes / 1048576, info->backend);
-    }
+    log_settings(settings);
+    log_line(LOG_INFO,
+             "model %s: %s, %d layers of %d, %d bits, context %d, %.1f MiB weights, %.1f MiB KV "
+             "cache, %s",
+             s->model, info->architecture, info->n_layers, info->hidden, info->bits, info->context,
+             (double)info->weight_bytes / 1048576, (double)info->kv_bytes / 1048576, info->backend);
     char address[300];
     snprintf(address, sizeof address, "http://%s%s%s:%d", v6 ? "[" : "", settings->host,
              v6 ? "]" : "", server_port(s));
@@ -54,6 +61,7 @@ int cmd_serve(int argc, char **argv) {
     if (settings_parse(&settings, argc, argv, &err) < 0) return cli_end(CLI_USAGE, argv[0], &err);
     if (settings.help) return 0;
     log_set_level(level_of(settings.log_level));
+    log_set_format(!strcmp(settings.log_format, "json"));
     if (server_open(&s, &settings, &err) < 0) return cli_end(CLI_FAILED, argv[0], &err);
     int r = server_run(s, print_start, &err);
     server_close(s);

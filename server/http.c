@@ -2,6 +2,8 @@
 
 #include <errno.h>
 #include <microhttpd.h>
+#include <netdb.h>
+#include <netinet/in.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -107,6 +109,17 @@ static void free_exchange(struct http_exchange *x) {
 
 const char *http_get(const struct http_exchange *x, const char *name) {
     return MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, name);
+}
+
+void http_client(const struct http_exchange *x, char *ret, size_t size) {
+    const union MHD_ConnectionInfo *info =
+        MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
+    const struct sockaddr *address = info ? info->client_addr : NULL;
+    ret[0] = 0;
+    if (!address || (address->sa_family != AF_INET && address->sa_family != AF_INET6)) return;
+    socklen_t n =
+        address->sa_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);
+    if (getnameinfo(address, n, ret, (socklen_t)size, NULL, 0, NI_NUMERICHOST)) ret[0] = 0;
 }
 
 /* -- Answers ------------------------------------------------------------------------------- */
@@ -363,6 +376,7 @@ static enum MHD_Result begin(struct http *h, struct MHD_Connection *connection, 
     x->socket = info->socket_context;
     x->socket->exchange = x;
     x->route = -1;
+    x->queue_ns = x->first_ns = -1;
     x->start_ns = loop_now_ns();
     snprintf(x->method, sizeof x->method, "%s", method);
     snprintf(x->path, sizeof x->path, "%s", url);

@@ -29,7 +29,7 @@ struct http;
 struct loop;
 
 enum {
-    HTTP_MAX_HEADERS = 10,
+    HTTP_MAX_HEADERS = 20,
     HTTP_MAX_ID = 64,
     HTTP_QUEUE_LIMIT = 1 << 20 /* unread bytes of a stream; over it the client is too slow */
 };
@@ -46,9 +46,12 @@ struct http_exchange {
     int route; /* the hooks'; -1 at first */
     struct text body;
     int64_t start_ns;
-    int status;                /* 0 until answered */
-    int n_prompt, n_generated; /* for the log */
-    bool close;                /* the connection ends with this answer */
+    int status;                          /* 0 until answered */
+    int n_prompt, n_cached, n_generated; /* for the log, as the next four: */
+    int64_t queue_ns, first_ns;          /* since start_ns, until the first step and text; -1 */
+    const char *finish;                  /* static */
+    char key[64];                        /* name of the API key; "" = none */
+    bool close;                          /* the connection ends with this answer */
     void (*left)(void *keeper);
     void *keeper;
 
@@ -94,6 +97,9 @@ int http_active(const struct http *h);      /* exchanges with a handler and unfi
 
 /* Slow readers are cut off, silent streams get a comment. */
 void http_tick(struct http *h, int64_t now_ns);
+
+/* The client's address in numbers; "" when there is none. */
+void http_client(const struct http_exchange *x, char *ret, size_t size);
 
 /* A header's value, borrowed until the exchange ends; NULL when absent. */
 const char *http_get(const struct http_exchange *x, const char *name);

@@ -1,35 +1,81 @@
 #include "server/log.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
-#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-static enum log_level threshold = LOG_INFO;
+#include "server/access_log.h"
+#include "server/text.h"
 
-void log_set_level(enum log_level level) { threshold = level; }
+static _Atomic int threshold = LOG_INFO;
+static bool as_json;
 
-void log_line(enum log_level level, const char *format, ...) {
-    static const char *const names[] = {"error", "warn", "info", "debug"};
-    if (level > threshold) return;
-    char line[1024];
+void log_set_level(enum log_level level) { threshold = (int)level; }
+
+bool log_wants(enum log_level level) { return (int)level <= threshold; }
+
+void log_set_format(bool json) { as_json = json; }
+
+static void add_time(struct text *line) {
+    char stamp[32];
     struct timespec now;
     struct tm utc;
     clock_gettime(CLOCK_REALTIME, &now);
     gmtime_r(&now.tv_sec, &utc);
-    size_t n = strftime(line, sizeof line, "%Y-%m-%dT%H:%M:%S", &utc);
-    n += (size_t)snprintf(line + n, sizeof line - n, ".%03ldZ %-5s ", now.tv_nsec / 1000000,
-                          names[level]);
+    strftime(stamp, sizeof stamp, "%Y-%m-%dT%H:%M:%S", &utc);
+    text_addf(line, "%s.%03ldZ", stamp, now.tv_nsec / 1000000);
+}
+
+static void begin(struct text *line, enum log_level level) {
+    static const char *const names[] = {"error", "warn", "info", "debug"};
+    if (as_json) text_adds(line, "{\"time\":\"");
+    add_time(line);
+    if (as_json)
+        text_addf(line, "\",\"level\":\"%s\",", names[level]);
+    else
+        text_addf(line, " %-5s ", names[level]);
+}
+
+/* One write, so that lines of several threads do not mix. */
+static void end(struct text *line) {
+    if (as_json) text_adds(line, "}");
+    for (size_t i = 0; i < line->n; i++)
+        if ((unsigned char)line->data[i] < ' ' || line->data[i] == 0x7f) line->data[i] = '?';
+    text_adds(line, "\n");
+    if (!line->failed) {
+        ssize_t written = write(STDERR_FILENO, line->data, line->n);
+        (void)written;
+    }
+    text_deinit(line);
+}
+
+void log_line(enum log_level level, const char *format, ...) {
+    char message[2048];
+    struct text line = {0};
+    if (!log_wants(level)) return;
     va_list args;
     va_start(args, format);
-    vsnprintf(line + n, sizeof line - n - 1, format, args);
+    vsnprintf(message, sizeof message, format, args);
     va_end(args);
-    for (char *p = line; *p; p++)
-        if ((unsigned char)*p < ' ' || *p == 0x7f) *p = '?';
-    n = strlen(line);
-    line[n++] = '\n';
-    /* One write, so that lines of several threads do not mix. */
-    ssize_t written = write(STDERR_FILENO, line, n);
-    (void)written;
+    begin(&line, level);
+    if (as_json) {
+        text_adds(&line, "\"message\":");
+        text_add_json(&line, message);
+    } else {
+        text_adds(&line, message);
+    }
+    end(&line);
+}
+
+void log_access(const struct access_record *record) {
+    struct text line = {0};
+    if (!log_wants(LOG_INFO)) return;
+    begin(&line, LOG_INFO);
+    if (as_json)
+        access_log_json(&line, record);
+    else
+        access_log_text(&line, record);
+    end(&line);
 }

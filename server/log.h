@@ -1,20 +1,31 @@
 /* log.h - writes one line for each thing worth knowing to standard error.
  *
- * Owns      the level, the only mutable global of the server.
+ * Owns      level and format, the only mutable globals of the server.
  * Borrows   the arguments during the call.
- * Thread    log_set_level() before threads start; the rest any.
+ * Thread    log_set_format() before threads start; the rest any.
  * Fails     never; a line that cannot be written is lost.
- * Cost      one formatted write of at most 1 KiB.
+ * Cost      one formatted write.
  *
- * A line is time, level, text. Control characters in it become '?', so what a client sends
- * cannot forge a line. */
+ * A line is time, level, text, or as JSON an object with these members. Control characters in
+ * it become '?', or are escaped, so what a client sends cannot forge a line. */
 #ifndef SERVER_LOG_H
 #define SERVER_LOG_H
+
+#include <stdbool.h>
+
+struct access_record;
 
 enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 
 void log_set_level(enum log_level level);
+void log_set_format(bool json);
 
+bool log_wants(enum log_level level);
+
+/* Of at most 2 KiB; what is longer is cut. */
 void log_line(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
+
+/* An answered request, at level info. */
+void log_access(const struct access_record *record);
 
 #endif

@@ -9,6 +9,7 @@
 #include "server/http.h"
 #include "server/loop.h"
 #include "server/request_parts.h"
+#include "server/request_times.h"
 #include "server/server.h"
 #include "server/settings.h"
 
@@ -69,6 +70,7 @@ static struct http_exchange *detach(struct request *r) {
 
 static void on_left(void *keeper) {
     struct request *r = keeper;
+    request_times_note(r, r->exchange);
     detach(r);
     cancel(r);
     free_if_over(r);
@@ -79,6 +81,7 @@ static void fail(struct request *r, const struct api_error *e) {
     struct http_exchange *x = detach(r);
     cancel(r);
     if (!x) return;
+    request_times_note(r, x);
     if (!x->streaming) {
         http_reply_error(x, e);
         return;
@@ -232,6 +235,7 @@ void request_start(struct server *s, struct http_exchange *x, enum openai_kind k
 
 static void open_stream(struct choice *c) {
     struct request *r = c->request;
+    request_times_head(r, r->exchange);
     http_stream_open(r->exchange);
     if (r->form->open) r->form->open(c);
 }
@@ -240,6 +244,8 @@ static void on_started(struct choice *c, const struct engine_event *event) {
     struct request *r = c->request;
     int64_t limit = r->server->settings->max_prompt_tokens;
     c->n_prompt = event->n_prompt;
+    c->n_cached = event->n_cached;
+    request_times_started(c, event);
     if (!r->exchange) return;
     if (limit && c->n_prompt > limit) {
         struct api_error e;
@@ -255,20 +261,10 @@ static void on_started(struct choice *c, const struct engine_event *event) {
     http_stream_flush(r->exchange);
 }
 
-static void observe_text(struct choice *c) {
-    struct metrics *m = &c->request->server->metrics;
-    int64_t now = loop_now_ns();
-    if (c->text_ns)
-        metrics_observe(m, METRICS_TOKEN_GAP, now - c->text_ns);
-    else
-        metrics_observe(m, METRICS_FIRST_TOKEN, now - c->request->start_ns);
-    c->text_ns = now;
-}
-
 static void on_text(struct choice *c, const struct engine_event *event) {
     struct request *r = c->request;
     if (!r->exchange) return;
-    observe_text(c);
+    request_times_text(c, event);
     c->n_prompt = event->n_prompt;
     c->n_generated = event->n_generated;
     c->n_cached = event->n_cached;
@@ -280,11 +276,8 @@ static void on_text(struct choice *c, const struct engine_event *event) {
 
 /* All choices have ended well. */
 static void finish(struct request *r) {
-    struct openai_usage usage = request_usage(r);
     struct http_exchange *x = detach(r);
-    x->n_prompt = usage.n_prompt;
-    x->n_generated = usage.n_generated;
-    metrics_observe(&r->server->metrics, METRICS_REQUEST, loop_now_ns() - r->start_ns);
+    request_times_finished(r, x);
     r->form->finish(r, x);
     if (r->wanted->stream) http_stream_end(x);
 }
@@ -297,6 +290,7 @@ static void end_choice(struct choice *c) {
 static void on_done(struct choice *c, struct engine_event *event) {
     struct request *r = c->request;
     end_choice(c);
+    request_times_ended(c, event);
     c->n_prompt = event->n_prompt;
     c->n_generated = event->n_generated;
     c->n_cached = event->n_cached;
@@ -320,6 +314,7 @@ static void on_done(struct choice *c, struct engine_event *event) {
 
 static void on_failed(struct choice *c, const struct engine_event *event) {
     end_choice(c);
+    request_times_ended(c, event);
     struct api_error e;
     request_engine_error(&e, event->code,
                          event->text && event->text_len ? event->text : "the engine failed");

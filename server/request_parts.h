@@ -32,7 +32,7 @@ struct choice { /* one request to the engine */
     uint64_t ticket;
     bool submitted, ended; /* in the engine */
     int n_prompt, n_generated, n_cached;
-    int64_t text_ns; /* when its last text came */
+    int64_t queued_ns, first_ns, text_ns; /* of its first step, first text, last text; 0 = none */
     double logprob_sum;
     int n_logprob;
     struct openai_logprobs logprobs;

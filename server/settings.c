@@ -67,6 +67,8 @@ static const struct setting table[] = {
     {"cors", "ORIGIN", "let pages of this origin use the API", STRING(cors), NULL, NULL, 0, 0, 0},
     {"log-level", "LEVEL", "error, warn, info, debug", STRING(log_level), "info",
      "|error|warn|info|debug|", 0, 0, 0},
+    {"log-format", "FORMAT", "lines of the log: text, json", STRING(log_format), "text",
+     "|text|json|", 0, 0, 0},
 };
 
 enum { N_SETTINGS = sizeof table / sizeof *table, KEY_BASE = 256, KEY_HELP = 'h' };
