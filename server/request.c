@@ -111,32 +111,49 @@ struct openai_usage request_usage(const struct request *r) {
 
 /* -- Beginning ----------------------------------------------------------------------------- */
 
-static int parse(struct server *s, struct openai_request **ret, struct http_exchange *x,
-                 enum openai_kind kind, struct api_error *e) {
-    struct openai_limits limits = {
-        .models = s->names,
-        .any_model = !strcmp(s->settings->any_model, "yes"),
-        .sampling = s->info->sampling,
-        .max_prompt_tokens = (size_t)s->settings->max_prompt_tokens,
-        .vocab = s->info->vocab,
-        .max_choices = (size_t)(s->settings->max_running + s->settings->max_waiting)};
-    if (!limits.max_prompt_tokens) limits.max_prompt_tokens = (size_t)s->info->context;
+static void set_limits(struct openai_limits *limits, const struct server *s) {
+    const struct settings *c = s->settings;
+    *limits =
+        (struct openai_limits){.models = s->names,
+                               .any_model = !strcmp(c->any_model, "yes"),
+                               .strict = !strcmp(c->unknown_fields, "strict"),
+                               .sampling = s->info->sampling,
+                               .max_prompt_tokens = (size_t)c->max_prompt_tokens,
+                               .vocab = s->info->vocab,
+                               .hidden = s->info->hidden,
+                               .pooling = !strcmp(c->pooling, "mean") ? POOLING_MEAN : POOLING_LAST,
+                               .max_choices = (size_t)(c->max_running + c->max_waiting)};
+    if (!limits->max_prompt_tokens) limits->max_prompt_tokens = (size_t)s->info->context;
+}
+
+int request_parse(struct server *s, struct openai_request **ret, struct http_exchange *x,
+                  enum openai_kind kind, struct api_error *e) {
+    struct openai_limits limits;
+    set_limits(&limits, s);
     if (s->state >= SERVER_DRAINING)
         return api_error_set(e, API_ERROR_DRAINING, NULL, "the server is shutting down");
     text_add(&x->body, "", 0); /* an empty body has bytes, too: none */
     if (x->body.failed) return api_error_set(e, API_ERROR_MEMORY, NULL, "out of memory");
     int code = openai_parse(ret, kind, x->body.data, x->body.n, &limits, e);
     text_deinit(&x->body);
-    return code;
+    if (code < 0) return code;
+    const struct openai_request *wanted = *ret;
+    if (wanted->ignored[0]) http_header(x, "X-Ignored-Params", wanted->ignored);
+    if (wanted->request_id[0])
+        snprintf(x->request_id, sizeof x->request_id, "%s", wanted->request_id);
+    return 0;
 }
 
-static const struct answer_form *form_of(enum openai_kind kind) {
-    static const struct answer_form *const forms[] = {
-        [OPENAI_COMPLETION] = &answer_completion,
-        [OPENAI_CHAT] = &answer_chat,
-    };
-    return forms[kind];
-}
+static const struct {
+    const struct answer_form *form;
+    const char *prefix; /* of the answer's id */
+} kinds[OPENAI_KINDS] = {
+    [OPENAI_COMPLETION] = {&answer_completion, "cmpl-"},
+    [OPENAI_CHAT] = {&answer_chat, "chatcmpl-"},
+    [OPENAI_RESPONSE] = {&answer_response, "resp_"},
+    [OPENAI_EMBEDDING] = {&answer_embedding, "embd-"},
+    [OPENAI_TOKENIZE] = {&answer_tokens, "tokens-"},
+};
 
 /* FNV-1a of what decides which tokens come: the same numbers mean the same answers. */
 static void set_fingerprint(struct request *r) {
@@ -150,15 +167,13 @@ static void set_fingerprint(struct request *r) {
 }
 
 static void set_id(struct request *r) {
-    static const char *const prefixes[] = {
-        [OPENAI_COMPLETION] = "cmpl", [OPENAI_CHAT] = "chatcmpl"};
     struct server *s = r->server;
-    const char *prefix = prefixes[r->wanted->kind];
     if (r->wanted->request_id[0])
-        snprintf(r->id, sizeof r->id, "%s-%s", prefix, r->wanted->request_id);
+        snprintf(r->own_id, sizeof r->own_id, "%s", r->wanted->request_id);
     else
-        snprintf(r->id, sizeof r->id, "%s-%016" PRIx64 "%04" PRIx64, prefix, server_random(s),
+        snprintf(r->own_id, sizeof r->own_id, "%016" PRIx64 "%04" PRIx64, server_random(s),
                  ++s->serial & 0xffff);
+    snprintf(r->id, sizeof r->id, "%s%s", kinds[r->wanted->kind].prefix, r->own_id);
 }
 
 /* The first text of a stream needs no look at the request any more. */
@@ -182,7 +197,7 @@ static struct request *request_new(struct server *s, struct http_exchange *x,
     if (!r) return NULL;
     r->server = s;
     r->start_ns = x->start_ns;
-    r->form = form_of(wanted->kind);
+    r->form = kinds[wanted->kind].form;
     r->width = wanted->best_of > wanted->n ? wanted->best_of : wanted->n;
     r->n_choices = (int)(wanted->n_prompts ? wanted->n_prompts : 1) * r->width;
     r->choices = calloc((size_t)r->n_choices, sizeof *r->choices);
@@ -201,6 +216,14 @@ static struct request *request_new(struct server *s, struct http_exchange *x,
     return r;
 }
 
+/* Choices are admitted together or not at all. A list of texts to embed may be longer than the
+ * engine's queue, so it goes in turns. */
+static int first_wave(const struct request *r) {
+    int64_t most = r->server->settings->max_running;
+    if (r->wanted->kind != OPENAI_EMBEDDING || r->n_choices <= most) return r->n_choices;
+    return (int)most;
+}
+
 static void begin(struct request *r, struct http_exchange *x) {
     struct api_error e;
     prepare_render(r);
@@ -208,7 +231,7 @@ static void begin(struct request *r, struct http_exchange *x) {
     r->exchange = x;
     x->keeper = r;
     x->left = on_left;
-    if (request_submit(r, &e) < 0) {
+    if (request_submit(r, first_wave(r), &e) < 0) {
         fail(r, &e);
         free_if_over(r);
     }
@@ -217,7 +240,7 @@ static void begin(struct request *r, struct http_exchange *x) {
 void request_start(struct server *s, struct http_exchange *x, enum openai_kind kind) {
     struct openai_request *wanted = NULL;
     struct api_error e;
-    if (parse(s, &wanted, x, kind, &e) < 0) {
+    if (request_parse(s, &wanted, x, kind, &e) < 0) {
         http_reply_error(x, &e);
         return;
     }
@@ -282,6 +305,15 @@ static void finish(struct request *r) {
     if (r->wanted->stream) http_stream_end(x);
 }
 
+/* A full queue is no failure while others of ours will end and try again. */
+static bool submit_next(struct request *r) {
+    struct api_error e;
+    if (request_submit(r, 1, &e) >= 0) return true;
+    if (e.kind == API_ERROR_QUEUE && r->n_running > 0) return true;
+    fail(r, &e);
+    return false;
+}
+
 static void end_choice(struct choice *c) {
     c->ended = true;
     c->request->n_running--;
@@ -306,6 +338,7 @@ static void on_done(struct choice *c, struct engine_event *event) {
         if (!r->exchange->streaming) open_stream(c);
         if (r->form->close) r->form->close(c);
     }
+    if (r->n_submitted < r->n_choices && !submit_next(r)) return;
     if (r->n_running == 0)
         finish(r);
     else if (r->wanted->stream)

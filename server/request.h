@@ -1,4 +1,4 @@
-/* request.h - carries one completion request through the engine and back to its client.
+/* request.h - carries one request through the engine and back to its client.
  *
  * Owns      struct request from request_start() until the engine has ended all its choices.
  * Borrows   the server; the exchange until it is answered or its client leaves.
@@ -22,7 +22,13 @@ struct engine_event;
 struct http_exchange;
 struct server;
 
-/* Parses the exchange's body and submits it, or answers with the error. */
+/* Parses the exchange's body, which is gone then, and names ignored fields in the answer's
+ * headers. */
+int request_parse(struct server *s, struct openai_request **ret, struct http_exchange *x,
+                  enum openai_kind kind, struct api_error *e);
+
+/* Parses the exchange's body and submits it, or answers with the error. Not for
+ * OPENAI_DETOKENIZE, which needs no engine. */
 void request_start(struct server *s, struct http_exchange *x, enum openai_kind kind);
 
 /* Takes the event. */

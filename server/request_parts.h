@@ -61,7 +61,8 @@ struct answer_form { /* members that a form does not need are NULL */
     void (*fail)(struct request *r, struct http_exchange *x, const struct api_error *e);
 };
 
-extern const struct answer_form answer_completion, answer_chat;
+extern const struct answer_form answer_completion, answer_chat, answer_response, answer_embedding,
+    answer_tokens;
 
 struct request {
     struct server *server;
@@ -69,9 +70,9 @@ struct request {
     const struct answer_form *form;
     struct openai_request *wanted;
     struct choice *choices; /* (n_choices) */
-    int n_choices, n_running;
-    int width;   /* choices of each prompt: n, or best_of */
-    char id[96]; /* of the answer */
+    int n_choices, n_submitted, n_running;
+    int width;                              /* choices of each prompt: n, or best_of */
+    char own_id[OPENAI_MAX_ID + 1], id[96]; /* the second is the answer's */
     char fingerprint[24];
     struct openai_render render;
     struct text head;              /* of a stream's chunks */
@@ -80,8 +81,8 @@ struct request {
     struct request *prev, *next;
 };
 
-/* Hands all choices to the engine, or none. */
-int request_submit(struct request *r, struct api_error *e);
+/* Hands the next n choices to the engine, or none. */
+int request_submit(struct request *r, int n, struct api_error *e);
 
 /* The error that the engine's words mean; they begin with a field: "stop: a string is empty". */
 int request_engine_error(struct api_error *e, int code, const char *message);

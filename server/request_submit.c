@@ -123,32 +123,44 @@ static struct engine_request *make(struct request *r, struct choice *c, uint64_t
     return NULL;
 }
 
-static int hand_over(struct request *r, struct engine_request **requests, uint64_t *tickets,
+static int hand_over(struct request *r, struct engine_request **requests, uint64_t *tickets, int n,
                      struct api_error *e) {
     struct error why;
-    int code = engine_submit_all(r->server->engine, tickets, requests, r->n_choices, &why);
+    int code = engine_submit_all(r->server->engine, tickets, requests, n, &why);
     if (code < 0) return request_engine_error(e, code, why.text);
-    for (int i = 0; i < r->n_choices; i++) {
-        r->choices[i].ticket = tickets[i];
-        r->choices[i].submitted = true;
+    for (int i = 0; i < n; i++) {
+        r->choices[r->n_submitted].ticket = tickets[i];
+        r->choices[r->n_submitted++].submitted = true;
     }
-    r->n_running = r->n_choices;
+    r->n_running += n;
     return 0;
 }
 
-int request_submit(struct request *r, struct api_error *e) {
-    size_t n = (size_t)r->n_choices;
-    struct engine_request **requests = calloc(n, sizeof *requests);
-    uint64_t *tickets = calloc(n, sizeof *tickets), group = 0;
+/* A prompt that waits for its turn is needed again. */
+static void take_back(struct request *r, int choice, struct engine_request *request) {
+    if (!request || r->wanted->kind != OPENAI_EMBEDDING) return;
+    struct openai_prompt *p = &r->wanted->prompts[choice];
+    *p = (struct openai_prompt){request->text, request->text_len, request->ids, request->n_ids};
+    request->text = NULL;
+    request->ids = NULL;
+}
+
+int request_submit(struct request *r, int n, struct api_error *e) {
+    struct engine_request **requests = calloc((size_t)n, sizeof *requests);
+    uint64_t *tickets = calloc((size_t)n, sizeof *tickets), group = 0;
     bool made = requests && tickets;
-    for (size_t i = 0; made && i < n; i++) {
-        if (i % (size_t)r->width == 0) group = ++r->server->serial;
-        requests[i] = make(r, &r->choices[i], group);
+    for (int i = 0; made && i < n; i++) {
+        struct choice *c = &r->choices[r->n_submitted + i];
+        if (c->index % r->width == 0) group = ++r->server->serial;
+        requests[i] = make(r, c, group);
         made = requests[i] != NULL;
     }
-    int code = made ? hand_over(r, requests, tickets, e)
+    int code = made ? hand_over(r, requests, tickets, n, e)
                     : api_error_set(e, API_ERROR_MEMORY, NULL, "out of memory");
-    for (size_t i = 0; code < 0 && requests && i < n; i++) engine_request_free(requests[i]);
+    for (int i = 0; code < 0 && requests && i < n; i++) {
+        take_back(r, r->n_submitted + i, requests[i]);
+        engine_request_free(requests[i]);
+    }
     free(requests);
     free(tickets);
     return code;

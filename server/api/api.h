@@ -15,6 +15,10 @@ struct server;
 
 void api_completions(struct server *s, struct http_exchange *x);
 void api_chat(struct server *s, struct http_exchange *x);
+void api_embeddings(struct server *s, struct http_exchange *x);
+void api_responses(struct server *s, struct http_exchange *x);
+void api_tokenize(struct server *s, struct http_exchange *x);
+void api_detokenize(struct server *s, struct http_exchange *x);
 void api_model(struct server *s, struct http_exchange *x);
 void api_models(struct server *s, struct http_exchange *x);
 void api_health(struct server *s, struct http_exchange *x);
@@ -22,6 +26,8 @@ void api_health_live(struct server *s, struct http_exchange *x);
 void api_health_ready(struct server *s, struct http_exchange *x);
 void api_health_startup(struct server *s, struct http_exchange *x);
 void api_metrics(struct server *s, struct http_exchange *x);
+void api_load(struct server *s, struct http_exchange *x);
+void api_is_sleeping(struct server *s, struct http_exchange *x);
 void api_version(struct server *s, struct http_exchange *x);
 void api_site(struct server *s, struct http_exchange *x);
 

@@ -1,4 +1,4 @@
-/* openai_parse.h - turns the JSON body of a completion request into checked plain values.
+/* openai_parse.h - turns the JSON body of a request into checked plain values.
  *
  * Owns      struct openai_request with everything in it; openai_request_free() releases it.
  * Borrows   the body during the call, and may overwrite bytes of it.
@@ -6,9 +6,9 @@
  * Fails     with an api_error whose param is the field's path.
  * Cost      O(body); memory O(body), bounded by the limits.
  *
- * Each known field is one row of a table: where it may stand, how it is read, its range. A
- * field without a row is ignored; a row may also refuse a field whose silent loss would change
- * the answer's meaning. null counts as absent. */
+ * Each known field is one row of the table in openai_fields.h. A field without a row is an
+ * error in strict mode; otherwise it is taken, and its name told to the client. A row may also
+ * refuse a field whose silent loss would change the answer's meaning. null counts as absent. */
 #ifndef SERVER_API_OPENAI_PARSE_H
 #define SERVER_API_OPENAI_PARSE_H
 
@@ -20,11 +20,22 @@
 
 struct api_error;
 
-enum openai_kind { OPENAI_COMPLETION, OPENAI_CHAT };
+enum openai_kind {
+    OPENAI_COMPLETION,
+    OPENAI_CHAT,
+    OPENAI_RESPONSE,
+    OPENAI_EMBEDDING,
+    OPENAI_TOKENIZE,
+    OPENAI_DETOKENIZE,
+    OPENAI_KINDS
+};
 
 enum {
     OPENAI_MAX_ID = 64,
-    OPENAI_MAX_CHOICES = 128, /* prompts times n: each is a sequence in the engine */
+    OPENAI_MAX_IGNORED = 176,     /* bytes; more names are an ellipsis */
+    OPENAI_MAX_CHOICES = 128,     /* prompts times n: each is a sequence in the engine */
+    OPENAI_MAX_INPUTS = 2048,     /* of one request for embeddings */
+    OPENAI_MAX_COPIES = 64 << 20, /* bytes of a prompt times n */
     OPENAI_MAX_DEPTH = 64,
     OPENAI_MAX_CONTAINERS = 1 << 14,
     OPENAI_MAX_VALUES = 400000 /* about 40 bytes of heap each */
@@ -37,6 +48,9 @@ struct openai_limits {
     size_t max_prompt_tokens;       /* for prompts given as ids */
     int vocab;                      /* ids are below */
     size_t max_choices;             /* places in the engine; 0 = OPENAI_MAX_CHOICES */
+    int hidden;                     /* elements of an embedding */
+    enum engine_pooling pooling;    /* when none is asked for */
+    bool strict;                    /* a field that is not in the table is an error */
 };
 
 struct openai_prompt { /* text or ids */
@@ -72,6 +86,9 @@ struct openai_request {
     int priority;
     uint64_t salt;
     char request_id[OPENAI_MAX_ID + 1]; /* "" = none */
+    char *instructions;                 /* of a response; are in messages, too */
+    bool base64, return_token_strs;
+    char ignored[OPENAI_MAX_IGNORED]; /* "a, b": fields that were there for nothing */
 };
 
 int openai_parse(struct openai_request **ret, enum openai_kind kind, char *body, size_t n,

@@ -1,4 +1,4 @@
-/* openai_prompt.h - reads the two fields that say what to continue: "prompt" and "messages".
+/* openai_prompt.h - reads the fields that say what to continue: prompts, messages, inputs.
  *
  * Owns      nothing; what it reads belongs to the request, also after a failure.
  * Borrows   the JSON values during the call.
@@ -10,15 +10,16 @@
 #ifndef SERVER_API_OPENAI_PROMPT_H
 #define SERVER_API_OPENAI_PROMPT_H
 
-#include <jansson.h>
+#include "server/api/openai_fields.h"
 
-struct api_error;
-struct openai_limits;
-struct openai_request;
+openai_reader openai_prompt_parse;        /* prompts in all forms */
+openai_reader openai_prompt_text;         /* one string, which may be empty */
+openai_reader openai_prompt_tokens;       /* one list of ids, which may be empty */
+openai_reader openai_prompt_messages;     /* a chat */
+openai_reader openai_prompt_items;        /* the input of /v1/responses, as a chat */
+openai_reader openai_prompt_instructions; /* a system message for openai_prompt_prepend() */
 
-int openai_prompt_parse(struct openai_request *r, const json_t *value,
-                        const struct openai_limits *limits, struct api_error *err);
-
-int openai_prompt_messages(struct openai_request *r, const json_t *value, struct api_error *err);
+/* Puts the instructions before the messages. */
+int openai_prompt_prepend(struct openai_request *r, struct api_error *err);
 
 #endif

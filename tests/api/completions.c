@@ -49,6 +49,28 @@ Test(completions, answer_in_one_piece) {
          "\"min_p\":0.125,\"frequency_penalty\":-2,\"presence_penalty\":1.5,"
          "\"repetition_penalty\":1.25,\"logit_bias\":{\"1\":2,\"3\":-4},\"min_tokens\":1}",
          "choices.0.text", "0.5 0.25 3 0.125 -2 1.5 1.25 2 1 0"},
+        {COMPLETIONS, "{\"prompt\":\"abc\",\"max_tokens\":0}", "choices.0.text", ""},
+        {COMPLETIONS, "{\"prompt\":\"abc\",\"max_tokens\":0,\"echo\":true}", "choices.0.text",
+         "abc"},
+        {COMPLETIONS, "{\"prompt\":\"abc\",\"max_tokens\":0}", "choices.0.finish_reason", "length"},
+        {COMPLETIONS, "{\"prompt\":\"abc\",\"stop\":[\"x\",\"c\"]}", "choices.0.stop_reason", "c"},
+        {COMPLETIONS, "{\"prompt\":\"abc\",\"stop\":\"b\",\"include_stop_str_in_output\":true}",
+         "choices.0.text", "ab"},
+        {COMPLETIONS, "{\"prompt\":\"abc\",\"stop_token_ids\":[1,98]}", "choices.0.text", "a"},
+        {COMPLETIONS, "{\"prompt\":\"@best\",\"seed\":4,\"best_of\":4}", "choices.0.text", "7"},
+        {COMPLETIONS, "{\"prompt\":\"@best\",\"seed\":4,\"best_of\":4,\"n\":2}", "choices.1.text",
+         "6"},
+        {COMPLETIONS, "{\"prompt\":[\"@best\",\"x\"],\"seed\":6,\"best_of\":3}", "choices.0.text",
+         "7"},
+        {COMPLETIONS, "{\"prompt\":[\"@best\",\"x\"],\"seed\":6,\"best_of\":3}", "choices.1.text",
+         "x"},
+        {COMPLETIONS, "{\"prompt\":\"@claim\",\"max_tokens\":99}", "choices.0.text", "0 0 0 0 0 0"},
+        {COMPLETIONS,
+         "{\"prompt\":\"@claim\",\"max_tokens\":99,\"priority\":-7,\"cache_salt\":\"s\",\"n\":2,"
+         "\"truncate_prompt_tokens\":-1,\"add_special_tokens\":false,"
+         "\"skip_special_tokens\":false}",
+         "choices.1.text", "-7 1 1 -1 1 1"},
+        {COMPLETIONS, "{\"prompt\":\"a\",\"request_id\":\"my:1\"}", "id", "cmpl-my:1"},
         {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}",
          "choices.0.message.content", "hi"},
         {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}", "object",
@@ -92,6 +114,89 @@ Test(completions, logprobs_have_parallel_lists) {
     cr_expect(json_real_value(client_at(l, "token_logprobs.0")) == -0.5);
     cr_expect(json_real_value(client_at(l, "top_logprobs.0.b")) == -1.5);
     json_decref(root);
+    client_stop(s);
+}
+
+static double number(const json_t *root, const char *path) {
+    const json_t *value = client_at(root, path);
+    cr_expect(json_is_number(value), "%s is no number", path);
+    return json_number_value(value);
+}
+
+/* What evaluation harnesses ask: the prompt's own probabilities, in the lists of the text. */
+Test(completions, echo_has_the_prompts_logprobs) {
+    static const char *const bodies[] = {
+        "{\"prompt\":\"a\\u00e9\",\"logprobs\":1,\"echo\":true,\"max_tokens\":1}",
+        "{\"prompt\":[97,195,169],\"logprobs\":1,\"echo\":true,\"max_tokens\":1}"};
+    struct client_server s = client_start(quiet);
+    for (int i = 0; i < 2; i++) {
+        json_t *root = client_json(s, COMPLETIONS, bodies[i], 200);
+        const json_t *l = client_at(root, "choices.0.logprobs");
+        cr_expect_str_eq(client_string(root, "choices.0.text"), "a\xc3\xa9"
+                                                                "a");
+        cr_expect(json_array_size(client_at(l, "tokens")) == 4);
+        cr_expect(json_array_size(client_at(l, "text_offset")) == 4);
+        cr_expect(json_is_null(client_at(l, "token_logprobs.0")));
+        cr_expect(json_is_null(client_at(l, "top_logprobs.0")));
+        cr_expect(number(l, "token_logprobs.1") == -0.25);
+        cr_expect(number(l, "token_logprobs.3") == -0.5);
+        cr_expect(number(l, "text_offset.3") == 2);
+        json_decref(root);
+    }
+    client_stop(s);
+}
+
+Test(completions, what_other_servers_add_is_there) {
+    struct client_server s = client_start(quiet);
+    json_t *root = client_json(
+        s, COMPLETIONS, "{\"prompt\":\"ab\",\"prompt_logprobs\":2,\"return_token_ids\":true}", 200);
+    cr_expect(json_is_null(client_at(root, "choices.0.prompt_logprobs.0")));
+    cr_expect(number(root, "choices.0.prompt_logprobs.1.98.logprob") == -0.25);
+    cr_expect(number(root, "choices.0.prompt_logprobs.1.99.rank") == 2);
+    cr_expect_str_eq(client_string(root, "choices.0.prompt_logprobs.1.98.decoded_token"), "b");
+    cr_expect(number(root, "choices.0.token_ids.1") == 98);
+    cr_expect(number(root, "choices.0.prompt_token_ids.0") == 97);
+    cr_expect(json_is_null(client_at(root, "choices.0.logprobs")));
+    json_decref(root);
+    root = client_json(s, CHAT,
+                       "{\"messages\":[{\"role\":\"user\",\"content\":\"@cached\"}],"
+                       "\"return_token_ids\":true,\"prompt_logprobs\":0}",
+                       200);
+    cr_expect(number(root, "usage.prompt_tokens_details.cached_tokens") == 3);
+    cr_expect(number(root, "prompt_token_ids.0") == '@');
+    cr_expect(number(root, "choices.0.token_ids.0") == '@');
+    cr_expect(json_array_size(client_at(root, "prompt_logprobs")) == 7);
+    cr_expect(!strncmp(client_string(root, "system_fingerprint"), "fp_", 3));
+    json_decref(root);
+    root = client_json(s, COMPLETIONS, "{\"prompt\":\"abc\",\"stop_token_ids\":[98]}", 200);
+    cr_expect(number(root, "choices.0.stop_reason") == 98);
+    json_decref(root);
+    client_stop(s);
+}
+
+Test(completions, streams_add_it_too) {
+    struct client_server s = client_start(quiet);
+    struct client_reply r = client_call(
+        s, COMPLETIONS,
+        "{\"prompt\":\"ab\",\"stream\":true,\"return_token_ids\":true,\"echo\":true,\"logprobs\":0,"
+        "\"stream_options\":{\"include_usage\":true,\"continuous_usage_stats\":true}}");
+    cr_expect(strstr(r.body,
+                     "\"text\":\"ab\",\"logprobs\":{\"tokens\":[\"a\",\"b\"],\"token_logprobs\":"
+                     "[null,-0.25]"),
+              "%s", r.body);
+    cr_expect(strstr(r.body, "\"token_ids\":[97],\"prompt_token_ids\":[97,98]}]"), "%s", r.body);
+    cr_expect(strstr(r.body, "\"token_ids\":[98]}],\"usage\":{\"prompt_tokens\":2,"
+                             "\"completion_tokens\":2,"),
+              "%s", r.body);
+    client_reply_free(&r);
+    r = client_call(s, CHAT,
+                    "{\"messages\":[{\"role\":\"user\",\"content\":\"ab\"}],\"stream\":true,"
+                    "\"return_token_ids\":true,\"stop\":\"b\"}");
+    cr_expect(strstr(r.body, "\"finish_reason\":null}],\"prompt_token_ids\":[97,98]}\n\n"), "%s",
+              r.body);
+    cr_expect(strstr(r.body, "\"finish_reason\":\"stop\",\"stop_reason\":\"b\"}]}\n\n"), "%s",
+              r.body);
+    client_reply_free(&r);
     client_stop(s);
 }
 

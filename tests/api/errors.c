@@ -47,7 +47,7 @@ Test(errors, every_wrong_field_of_a_completion_is_named) {
         {"{\"prompt\":[-1]}", 400, "prompt", NULL},
         {"{\"prompt\":[1,\"a\"]}", 400, "prompt", NULL},
         {"{\"prompt\":[1,1.5]}", 400, "prompt", NULL},
-        {"{\"prompt\":\"a\",\"max_tokens\":0}", 400, "max_tokens", NULL},
+        {"{\"prompt\":\"a\",\"max_tokens\":0,\"min_tokens\":1}", 400, "min_tokens", NULL},
         {"{\"prompt\":\"a\",\"max_tokens\":-1}", 400, "max_tokens", NULL},
         {"{\"prompt\":\"a\",\"max_tokens\":1.5}", 400, "max_tokens", NULL},
         {"{\"prompt\":\"a\",\"max_tokens\":\"1\"}", 400, "max_tokens", NULL},
@@ -58,7 +58,21 @@ Test(errors, every_wrong_field_of_a_completion_is_named) {
         {"{\"prompt\":\"a\",\"n\":0}", 400, "n", NULL},
         {"{\"prompt\":\"a\",\"n\":129}", 400, "n", NULL},
         {"{\"prompt\":[\"a\",\"b\"],\"n\":65}", 400, "n", NULL},
-        {"{\"prompt\":\"a\",\"best_of\":2}", 400, "best_of", NULL},
+        {"{\"prompt\":\"a\",\"best_of\":2,\"n\":3}", 400, "best_of", NULL},
+        {"{\"prompt\":\"a\",\"best_of\":2,\"stream\":true}", 400, "best_of", NULL},
+        {"{\"prompt\":[\"a\",\"b\"],\"best_of\":65}", 400, "best_of", NULL},
+        {"{\"prompt\":\"a\",\"prompt_logprobs\":1,\"stream\":true}", 400, "prompt_logprobs", NULL},
+        {"{\"prompt\":\"a\",\"prompt_logprobs\":-1}", 400, "prompt_logprobs", NULL},
+        {"{\"prompt\":\"a\",\"truncate_prompt_tokens\":0}", 400, "truncate_prompt_tokens", NULL},
+        {"{\"prompt\":\"a\",\"truncate_prompt_tokens\":-2}", 400, "truncate_prompt_tokens", NULL},
+        {"{\"prompt\":\"a\",\"stop_token_ids\":5}", 400, "stop_token_ids", NULL},
+        {"{\"prompt\":\"a\",\"stop_token_ids\":[256]}", 400, "stop_token_ids", NULL},
+        {"{\"prompt\":\"a\",\"request_id\":\"a b\"}", 400, "request_id", NULL},
+        {"{\"prompt\":\"a\",\"request_id\":\"\"}", 400, "request_id", NULL},
+        {"{\"prompt\":\"a\",\"cache_salt\":\"\"}", 400, "cache_salt", NULL},
+        {"{\"prompt\":\"a\",\"priority\":\"high\"}", 400, "priority", NULL},
+        {"{\"prompt\":\"a\",\"stream_options\":{\"continuous_usage_stats\":1}}", 400,
+         "stream_options.continuous_usage_stats", NULL},
         {"{\"prompt\":\"a\",\"best_of\":\"x\"}", 400, "best_of", NULL},
         {"{\"prompt\":\"a\",\"temperature\":2.5}", 400, "temperature", NULL},
         {"{\"prompt\":\"a\",\"temperature\":-1}", 400, "temperature", NULL},
@@ -89,7 +103,6 @@ Test(errors, every_wrong_field_of_a_completion_is_named) {
         {"{\"prompt\":\"a\",\"ignore_eos\":0}", 400, "ignore_eos", NULL},
         {"{\"prompt\":\"a\",\"logprobs\":21}", 400, "logprobs", NULL},
         {"{\"prompt\":\"a\",\"logprobs\":true}", 400, "logprobs", NULL},
-        {"{\"prompt\":\"a\",\"logprobs\":1,\"echo\":true}", 400, "logprobs", NULL},
         {"{\"prompt\":\"a\",\"suffix\":\"b\"}", 400, "suffix", NULL},
         {"{\"prompt\":\"a\",\"logit_bias\":[1]}", 400, "logit_bias", NULL},
         {"{\"prompt\":\"a\",\"logit_bias\":{\"x\":1}}", 400, "logit_bias", NULL},
@@ -156,6 +169,46 @@ Test(errors, harmless_fields_are_ignored) {
                  "\"modalities\":[\"text\"],\"unheard_of\":[1,2],\"stop\":null,\"n\":null,"
                  "\"parallel_tool_calls\":true,\"model\":\"\"}",
         200));
+    client_stop(s);
+}
+
+Test(errors, other_endpoints_name_their_fields_too) {
+    static const struct wrong responses[] = {
+        {"{}", 400, "input", NULL},
+        {"{\"input\":5}", 400, "input", NULL},
+        {"{\"input\":\"\"}", 400, "input", NULL},
+        {"{\"input\":[]}", 400, "input", NULL},
+        {"{\"input\":[{\"type\":\"function_call_output\"}]}", 400, "input[0].type", NULL},
+        {"{\"input\":[{\"role\":\"user\",\"content\":[{\"type\":\"input_image\"}]}]}", 400,
+         "input[0].content[0].type", NULL},
+        {"{\"input\":\"a\",\"instructions\":5}", 400, "instructions", NULL},
+        {"{\"input\":\"a\",\"max_output_tokens\":0}", 400, "max_output_tokens", NULL},
+        {"{\"input\":\"a\",\"truncation\":\"some\"}", 400, "truncation", NULL},
+        {"{\"input\":\"@late\"}", 400, NULL, "context_length_exceeded"},
+    };
+    static const struct wrong embeddings[] = {
+        {"{}", 400, "input", NULL},
+        {"{\"input\":\"\"}", 400, "input", NULL},
+        {"{\"input\":[\"a\",5]}", 400, "input[1]", NULL},
+        {"{\"input\":\"a\",\"dimensions\":3}", 400, "dimensions", NULL},
+        {"{\"input\":\"a\",\"encoding_format\":\"hex\"}", 400, "encoding_format", NULL},
+        {"{\"input\":\"a\",\"pooling\":\"max\"}", 400, "pooling", NULL},
+    };
+    static const struct wrong tokenize[] = {
+        {"{}", 400, "prompt", NULL},
+        {"{\"prompt\":[1]}", 400, "prompt", NULL},
+        {MESSAGES "\"prompt\":\"a\"}", 400, "messages", NULL},
+    };
+    static const struct wrong detokenize[] = {
+        {"{}", 400, "tokens", NULL},
+        {"{\"tokens\":\"a\"}", 400, "tokens", NULL},
+        {"{\"tokens\":[256]}", 400, "tokens", NULL},
+    };
+    struct client_server s = client_start(quiet);
+    expect_errors(s, "/v1/responses", responses, sizeof responses / sizeof *responses);
+    expect_errors(s, "/v1/embeddings", embeddings, sizeof embeddings / sizeof *embeddings);
+    expect_errors(s, "/tokenize", tokenize, sizeof tokenize / sizeof *tokenize);
+    expect_errors(s, "/v1/detokenize", detokenize, sizeof detokenize / sizeof *detokenize);
     client_stop(s);
 }
 

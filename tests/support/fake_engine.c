@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -25,9 +26,11 @@ struct sequence {
     struct engine_request *request;
     uint64_t ticket;
     enum mode mode;
+    struct text prompt; /* a byte is a token */
     struct text output; /* what it will say */
     size_t said;
     int n_prompt, n_generated;
+    int stop, stop_id;
     bool started, cancelled, paused, over;
 };
 
@@ -77,6 +80,8 @@ void engine_event_free(struct engine_event *event) {
     if (!event) return;
     free(event->text);
     free(event->tokens);
+    free(event->vector);
+    free(event->ids);
     free(event);
 }
 
@@ -92,6 +97,8 @@ static struct engine_event *post(struct engine *e, const struct sequence *s,
     event->tag = s->request->tag;
     event->n_prompt = s->n_prompt;
     event->n_generated = s->n_generated;
+    event->n_cached = strncmp(s->prompt.data, "@cached", 7) ? 0 : s->n_prompt / 2;
+    event->stop = event->stop_id = -1;
     *e->end = event;
     e->end = &event->next;
     e->changed = true;
@@ -100,19 +107,68 @@ static struct engine_event *post(struct engine *e, const struct sequence *s,
 
 /* -- A step -------------------------------------------------------------------------------- */
 
+static void give_ids(struct engine_event *event, const struct sequence *s, int first) {
+    event->ids = calloc(s->prompt.n + 1, sizeof *event->ids);
+    if (!event->ids) abort();
+    if (first) event->ids[event->n_ids++] = first;
+    for (size_t i = 0; i < s->prompt.n; i++)
+        event->ids[event->n_ids++] = (unsigned char)s->prompt.data[i];
+}
+
+static void fill_token(struct engine_token *token, char byte, float logprob, int n_top) {
+    token->id = (unsigned char)byte;
+    token->logprob = logprob;
+    for (; token->n_top < n_top; token->n_top++) {
+        token->top_ids[token->n_top] = (token->id + token->n_top) % FAKE_ENGINE_VOCAB;
+        token->top_logprobs[token->n_top] = logprob - (float)token->n_top;
+    }
+}
+
+static void post_prompt(struct engine *e, const struct sequence *s) {
+    struct engine_event *event = post(e, s, ENGINE_PROMPT, "", 0);
+    event->tokens = calloc(s->prompt.n + 1, sizeof *event->tokens);
+    if (!event->tokens) abort();
+    for (size_t i = 0; i < s->prompt.n; i++)
+        fill_token(&event->tokens[event->n_tokens++], s->prompt.data[i], i ? -0.25f : NAN,
+                   i ? s->request->n_prompt_logprobs : 0);
+}
+
 static void start(struct engine *e, struct sequence *s) {
+    const struct engine_request *r = s->request;
     if (s->mode == QUEUE || e->stats.running >= e->options.max_running) return;
     e->stats.waiting--;
     e->stats.running++;
     s->started = true;
     e->stats.prompt_tokens += s->n_prompt;
-    if (s->mode != LATE) post(e, s, ENGINE_STARTED, "", 0);
-    if (s->request->echo && s->request->text)
-        post(e, s, ENGINE_TEXT, s->request->text, s->request->text_len);
+    if (s->mode == LATE) return;
+    struct engine_event *event = post(e, s, ENGINE_STARTED, "", 0);
+    if (r->return_tokens) give_ids(event, s, 0);
+    if (r->n_prompt_logprobs >= 0) post_prompt(e, s);
+    if (r->echo) post(e, s, ENGINE_TEXT, s->prompt.data, s->prompt.n);
+}
+
+/* Its length, its first and last byte, the kind of pooling; with length 1 if asked for. */
+static void embed(struct engine_event *event, const struct sequence *s) {
+    float *v = calloc(FAKE_ENGINE_HIDDEN, sizeof *v), length = 1;
+    if (!v) abort();
+    v[0] = (float)s->prompt.n;
+    v[1] = s->prompt.n ? (float)s->prompt.data[0] : 0;
+    v[2] = s->prompt.n ? (float)s->prompt.data[s->prompt.n - 1] : 0;
+    v[3] = s->request->pooling == POOLING_MEAN;
+    if (s->request->normalize)
+        length = sqrtf(v[0] * v[0] + v[1] * v[1] + v[2] * v[2] + v[3] * v[3]);
+    for (int i = 0; i < FAKE_ENGINE_HIDDEN; i++) v[i] /= length;
+    event->vector = v;
+    event->n_vector = FAKE_ENGINE_HIDDEN;
 }
 
 static void end(struct engine *e, struct sequence *s, enum engine_finish finish) {
-    post(e, s, ENGINE_DONE, "", 0)->finish = finish;
+    struct engine_event *event = post(e, s, ENGINE_DONE, "", 0);
+    event->finish = finish;
+    event->stop = s->stop;
+    event->stop_id = s->stop_id;
+    if (s->request->task == ENGINE_EMBED) embed(event, s);
+    if (s->request->task == ENGINE_TOKENIZE) give_ids(event, s, s->request->no_special ? 0 : 1);
     if (s->started)
         e->stats.running--;
     else
@@ -140,32 +196,34 @@ static size_t complete(const struct sequence *s, size_t *ret_start) {
     return n && start + n == s->said + 1 ? n : 0;
 }
 
-static bool at_stop(const struct sequence *s) {
-    for (int i = 0; i < s->request->n_stops; i++) {
-        const char *stop = s->request->stops[i];
-        size_t n = strlen(stop);
-        if (n == 1 && s->output.data[s->said] == *stop) return true;
-    }
-    return false;
+/* What the next byte ends: strings of one byte alone. */
+static bool at_stop(struct sequence *s) {
+    const struct engine_request *r = s->request;
+    char byte = s->output.data[s->said];
+    for (int i = 0; i < r->n_stops && s->stop < 0; i++)
+        if (r->stops[i][0] == byte && !r->stops[i][1]) s->stop = i;
+    for (int i = 0; i < r->n_stop_ids && s->stop_id < 0; i++)
+        if (r->stop_ids[i] == (unsigned char)byte) s->stop_id = r->stop_ids[i];
+    return s->stop >= 0 || s->stop_id >= 0;
+}
+
+/* The likeliest of "@best" are those of the highest seed modulo 4. */
+static float logprob_of(const struct sequence *s) {
+    bool best = !strncmp(s->prompt.data, "@best", 5);
+    return best ? (float)(s->request->seed % 4) - 4.0f : -0.5f;
 }
 
 static void say_token(struct engine *e, struct sequence *s) {
+    const struct engine_request *r = s->request;
     size_t from, n = complete(s, &from);
-    struct engine_event *event;
     s->n_generated++;
     e->stats.generated_tokens++;
-    event = post(e, s, ENGINE_TEXT, s->output.data + from, n);
-    if (s->request->n_logprobs >= 0) {
-        struct engine_token *token = calloc(1, sizeof *token);
-        if (!token) abort();
-        token->id = (unsigned char)s->output.data[s->said];
-        token->logprob = -0.5f;
-        for (; token->n_top < s->request->n_logprobs; token->n_top++) {
-            token->top_ids[token->n_top] = (token->id + token->n_top) % FAKE_ENGINE_VOCAB;
-            token->top_logprobs[token->n_top] = -0.5f - (float)token->n_top;
-        }
-        event->tokens = token;
+    struct engine_event *event = post(e, s, ENGINE_TEXT, s->output.data + from, n);
+    if (r->n_logprobs >= 0 || r->return_tokens) {
+        event->tokens = calloc(1, sizeof *event->tokens);
+        if (!event->tokens) abort();
         event->n_tokens = 1;
+        fill_token(event->tokens, s->output.data[s->said], logprob_of(s), r->n_logprobs);
     }
     s->said++;
 }
@@ -187,7 +245,9 @@ static void step(struct engine *e, struct sequence *s) {
     if (!s->started || s->paused || s->mode == HOLD) return;
     if (s->mode == WAIT && !e->stats.draining) return;
     if (s->said == s->output.n && r->ignore_eos) s->said = 0;
-    if (s->mode == LATE) {
+    if (r->task != ENGINE_GENERATE || r->max_tokens < 0) {
+        end(e, s, FINISH_LENGTH);
+    } else if (s->mode == LATE) {
         fail(e, s, -E2BIG, "the prompt has too many tokens");
     } else if (s->mode == FAIL && s->said) {
         fail(e, s, -EIO, "the fake failed");
@@ -196,6 +256,7 @@ static void step(struct engine *e, struct sequence *s) {
     } else if (s->mode == FLOOD) {
         flood(e, s);
     } else if (s->said == s->output.n || at_stop(s)) {
+        if (s->stop >= 0 && r->keep_stop) say_token(e, s);
         end(e, s, FINISH_STOP);
     } else if (s->mode != GATE || e->permits > 0) {
         if (s->mode == GATE) e->permits--;
@@ -205,6 +266,7 @@ static void step(struct engine *e, struct sequence *s) {
 
 static void free_sequence(struct sequence *s) {
     engine_request_free(s->request);
+    text_deinit(&s->prompt);
     text_deinit(&s->output);
     free(s);
 }
@@ -291,6 +353,7 @@ int engine_open(struct engine **ret, struct source *src, const struct engine_opt
                                    .backend = "fake",
                                    .context = FAKE_ENGINE_CONTEXT,
                                    .vocab = FAKE_ENGINE_VOCAB,
+                                   .hidden = FAKE_ENGINE_HIDDEN,
                                    .has_tokenizer = true,
                                    .has_chat_template = true};
     sampler_defaults(&e->info.sampling);
@@ -336,13 +399,16 @@ const struct engine_info *engine_get_info(const struct engine *e) { return &e->i
 static void set_output(struct sequence *s, const char *text, size_t n) {
     const struct engine_request *r = s->request;
     const struct sampler_params *p = &r->sampling;
-    if (!strncmp(text, "@seed", 5)) {
+    if (!strncmp(text, "@seed", 5) || !strncmp(text, "@best", 5)) {
         text_addf(&s->output, "%llu", (unsigned long long)r->seed);
     } else if (!strncmp(text, "@params", 7)) {
         text_addf(&s->output, "%g %g %d %g %g %g %g %d %d %d", (double)p->temperature,
                   (double)p->top_p, p->top_k, (double)p->min_p, (double)p->frequency_penalty,
                   (double)p->presence_penalty, (double)p->repetition_penalty, p->n_bias,
                   r->min_tokens, r->ignore_eos);
+    } else if (!strncmp(text, "@claim", 6)) {
+        text_addf(&s->output, "%d %d %d %d %d %d", r->claim.priority, r->claim.salt != 0,
+                  r->claim.group != 0, r->truncate_prompt, r->no_special, r->keep_special);
     } else if (s->mode == GATE) {
         text_adds(&s->output, "abcdefghijklmnopqrstuvwxyz");
     } else {
@@ -375,10 +441,14 @@ static void read_prompt(struct engine *e, struct sequence *s) {
         text_adds(&text, r->messages[r->n_messages - 1].content);
     }
     text_add(&text, "", 0);
-    s->n_prompt = (int)n;
     s->mode = mode_of(text.data);
     if (!strncmp(text.data, "@open ", 6)) e->permits += atoi(text.data + 6);
     set_output(s, text.data, text.n);
+    size_t cut = r->truncate_prompt > 0 && text.n > (size_t)r->truncate_prompt
+                     ? text.n - (size_t)r->truncate_prompt
+                     : 0;
+    text_add(&s->prompt, text.data + cut, text.n - cut);
+    s->n_prompt = (int)(n - cut);
     text_deinit(&text);
 }
 
@@ -396,6 +466,7 @@ static int refuse(const struct engine *e, const struct engine_request *request, 
 static void add_sequence(struct engine *e, struct sequence *s, struct engine_request *request,
                          uint64_t *ret_ticket) {
     s->request = request;
+    s->stop = s->stop_id = -1;
     s->ticket = *ret_ticket = ++e->serial;
     read_prompt(e, s);
     struct sequence **at = &e->sequences;

@@ -17,6 +17,9 @@
  *   @open N          gives N permits to the gates
  *   @flood           gives 16 KiB of text in each step, without an end
  *   @seed, @params   tells the seed, or the sampling parameters
+ *   @claim           tells the priority, whether it has a salt, a group, and other options
+ *   @best            tells the seed, and is likeliest where that is 3 modulo 4
+ *   @cached          half of its tokens were found computed
  *   @full, @long     submission fails with -EAGAIN, -E2BIG
  *   @late, @fail     fails with -E2BIG before it starts, with -EIO after its first token *
  * A model called "load:FIFO" loads until a line is written into that FIFO: "ready", or the reason
@@ -24,6 +27,6 @@
 #ifndef TESTS_SUPPORT_FAKE_ENGINE_H
 #define TESTS_SUPPORT_FAKE_ENGINE_H
 
-enum { FAKE_ENGINE_CONTEXT = 1 << 20, FAKE_ENGINE_VOCAB = 256 };
+enum { FAKE_ENGINE_CONTEXT = 1 << 20, FAKE_ENGINE_VOCAB = 256, FAKE_ENGINE_HIDDEN = 4 };
 
 #endif

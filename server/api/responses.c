@@ -1,0 +1,6 @@
+#include "server/api/api.h"
+#include "server/request.h"
+
+void api_responses(struct server *s, struct http_exchange *x) {
+    request_start(s, x, OPENAI_RESPONSE);
+}
