@@ -9,8 +9,8 @@
  * One exchange is one request with its answer. A handler answers at once, or keeps the exchange
  * and answers later; meanwhile the connection is suspended and its peer watched. The left hook
  * tells the keeper that the exchange is about to go: it is called at most once, and the
- * exchange must not be touched after it. What libmicrohttpd 0.9.75 lets through although two
- * readers could understand it differently is refused here before a handler sees it. */
+ * exchange must not be touched after it. What two readers could understand differently,
+ * and what takes too long to come, is refused before a handler sees it, see http_wire.h. */
 #ifndef SERVER_HTTP_H
 #define SERVER_HTTP_H
 
@@ -31,7 +31,8 @@ struct loop;
 enum {
     HTTP_MAX_HEADERS = 20,
     HTTP_MAX_ID = 64,
-    HTTP_QUEUE_LIMIT = 1 << 20 /* unread bytes of a stream; over it the client is too slow */
+    HTTP_QUEUE_HIGH = 256 << 10, /* unread bytes of a stream: its keeper is told, */
+    HTTP_QUEUE_LIMIT = 1 << 20   /* or the client is too slow */
 };
 
 struct http_header {
@@ -53,6 +54,8 @@ struct http_exchange {
     char key[64];                        /* name of the API key; "" = none */
     bool close;                          /* the connection ends with this answer */
     void (*left)(void *keeper);
+    /* The reader is slow: true; it has caught up: false. NULL: the keeper does not care. */
+    void (*pressure)(void *keeper, bool high);
     void *keeper;
 
     /* http.c's own. */
@@ -65,7 +68,7 @@ struct http_exchange {
     struct text out; /* of a stream */
     size_t out_at, n_received;
     int64_t progress_ns; /* when the stream moved last */
-    bool dispatched, suspended, streaming, ended, gone;
+    bool dispatched, suspended, streaming, ended, gone, pressed;
     struct http_exchange *prev, *next;
 };
 
@@ -84,7 +87,8 @@ struct http_options {
     int port;
     unsigned max_connections;
     size_t max_body;
-    const char *cors; /* origin, or NULL */
+    const char *cors;         /* origin, or NULL */
+    int64_t head_ns, body_ns; /* how long a request's parts may take to come; 0 = for ever */
 };
 
 int http_open(struct http **ret, struct loop *loop, const struct http_options *options,

@@ -229,7 +229,9 @@ static int open_http(struct server *s, struct error *err) {
                                          .port = (int)s->settings->port,
                                          .max_connections = (unsigned)s->settings->max_connections,
                                          .max_body = (size_t)s->settings->max_body,
-                                         .cors = s->settings->cors};
+                                         .cors = s->settings->cors,
+                                         .head_ns = s->settings->header_timeout * 1000000000,
+                                         .body_ns = s->settings->body_timeout * 1000000000};
     raise_descriptors(s);
     return http_open(&s->http, s->loop, &options, &hooks, err);
 }

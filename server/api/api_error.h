@@ -23,6 +23,10 @@ enum api_error_kind {
     API_ERROR_METHOD,      /* the path has other methods */
     API_ERROR_TOO_LARGE,   /* the body is over the limit */
     API_ERROR_PROTOCOL,    /* the HTTP message could be read in two ways */
+    API_ERROR_HEADERS,     /* the head is too long */
+    API_ERROR_TARGET,      /* its target is */
+    API_ERROR_VERSION,     /* another version of HTTP */
+    API_ERROR_SLOW,        /* the request did not come in time */
     API_ERROR_QUEUE,       /* the waiting line is full */
     API_ERROR_CONNECTIONS, /* too many connections */
     API_ERROR_DRAINING,    /* the server is going down */
