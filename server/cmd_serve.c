@@ -28,29 +28,37 @@ static void log_settings(const struct settings *settings) {
     free(line);
 }
 
+/* Where it listens, and a first request. */
+static void print_hint(const struct server *s) {
+    const struct settings *c = s->settings;
+    const char *scheme = c->tls_cert ? "https" : "http";
+    bool v6 = strchr(c->host, ':') != NULL, chat = s->info->has_chat_template;
+    char address[300], option[200] = "";
+    if (c->unix_socket) {
+        snprintf(address, sizeof address, "%s://localhost", scheme);
+        snprintf(option, sizeof option, " --unix-socket %s", c->unix_socket);
+        printf("listening on unix:%s\nTry:\n", c->unix_socket);
+    } else {
+        snprintf(address, sizeof address, "%s://%s%s%s:%d", scheme, v6 ? "[" : "", c->host,
+                 v6 ? "]" : "", server_port(s));
+        printf("listening on %s\nOpen it in a browser, or try:\n", address);
+    }
+    printf("  curl -N%s %s%s -H 'Content-Type: application/json' -d '%s'\n", option, address,
+           chat ? "/v1/chat/completions" : "/v1/completions",
+           chat ? "{\"messages\":[{\"role\":\"user\",\"content\":\"Tell me a story about a brave "
+                  "cat.\"}],\"stream\":true}"
+                : "{\"prompt\":\"Once upon a time\",\"max_tokens\":64,\"stream\":true}");
+}
+
 static void print_start(struct server *s) {
-    const struct settings *settings = s->settings;
     const struct engine_info *info = s->info;
-    bool v6 = strchr(settings->host, ':') != NULL;
-    log_settings(settings);
+    log_settings(s->settings);
     log_line(LOG_INFO,
              "model %s: %s, %d layers of %d, %d bits, context %d, %.1f MiB weights, %.1f MiB KV "
              "cache, %s",
              s->model, info->architecture, info->n_layers, info->hidden, info->bits, info->context,
              (double)info->weight_bytes / 1048576, (double)info->kv_bytes / 1048576, info->backend);
-    char address[300];
-    snprintf(address, sizeof address, "http://%s%s%s:%d", v6 ? "[" : "", settings->host,
-             v6 ? "]" : "", server_port(s));
-    printf("listening on %s\nOpen it in a browser, or try:\n", address);
-    if (info->has_chat_template)
-        printf("  curl -N %s/v1/chat/completions -H 'Content-Type: application/json' -d "
-               "'{\"messages\":[{\"role\":\"user\",\"content\":\"Tell me a story about a brave "
-               "cat.\"}],\"stream\":true}'\n",
-               address);
-    else
-        printf("  curl -N %s/v1/completions -H 'Content-Type: application/json' -d "
-               "'{\"prompt\":\"Once upon a time\",\"max_tokens\":64,\"stream\":true}'\n",
-               address);
+    print_hint(s);
     fflush(stdout);
 }
 

@@ -131,16 +131,30 @@ static void on_log(void *arg, const char *format, va_list args) {
 /* -- Opening ------------------------------------------------------------------------------- */
 
 static int start(struct http *h, int fd, const struct http_options *options, struct error *err) {
+    unsigned flags = MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG;
+    const struct MHD_OptionItem tls[] = {
+        {MHD_OPTION_HTTPS_MEM_CERT, 0, h->tls.certificate},
+        {MHD_OPTION_HTTPS_MEM_KEY, 0, h->tls.key},
+        {MHD_OPTION_HTTPS_PRIORITIES, 0, (void *)HTTP_TLS_PRIORITIES},
+        {MHD_OPTION_END, 0, NULL},
+    };
+    if (h->tls.certificate) flags |= MHD_USE_TLS;
     h->daemon = MHD_start_daemon(
-        MHD_USE_EPOLL | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ERROR_LOG, 0, NULL, NULL, http_request,
-        h, MHD_OPTION_EXTERNAL_LOGGER, on_log, h, MHD_OPTION_LISTEN_SOCKET, fd,
-        MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, NULL, MHD_OPTION_CONNECTION_LIMIT,
-        options->max_connections + RESERVE, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-        (size_t)HTTP_CONNECTION_MEMORY, MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS,
-        MHD_OPTION_NOTIFY_COMPLETED, http_completed, h, MHD_OPTION_NOTIFY_CONNECTION, on_connection,
-        h, MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_END);
+        flags, 0, NULL, NULL, http_request, h, MHD_OPTION_EXTERNAL_LOGGER, on_log, h,
+        MHD_OPTION_LISTEN_SOCKET, fd, MHD_OPTION_UNESCAPE_CALLBACK, keep_escapes, NULL,
+        MHD_OPTION_CONNECTION_LIMIT, options->max_connections + RESERVE,
+        MHD_OPTION_CONNECTION_MEMORY_LIMIT, (size_t)HTTP_CONNECTION_MEMORY,
+        MHD_OPTION_CONNECTION_TIMEOUT, (unsigned)IDLE_SECONDS, MHD_OPTION_NOTIFY_COMPLETED,
+        http_completed, h, MHD_OPTION_NOTIFY_CONNECTION, on_connection, h,
+        MHD_OPTION_SIGPIPE_HANDLED_BY_APP, 1, MHD_OPTION_ARRAY,
+        h->tls.certificate ? tls : &tls[sizeof tls / sizeof *tls - 1], MHD_OPTION_END);
     if (!h->daemon) return error_set(err, -EIO, "libmicrohttpd does not start");
     return 0;
+}
+
+static int listen_on(struct http *h, int *fd, const struct http_options *o, struct error *err) {
+    if (!o->unix_socket) return http_socket_listen(fd, &h->port, o->host, o->port, err);
+    return http_socket_listen_unix(fd, &h->unix_socket, o->unix_socket, o->unix_mode, err);
 }
 
 int http_open(struct http **ret, struct loop *loop, const struct http_options *options,
@@ -154,7 +168,9 @@ int http_open(struct http **ret, struct loop *loop, const struct http_options *o
     h->cors = options->cors;
     h->wires = (struct http_wires){
         .head_ns = options->head_ns, .body_ns = options->body_ns, .refuse = on_refused};
-    r = http_socket_listen(&fd, &h->port, options->host, options->port, err);
+    r = http_tls_open(&h->tls, options->tls_certificate, options->tls_key, err);
+    if (r < 0) goto fail;
+    r = listen_on(h, &fd, options, err);
     if (r < 0) goto fail;
     r = start(h, fd, options, err);
     if (r < 0) {
@@ -178,6 +194,8 @@ void http_close(struct http *h) {
         MHD_run(h->daemon);
         MHD_stop_daemon(h->daemon);
     }
+    http_socket_remove_unix(&h->unix_socket);
+    http_tls_close(&h->tls);
     free(h);
 }
 

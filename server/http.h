@@ -85,6 +85,9 @@ struct http_hooks {
 struct http_options {
     const char *host;
     int port;
+    const char *unix_socket;               /* a path, in place of host and port; NULL */
+    int unix_mode;                         /* permissions of that */
+    const char *tls_certificate, *tls_key; /* files, or both NULL */
     unsigned max_connections;
     size_t max_body;
     const char *cors;         /* origin, or NULL */

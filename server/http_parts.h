@@ -16,6 +16,8 @@
 #include <stdint.h>
 
 #include "server/http.h"
+#include "server/http_socket.h"
+#include "server/http_tls.h"
 #include "server/http_wire.h"
 
 enum {
@@ -27,6 +29,8 @@ struct http {
     struct loop *loop;
     struct http_hooks hooks;
     struct http_wires wires;
+    struct http_tls tls;
+    struct http_unix unix_socket;
     size_t max_body;
     const char *cors;
     int port, n_connections, n_active;

@@ -49,7 +49,7 @@ void http_client(const struct http_exchange *x, char *ret, size_t size) {
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CLIENT_ADDRESS);
     const struct sockaddr *address = info ? info->client_addr : NULL;
-    ret[0] = 0;
+    snprintf(ret, size, "%s", x->http->unix_socket.inode ? "unix" : "");
     if (!address || (address->sa_family != AF_INET && address->sa_family != AF_INET6)) return;
     socklen_t n =
         address->sa_family == AF_INET ? sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6);

@@ -1,4 +1,4 @@
-#define _DEFAULT_SOURCE /* TCP_USER_TIMEOUT */
+#define _GNU_SOURCE /* TCP_USER_TIMEOUT, SOCK_CLOEXEC */
 
 #include "server/http_socket.h"
 
@@ -11,6 +11,8 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include "kernels/error.h"
@@ -59,6 +61,64 @@ int http_socket_listen(int *ret_fd, int *ret_port, const char *host, int port, s
 }
 
 void http_socket_close(int fd) { close(fd); }
+
+/* Whether the path may be bound: nothing is there, or a socket that nobody listens on. */
+static int clear_stale(const struct sockaddr_un *address, struct error *err) {
+    const char *path = address->sun_path;
+    struct stat status;
+    if (lstat(path, &status) < 0)
+        return errno == ENOENT ? 0 : error_set(err, -errno, "%s: %s", path, strerror(errno));
+    if (!S_ISSOCK(status.st_mode)) return error_set(err, -EEXIST, "%s is no socket", path);
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return error_set(err, -errno, "%s: %s", path, strerror(errno));
+    int r = connect(fd, (const struct sockaddr *)(const void *)address, sizeof *address);
+    int code = r < 0 ? -errno : 0;
+    close(fd);
+    if (code != -ECONNREFUSED)
+        return error_set(err, -EADDRINUSE, "%s: another server listens there", path);
+    return unlink(path) < 0 ? error_set(err, -errno, "%s: %s", path, strerror(errno)) : 0;
+}
+
+static int bind_unix(int fd, const struct sockaddr_un *address, int mode) {
+    /* Not by chmod() afterwards: nobody shall slip in between. */
+    mode_t before = umask((mode_t)(0777 & ~mode));
+    int r = bind(fd, (const struct sockaddr *)(const void *)address, sizeof *address);
+    int code = r < 0 ? -errno : 0;
+    umask(before);
+    if (code == 0 && listen(fd, BACKLOG) < 0) code = -errno;
+    return code;
+}
+
+int http_socket_listen_unix(int *ret_fd, struct http_unix *ret, const char *path, int mode,
+                            struct error *err) {
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    struct stat status;
+    if (strlen(path) >= sizeof address.sun_path)
+        return error_set(err, -ENAMETOOLONG, "--unix-socket: paths have at most %zu bytes",
+                         sizeof address.sun_path - 1);
+    strcpy(address.sun_path, path);
+    int r = clear_stale(&address, err);
+    if (r < 0) return r;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) return error_set(err, -errno, "%s: %s", path, strerror(errno));
+    r = bind_unix(fd, &address, mode);
+    if (r == 0 && lstat(path, &status) < 0) r = -errno;
+    if (r < 0) {
+        close(fd);
+        return error_set(err, r, "cannot listen on %s: %s", path, strerror(-r));
+    }
+    *ret = (struct http_unix){.device = status.st_dev, .inode = status.st_ino};
+    strcpy(ret->path, path);
+    *ret_fd = fd;
+    return 0;
+}
+
+/* Another server may have put its own there meanwhile. */
+void http_socket_remove_unix(const struct http_unix *file) {
+    struct stat status;
+    if (!file->inode || lstat(file->path, &status) < 0) return;
+    if (status.st_dev == file->device && status.st_ino == file->inode) unlink(file->path);
+}
 
 void http_socket_tune(int fd) {
     int on = 1, timeout = USER_TIMEOUT_MS;

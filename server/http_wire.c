@@ -112,6 +112,7 @@ static ssize_t refuse(struct http_wire *w, int flags) {
     w->since_ns = loop_now_ns();
     link_wire(w);
     w->wires->refuse(w, w->guard.kind, w->guard.fault);
+    if (w->session) (void)gnutls_bye(w->session, GNUTLS_SHUT_WR);
     shutdown(w->fd, SHUT_WR);
     return drop(w, flags);
 }

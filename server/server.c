@@ -227,6 +227,11 @@ static int open_http(struct server *s, struct error *err) {
     const struct http_hooks hooks = {on_admit, on_handle, on_done, s};
     const struct http_options options = {.host = s->settings->host,
                                          .port = (int)s->settings->port,
+                                         .unix_socket = s->settings->unix_socket,
+                                         .unix_mode =
+                                             (int)strtol(s->settings->unix_socket_mode, NULL, 8),
+                                         .tls_certificate = s->settings->tls_cert,
+                                         .tls_key = s->settings->tls_key,
                                          .max_connections = (unsigned)s->settings->max_connections,
                                          .max_body = (size_t)s->settings->max_body,
                                          .cors = s->settings->cors,
@@ -273,8 +278,9 @@ int server_run(struct server *s, void (*ready)(struct server *s), struct error *
     s->ready = ready;
     lifecycle_engine(s);
     if (s->state == SERVER_LOADING)
-        log_line(LOG_INFO, "%s port %d is open, loading %s", s->settings->host, server_port(s),
-                 s->settings->model);
+        log_line(LOG_INFO, "%s port %d is open, loading %s",
+                 s->settings->unix_socket ? s->settings->unix_socket : s->settings->host,
+                 server_port(s), s->settings->model);
     loop_run(s->loop);
     if (s->status == -EIO && err) *err = s->failure;
     return s->status;

@@ -29,9 +29,10 @@ struct settings {
     int64_t null_rate; /* tokens a second of a null engine's sequences; 0 = no limit */
     int64_t max_connections, max_body, max_prompt_tokens; /* 0 prompt tokens = the context */
     int64_t request_timeout, shutdown_timeout;            /* seconds; 0 requests = no limit */
-    int64_t header_timeout, body_timeout;                 /* seconds; 0 = no limit */
-    int64_t drain_delay, stall_timeout;                   /* seconds; 0 stall = never */
-    bool help;                                            /* was asked for and printed */
+    const char *unix_socket, *unix_socket_mode, *tls_cert, *tls_key; /* NULL = none */
+    int64_t header_timeout, body_timeout;                            /* seconds; 0 = no limit */
+    int64_t drain_delay, stall_timeout;                              /* seconds; 0 stall = never */
+    bool help;                                                       /* was asked for and printed */
 };
 
 int settings_parse(struct settings *ret, int argc, char **argv, struct error *err);
