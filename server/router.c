@@ -42,6 +42,7 @@ static const struct router_row rows[] = {
     {"GET", "/is_sleeping", "is_sleeping", "Never: the model stays loaded", NULL, "Sleeping", true,
      api_is_sleeping},
     {"GET", "/version", "version", "The program's version", NULL, "Version", false, api_version},
+    {"GET", "/openapi.json", "document", "This document", NULL, "Document", false, api_document},
     {"GET", "/", "site", NULL, NULL, NULL, false, api_site},
     {"GET", "/index.html", "site", NULL, NULL, NULL, false, api_site},
     {"GET", "/app.js", "site", NULL, NULL, NULL, false, api_site},

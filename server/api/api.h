@@ -28,6 +28,7 @@ void api_health_startup(struct server *s, struct http_exchange *x);
 void api_metrics(struct server *s, struct http_exchange *x);
 void api_load(struct server *s, struct http_exchange *x);
 void api_is_sleeping(struct server *s, struct http_exchange *x);
+void api_document(struct server *s, struct http_exchange *x);
 void api_version(struct server *s, struct http_exchange *x);
 void api_site(struct server *s, struct http_exchange *x);
 

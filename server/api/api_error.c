@@ -73,6 +73,10 @@ enum api_error_kind api_error_from_errno(int code) {
 
 int api_error_status(enum api_error_kind kind) { return rows[kind].status; }
 
+const char *api_error_code(enum api_error_kind kind) { return rows[kind].code; }
+
+int api_error_count(void) { return (int)(sizeof rows / sizeof *rows); }
+
 int api_error_retry(enum api_error_kind kind) { return rows[kind].retry; }
 
 void api_error_render(struct text *out, const struct api_error *e) {

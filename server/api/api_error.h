@@ -50,6 +50,8 @@ int api_error_set(struct api_error *e, enum api_error_kind kind, const char *par
 enum api_error_kind api_error_from_errno(int code);
 
 int api_error_status(enum api_error_kind kind);
+const char *api_error_code(enum api_error_kind kind); /* NULL = null */
+int api_error_count(void);                            /* of kinds */
 
 /* Seconds after which asking again makes sense; 0 = the header is not sent. */
 int api_error_retry(enum api_error_kind kind);

@@ -34,7 +34,7 @@ enum {
 #define IGNORED(name, where, example, doc)                                                         \
     { name, where, OPENAI_IGNORED, NULL, 0, 0, 0, NULL, example, doc }
 
-#define IDS  "'type':'array','minItems':1,'items':{'type':'integer','minimum':0}"
+#define IDS  "'type':'array','minItems':1,'items':{'type':'integer','minimum':0,'maximum':@}"
 #define TEXT "'type':'string','minLength':1"
 #define PROMPT                                                                                     \
     "'anyOf':[{" TEXT "},{'type':'array','minItems':1,'maxItems':128,'items':{" TEXT "}},{" IDS    \
@@ -71,7 +71,7 @@ static const struct openai_field fields[] = {
     OTHER("prompt", T, openai_prompt_text, 0, 0, 0, "'type':'string'", "'a'",
           "a string; this or `messages`"),
     OTHER("tokens", D, openai_prompt_tokens, 0, 0, 0,
-          "'type':'array','items':{'type':'integer','minimum':0}", "[97]", "token ids"),
+          "'type':'array','items':{'type':'integer','minimum':0,'maximum':@}", "[97]", "token ids"),
     OTHER("instructions", R, openai_prompt_instructions, 0, 0, 0,
           "'type':['string','null'],'pattern':'^[^\\\\x00]*$'", "'b'",
           "a system message before the input"),
@@ -107,9 +107,10 @@ static const struct openai_field fields[] = {
     OTHER("stop", C | H, openai_read_stop, 0, 0, 0,
           "'anyOf':[{" STOP "},{'type':'array','maxItems':16,'items':{" STOP "}},{'type':'null'}]",
           "['x','y']", "a string, or up to 16 of up to 1024 bytes"),
-    OTHER("stop_token_ids", G, openai_read_stop_ids, 0, 0, 0,
-          "'type':['array','null'],'maxItems':16,'items':{'type':'integer','minimum':0}", "[1,2]",
-          "up to 16 tokens that end the text as end tokens do"),
+    OTHER(
+        "stop_token_ids", G, openai_read_stop_ids, 0, 0, 0,
+        "'type':['array','null'],'maxItems':16,'items':{'type':'integer','minimum':0,'maximum':@}",
+        "[1,2]", "up to 16 tokens that end the text as end tokens do"),
     BOOL("include_stop_str_in_output", C | H, keep_stop, "true",
          "the stop string stays in the text"),
     BOOL("ignore_eos", G, ignore_eos, "false", "end tokens are ordinary tokens"),

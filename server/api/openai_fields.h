@@ -38,8 +38,8 @@ struct openai_field {
     openai_reader *read; /* NULL: ignored */
     size_t offset;       /* in struct openai_request */
     double min, max;
-    const char *schema;  /* the inside of a JSON schema; of a refused field: the list of its
-                            neutral values; NULL = anything */
+    const char *schema;  /* the inside of a JSON schema, @ is the largest token id; of a refused
+                            field: the list of its neutral values; NULL = by reader and range */
     const char *example; /* a value that gives 200, of a refused field 400 */
     const char *doc;     /* a line of the README */
 };

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "server/api/openapi.h"
 #include "server/text.h"
 
 static json_t *load(const char *json) {
@@ -20,13 +21,16 @@ Test(openai_fields, rows_are_whole) {
     size_t n;
     const struct openai_field *f = openai_fields(&n);
     for (size_t i = 0; i < n; i++) {
-        char schema[2048];
+        const struct openapi_facts facts = {.vocab = 256};
+        struct text schema = {0};
         cr_expect(f[i].where && *f[i].doc, "%s", f[i].name);
         cr_expect((f[i].read == NULL) == (f[i].status == OPENAI_IGNORED), "%s", f[i].name);
-        snprintf(schema, sizeof schema, f[i].status == OPENAI_REFUSED ? "%s" : "{%s}",
-                 f[i].schema ? f[i].schema : "");
-        json_t *value = load(schema);
-        cr_expect(value, "%s: its schema is not JSON: %s", f[i].name, schema);
+        openapi_field(&schema, &f[i], &facts);
+        json_t *value = json_loads(schema.data, JSON_DECODE_INT_AS_REAL, NULL);
+        cr_expect(value, "%s: its schema is not JSON: %s", f[i].name, schema.data);
+        json_decref(value);
+        text_deinit(&schema);
+        value = f[i].status == OPENAI_REFUSED ? load(f[i].schema) : NULL;
         cr_expect(f[i].status != OPENAI_REFUSED || json_is_array(value), "%s", f[i].name);
         json_decref(value);
         value = f[i].example ? load(f[i].example) : json_true();
