@@ -110,7 +110,8 @@ struct engine_request {
                               -1 = what leaves room for max_tokens */
     bool no_special;       /* text prompts: no beginning-of-text token is added */
     bool keep_special;     /* special tokens have text in the answer */
-    bool return_tokens;    /* ENGINE_TEXT has tokens also without log probabilities */
+    bool return_tokens;    /* ENGINE_TEXT has tokens also without log probabilities, and
+                              ENGINE_STARTED the prompt's ids */
     char *stops[ENGINE_MAX_STOPS];
     int n_stops;
     bool keep_stop;                        /* the stop string stays in the text */
@@ -154,7 +155,7 @@ struct engine_event {
     int64_t queued_ns, first_ns; /* CLOCK_MONOTONIC of the first step and token; 0 = not yet */
     float *vector;               /* (n_vector) of ENGINE_EMBED */
     int n_vector;
-    int32_t *ids; /* (n_ids) of ENGINE_TOKENIZE */
+    int32_t *ids; /* (n_ids) of ENGINE_TOKENIZE, and of ENGINE_STARTED when asked for */
     size_t n_ids;
     char *text; /* text_len bytes of complete UTF-8 characters, NUL after; may be empty */
     size_t text_len;

@@ -100,6 +100,16 @@ static int post_started(struct engine *e, const struct sequence *seq) {
     event->ticket = seq->ticket;
     event->tag = seq->request->tag;
     event->n_prompt = seq->n_prompt;
+    if (seq->request->return_tokens && seq->n_prompt > 0) {
+        size_t bytes = (size_t)seq->n_prompt * sizeof *event->ids;
+        event->ids = malloc(bytes);
+        if (!event->ids) {
+            engine_event_free(event);
+            return -ENOMEM;
+        }
+        memcpy(event->ids, seq->tokens, bytes);
+        event->n_ids = (size_t)seq->n_prompt;
+    }
     engine_mail_post(&e->mail, event);
     return 0;
 }

@@ -90,6 +90,15 @@ static void take_prompt(struct desk_record *record, const struct engine_event *e
     record->n_prompt_tokens = event->n_tokens;
 }
 
+/* Of the first event, or of the last one. */
+static void take_ids(struct desk_record *record, struct engine_event *event) {
+    if (!event->ids) return;
+    cr_assert_not(record->ids, "ids came twice");
+    record->ids = event->ids;
+    record->n_ids = event->n_ids;
+    event->ids = NULL;
+}
+
 /* Takes the results out of the event. */
 static void take_last(struct desk_record *record, struct engine_event *event) {
     record->ended = true;
@@ -100,10 +109,8 @@ static void take_last(struct desk_record *record, struct engine_event *event) {
     record->stop_id = event->stop_id;
     record->vector = event->vector;
     record->n_vector = event->n_vector;
-    record->ids = event->ids;
-    record->n_ids = event->n_ids;
     event->vector = NULL;
-    event->ids = NULL;
+    take_ids(record, event);
 }
 
 static void take_event(struct desk *d, struct engine_event *event) {
@@ -118,6 +125,7 @@ static void take_event(struct desk *d, struct engine_event *event) {
     case ENGINE_STARTED:
         cr_assert_eq(record->n_events, 1);
         record->started = true;
+        take_ids(record, event);
         break;
     case ENGINE_PROMPT:
         cr_assert(record->started);

@@ -227,6 +227,8 @@ Test(engine_request, tokens_come_without_log_probabilities_too) {
     desk_wait(&d, a);
     cr_assert_eq(d.records[a].n_tokens, 3);
     cr_expect_eq(d.records[a].tokens[2], 'f');
+    cr_assert_eq(d.records[a].n_ids, 3, "the prompt's");
+    cr_expect(d.records[a].ids[0] == 'a' && d.records[a].ids[2] == 'c');
     desk_close(&d);
 }
 
