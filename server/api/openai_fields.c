@@ -39,7 +39,7 @@ enum {
 #define PROMPT                                                                                     \
     "'anyOf':[{" TEXT "},{'type':'array','minItems':1,'maxItems':128,'items':{" TEXT "}},{" IDS    \
     "},{'type':'array','minItems':1,'maxItems':128,'items':{" IDS "}}]"
-#define STOP    "'type':'string','minLength':1,'maxLength':256,'pattern':'^[^\\\\x00]+$'"
+#define STOP    "'type':'string','minLength':1,'pattern':'^[^\\\\x00]+$'"
 #define CONTENT "{'type':'string','pattern':'^[^\\\\x00]*$'}"
 #define PART(t)                                                                                    \
     "{'type':'object','properties':{'type':{'enum':[" t "]},'text':" CONTENT "},"                  \
@@ -57,18 +57,21 @@ static const struct openai_field fields[] = {
           "one of the served names, empty or absent; another one is 404"),
     OTHER("prompt", C, openai_prompt_parse, 0, 0, 0, PROMPT, "['a',[98]]",
           "a string, a list of strings, token ids, or a list of such lists"),
-    OTHER("messages", H | T, openai_prompt_messages, 0, 0, 0,
+    OTHER("messages", H, openai_prompt_messages, 0, 0, 0,
           "'type':'array','minItems':1,'items':" MESSAGE("'text'"),
           "[{'role':'user','content':'a'}]",
           "roles system, developer (taken as system), user, assistant; content a string or text "
           "parts, joined by a line break"),
+    OTHER("messages", T, openai_prompt_messages, 0, 0, 0,
+          "'type':['array','null'],'minItems':1,'items':" MESSAGE("'text'"),
+          "[{'role':'user','content':'a'}]", "as in a chat; this or `prompt`"),
     OTHER("input", R, openai_prompt_items, 0, 0, 0,
           "'anyOf':[{'type':'string','minLength':1,'pattern':'^[^\\\\x00]+$'},{'type':'array',"
           "'minItems':1,'items':" MESSAGE("'input_text','output_text','text'") "}]",
           "'a'", "a string, or a list of messages whose content is a string or text parts"),
     OTHER("input", E, openai_prompt_parse, 0, 0, 0, PROMPT, "['a','b']",
           "as `prompt`; up to 2048 of them"),
-    OTHER("prompt", T, openai_prompt_text, 0, 0, 0, "'type':'string'", "'a'",
+    OTHER("prompt", T, openai_prompt_text, 0, 0, 0, "'type':['string','null']", "'a'",
           "a string; this or `messages`"),
     OTHER("tokens", D, openai_prompt_tokens, 0, 0, 0,
           "'type':'array','items':{'type':'integer','minimum':0,'maximum':@}", "[97]", "token ids"),

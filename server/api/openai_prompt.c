@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "server/api/api_error.h"
+#include "server/api/openai_readers.h"
 #include "server/text.h"
 
 static int no_memory(struct api_error *err) {
@@ -36,9 +37,9 @@ static int read_ids(struct openai_prompt *p, const json_t *value, const char *pa
     p->ids = malloc(n * sizeof *p->ids);
     if (!p->ids) return no_memory(err);
     for (size_t i = 0; i < n; i++) {
-        const json_t *id = json_array_get(value, i);
-        json_int_t number = json_integer_value(id);
-        if (!json_is_integer(id) || number < 0 || number >= limits->vocab)
+        json_int_t number;
+        if (!openai_whole(json_array_get(value, i), &number) || number < 0 ||
+            number >= limits->vocab)
             return api_error_set(err, API_ERROR_INVALID, path,
                                  "'%s': element %zu is not a token id below %d", path, i,
                                  limits->vocab);
@@ -154,7 +155,9 @@ static int read_content(struct engine_message *m, const struct chat_form *form, 
                         const char *path, struct api_error *err) {
     struct text content = {0};
     int code = 0;
-    if (json_is_array(value))
+    if (json_is_array(value) && json_array_size(value) == 0)
+        code = api_error_set(err, API_ERROR_INVALID, path, "'%s' must not be empty", path);
+    else if (json_is_array(value))
         code = add_parts(&content, form, value, path, err);
     else if (value && !json_is_null(value))
         code = add_string(&content, value, path, err);

@@ -35,9 +35,7 @@ int openai_read_real(struct openai_request *r, const struct openai_field *f, con
     return 0;
 }
 
-/* What JSON calls an integer may be written 16.0, and clients whose numbers are all floating
- * write it so. */
-static bool whole(const json_t *value, json_int_t *ret) {
+bool openai_whole(const json_t *value, json_int_t *ret) {
     double number = json_number_value(value);
     if (json_is_integer(value)) {
         *ret = json_integer_value(value);
@@ -52,7 +50,7 @@ int openai_read_int(struct openai_request *r, const struct openai_field *f, cons
                     const struct openai_limits *limits, struct api_error *err) {
     (void)limits;
     json_int_t number;
-    if (!whole(value, &number)) return wrong_type(f, "an integer", err);
+    if (!openai_whole(value, &number)) return wrong_type(f, "an integer", err);
     if (number < (json_int_t)f->min || number > (json_int_t)f->max)
         return api_error_set(err, API_ERROR_INVALID, f->name, "'%s' must be in %.0f..%.0f", f->name,
                              f->min, f->max);
@@ -121,7 +119,7 @@ int openai_read_seed(struct openai_request *r, const struct openai_field *f, con
                      const struct openai_limits *limits, struct api_error *err) {
     (void)limits;
     json_int_t number;
-    if (!whole(value, &number)) return wrong_type(f, "an integer", err);
+    if (!openai_whole(value, &number)) return wrong_type(f, "an integer", err);
     r->has_seed = true;
     r->seed = (uint64_t)number;
     return 0;
@@ -168,7 +166,7 @@ int openai_read_stop_ids(struct openai_request *r, const struct openai_field *f,
                              f->name, ENGINE_MAX_STOP_IDS);
     for (size_t i = 0; i < n; i++) {
         json_int_t id;
-        if (!whole(json_array_get(value, i), &id) || id < 0 || id >= limits->vocab)
+        if (!openai_whole(json_array_get(value, i), &id) || id < 0 || id >= limits->vocab)
             return api_error_set(err, API_ERROR_INVALID, f->name,
                                  "'%s': element %zu is not a token id below %d", f->name, i,
                                  limits->vocab);
@@ -328,7 +326,7 @@ int openai_read_dimensions(struct openai_request *r, const struct openai_field *
                            struct api_error *err) {
     (void)r;
     json_int_t number;
-    if (!whole(value, &number)) return wrong_type(f, "an integer", err);
+    if (!openai_whole(value, &number)) return wrong_type(f, "an integer", err);
     if (number == limits->hidden) return 0;
     return api_error_set(err, API_ERROR_INVALID, f->name,
                          "'%s': the vectors of this model have %d elements", f->name,

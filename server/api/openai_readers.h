@@ -10,6 +10,8 @@
 #ifndef SERVER_API_OPENAI_READERS_H
 #define SERVER_API_OPENAI_READERS_H
 
+#include <stdbool.h>
+
 #include "server/api/openai_fields.h"
 
 openai_reader openai_read_real, openai_read_int, openai_read_bool;
@@ -20,5 +22,9 @@ openai_reader openai_read_max_tokens, openai_read_top_k, openai_read_seed, opena
     openai_read_stop, openai_read_stop_ids, openai_read_bias, openai_read_stream_options,
     openai_read_truncate, openai_read_truncation, openai_read_salt, openai_read_id,
     openai_read_encoding, openai_read_pooling, openai_read_dimensions;
+
+/* What JSON calls an integer may be written 16.0, and clients whose numbers are all floating
+ * write it so. */
+bool openai_whole(const json_t *value, json_int_t *ret);
 
 #endif

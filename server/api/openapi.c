@@ -19,7 +19,9 @@ static const struct { /* names of requests in the router's rows */
     [OPENAI_RESPONSE] = {"ResponseRequest", "'required':['input']"},
     [OPENAI_EMBEDDING] = {"EmbeddingRequest", "'required':['input']"},
     [OPENAI_TOKENIZE] = {"TokenizeRequest",
-                         "'oneOf':[{'required':['prompt']},{'required':['messages']}]"},
+                         "'oneOf':[{'required':['prompt'],'properties':{'prompt':{'type':"
+                         "'string'}}},{'required':['messages'],'properties':{'messages':{'type':"
+                         "'array'}}}]"},
     [OPENAI_DETOKENIZE] = {"DetokenizeRequest", "'required':['tokens']"},
 };
 
@@ -136,8 +138,7 @@ static void add_answers(struct text *out, const struct router_row *row) {
         add_reference(out, "application/json", row->answer);
     else
         text_adds(out, "\"text/plain\":{\"schema\":{\"type\":\"string\"}}");
-    if (row->body && can_stream(row->body))
-        text_adds(out, ",\"text/event-stream\":{\"schema\":{\"type\":\"string\"}}");
+    if (row->body && can_stream(row->body)) text_adds(out, ",\"text/event-stream\":{}");
     text_adds(out, "}}");
     if (health) {
         text_adds(out, ",\"503\":{\"description\":\"No\",\"content\":{");

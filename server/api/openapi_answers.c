@@ -105,18 +105,19 @@ static const struct openapi_answer answers[] = {
                                                                                                 "nt"
                                                                                                 "en"
                                                                                                 "t'"
-                                                                                                ":" LIST(OBJECT("'type','"
-                                                                                                                "text','"
-                                                                                                                "annotatio"
-                                                                                                                "ns'",
-                                                                                                                "'type'"
-                                                                                                                ":" ONLY(
-                                                                                                                    "'outp"
-                                                                                                                    "ut_"
-                                                                                                                    "text"
-                                                                                                                    "'") ",'text':" S
-                                                                                                                         ",'annotations':" LIST(
-                                                                                                                             "{}"))))))},
+                                                                                                ":" LIST(OBJECT(
+                                                                                                    "'type','"
+                                                                                                    "text','"
+                                                                                                    "annotatio"
+                                                                                                    "ns'",
+                                                                                                    "'type'"
+                                                                                                    ":" ONLY(
+                                                                                                        "'outp"
+                                                                                                        "ut_"
+                                                                                                        "text"
+                                                                                                        "'") ",'text':" S
+                                                                                                             ",'annotations':" LIST(
+                                                                                                                 "{}"))))))},
     {"EmbeddingList",
      OBJECT("'object','model','data','usage'",
             "'object':" ONLY("'list'") ",'id':" S ",'created':" I ",'model':" S ",'data':" LIST(

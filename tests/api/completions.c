@@ -36,6 +36,7 @@ Test(completions, answer_in_one_piece) {
         {COMPLETIONS, "{\"prompt\":\"abc\",\"ignore_eos\":true,\"max_tokens\":5}", "choices.0.text",
          "abcab"},
         {COMPLETIONS, "{\"prompt\":[97,98]}", "choices.0.text", "ab"},
+        {COMPLETIONS, "{\"prompt\":[97.0,98],\"max_tokens\":1.0}", "choices.0.text", "a"},
         {COMPLETIONS, "{\"prompt\":[[97,98],[99]]}", "choices.1.text", "c"},
         {COMPLETIONS, "{\"prompt\":[\"ab\",\"cd\"],\"n\":2}", "choices.2.text", "cd"},
         {COMPLETIONS, "{\"prompt\":[\"ab\",[99,100]]}", "choices.1.text", "cd"},

@@ -135,6 +135,7 @@ Test(errors, every_wrong_field_of_a_chat_is_named) {
         {"{\"messages\":[{\"role\":\"tool\",\"content\":\"a\"}]}", 400, "messages[0].role", NULL},
         {"{\"messages\":[{\"role\":\"user\"}]}", 400, "messages[0].content", NULL},
         {"{\"messages\":[{\"role\":\"user\",\"content\":5}]}", 400, "messages[0].content", NULL},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":[]}]}", 400, "messages[0].content", NULL},
         {"{\"messages\":[{\"role\":\"user\",\"content\":\"a\\u0000\"}]}", 400,
          "messages[0].content", NULL},
         {"{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}", 400,
