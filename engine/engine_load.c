@@ -9,6 +9,8 @@
 #include "engine/source.h"
 #include "engine/tokenizer.h"
 
+enum { MOST_LOGIT_ROWS = 128 }; /* with guesses; without there is one for each sequence */
+
 static int context_length(const struct engine *e) {
     int context = source_config(e->src)->max_positions, wanted = e->options.max_context;
     return wanted > 0 && wanted < context ? wanted : context;
@@ -39,6 +41,14 @@ static bool on_progress(void *arg, size_t read, size_t total, size_t packed) {
     return !engine_mail_closing(&e->mail);
 }
 
+/* A step's results are read at one go where that takes little memory. */
+static int logit_rows(const struct engine_options *o) {
+    int rows = o->max_running * (1 + o->draft_tokens);
+    int most = o->max_running > MOST_LOGIT_ROWS ? o->max_running : MOST_LOGIT_ROWS;
+    if (rows > o->step_tokens) rows = o->step_tokens;
+    return rows < most ? rows : most;
+}
+
 static int open_model(struct engine *e, int context, int *ret_blocks, struct error *err) {
     const struct engine_options *o = &e->options;
     struct backend_options backend = {
@@ -48,11 +58,12 @@ static int open_model(struct engine *e, int context, int *ret_blocks, struct err
         return engine_null_init(&e->null, o, &e->texts, source_config(e->src)->vocab, err);
     if (r == 0) r = backend_open(&e->backend, &backend, err);
     if (r < 0) return r;
+    e->n_logit_rows = logit_rows(o);
     struct model_options model = {.progress = on_progress,
                                   .progress_arg = e,
                                   .kv_type = o->kv_f32 ? DTYPE_F32 : DTYPE_F16,
                                   .max_batch_tokens = o->step_tokens,
-                                  .max_logit_rows = o->max_running,
+                                  .max_logit_rows = e->n_logit_rows,
                                   .n_kv_blocks = *ret_blocks};
     return model_open(&e->model, e->backend, e->src, &model, err);
 }
@@ -81,14 +92,18 @@ static int allocate_queue(struct engine *e, struct error *err) {
 static int allocate_step(struct engine *e, struct error *err) {
     size_t running = (size_t)e->options.max_running, tokens = (size_t)e->options.step_tokens;
     size_t blocks = (size_t)kv_blocks_for(e->shape.context), vocab = (size_t)e->shape.vocab;
+    size_t rows = (size_t)e->n_logit_rows, width = (size_t)source_config(e->src)->embed_dim;
     e->work = sampler_work_new(e->shape.vocab);
     e->tokens = calloc(tokens, sizeof *e->tokens);
     e->positions = calloc(tokens, sizeof *e->positions);
     e->seqs = calloc(tokens, sizeof *e->seqs);
     e->blocks = calloc(running, blocks * sizeof *e->blocks);
-    e->rows = calloc(running, sizeof *e->rows);
-    e->logits = calloc(running, vocab * sizeof *e->logits);
-    if (!e->work || !e->tokens || !e->positions || !e->seqs || !e->blocks || !e->rows || !e->logits)
+    e->firsts = calloc(running, sizeof *e->firsts);
+    e->rows = calloc(rows, sizeof *e->rows);
+    e->logits = calloc(rows, vocab * sizeof *e->logits);
+    e->hidden = calloc(rows, width * sizeof *e->hidden);
+    if (!e->work || !e->tokens || !e->positions || !e->seqs || !e->blocks || !e->firsts ||
+        !e->rows || !e->logits || !e->hidden)
         return error_set(err, -ENOMEM, "engine: out of memory");
     return 0;
 }
@@ -176,6 +191,8 @@ void engine_unload(struct engine *e) {
     free(e->positions);
     free(e->seqs);
     free(e->blocks);
+    free(e->firsts);
     free(e->rows);
     free(e->logits);
+    free(e->hidden);
 }

@@ -62,8 +62,11 @@ struct engine {
     int32_t *positions;             /* (step_tokens) */
     int32_t *seqs;                  /* (step_tokens) */
     int32_t *blocks;                /* (max_running, blocks of a full context) at most */
-    int32_t *rows;                  /* (max_running) */
-    float *logits;                  /* (max_running, vocab) */
+    int *firsts;                    /* (max_running) where the tokens of each share begin */
+    int32_t *rows;                  /* (n_logit_rows) */
+    float *logits;                  /* (n_logit_rows, vocab) */
+    float *hidden;                  /* (n_logit_rows, embed_dim) */
+    int n_logit_rows;               /* results read at a time */
 };
 
 /* Loads and frees everything that is the engine thread's; both run on it. unload takes a

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "engine/engine_prompt.h"
 #include "engine/kv.h"
 #include "engine/model.h"
 
@@ -77,71 +78,190 @@ static int widest_table(const struct scheduler_share *shares, int n) {
     return widest;
 }
 
-/* rows: the batch's tokens whose logits are wanted, in the order of shares. */
-static struct batch build_batch(struct engine *e, int n_shares, int *ret_rows) {
+/* The sequence's tokens of this step: known ones, then guesses. Returns how many. */
+static int copy_tokens(const struct sequence *seq, const struct scheduler_share *share,
+                       int32_t *tokens) {
+    memcpy(tokens, seq->tokens + share->start, (size_t)share->n * sizeof *tokens);
+    memcpy(tokens + share->n, seq->guesses, (size_t)share->n_drafts * sizeof *tokens);
+    return share->n + share->n_drafts;
+}
+
+static struct batch build_batch(struct engine *e, int n_shares) {
     struct batch b = {.tokens = e->tokens,
                       .positions = e->positions,
                       .seqs = e->seqs,
                       .blocks = e->blocks,
                       .n_seqs = n_shares,
                       .max_blocks = widest_table(e->shares, n_shares)};
-    int n_rows = 0;
     for (int i = 0; i < n_shares; i++) {
         const struct scheduler_share *share = &e->shares[i];
         struct sequence *seq = e->owners[share->slot];
         seq->n_cached = share->n_cached;
-        memcpy(e->tokens + b.n_tokens, seq->tokens + share->start,
-               (size_t)share->n * sizeof *e->tokens);
-        for (int j = 0; j < share->n; j++) {
+        e->firsts[i] = b.n_tokens;
+        int n = copy_tokens(seq, share, e->tokens + b.n_tokens);
+        for (int j = 0; j < n; j++) {
             e->positions[b.n_tokens + j] = share->start + j;
             e->seqs[b.n_tokens + j] = i;
         }
-        b.n_tokens += share->n;
-        if (share->samples) e->rows[n_rows++] = b.n_tokens - 1;
+        b.n_tokens += n;
 
         int32_t *row = e->blocks + (size_t)i * (size_t)b.max_blocks;
         memcpy(row, share->blocks, (size_t)share->n_blocks * sizeof *row);
         /* Never read, but a back end may copy the table whole. */
         for (int j = share->n_blocks; j < b.max_blocks; j++) row[j] = 0;
     }
-    *ret_rows = n_rows;
     return b;
+}
+
+/* -- Its results ----------------------------------------------------------------------------- */
+
+/* Reads logits in the order of shares, as many rows at a time as there is room for. */
+struct reading {
+    int n_shares;
+    int share, row;     /* the next to be read */
+    int loaded, n_used; /* rows in e->logits, and those of them that have been used */
+};
+
+/* The rows of a share: its last token, and each guess. */
+static int rows_of(const struct scheduler_share *share) {
+    return share->samples ? 1 + share->n_drafts : 0;
+}
+
+static int load_rows(struct engine *e, struct reading *r, struct error *err) {
+    int n = 0;
+    while (r->share < r->n_shares && n < e->n_logit_rows) {
+        const struct scheduler_share *share = &e->shares[r->share];
+        const struct sequence *seq = e->owners[share->slot];
+        if (!seq || sequence_is_prompt(seq) || r->row == rows_of(share)) {
+            r->share++;
+            r->row = 0;
+        } else {
+            e->rows[n++] = e->firsts[r->share] + share->n - 1 + r->row++;
+        }
+    }
+    r->loaded = n;
+    r->n_used = 0;
+    return model_logits(e->model, e->logits, e->rows, n, err);
+}
+
+static int next_row(struct engine *e, struct reading *r, const float **ret, struct error *err) {
+    *ret = NULL;
+    if (!e->model) return 0;
+    int status = r->n_used == r->loaded ? load_rows(e, r, err) : 0;
+    if (status == 0) *ret = e->logits + (size_t)r->n_used++ * (size_t)e->shape.vocab;
+    return status;
 }
 
 static int push_token(struct engine *e, struct sequence *seq, const float *logits) {
     struct sampler_result token;
-    if (!e->options.null) return sequence_sample(seq, e->work, logits);
+    if (e->model) return sequence_sample(seq, e->work, logits);
     engine_null_result(&e->null, e->null.token, sequence_n_top(seq), &token);
     return sequence_push(seq, &token);
 }
 
-static void sample(struct engine *e, struct sequence *seq, const float *logits) {
-    if (sequence_generated(seq) == 0) e->stats.prompt_tokens += seq->n_prompt;
-    if (sequence_is_prompt(seq)) {
-        engine_finish(e, seq, FINISH_LENGTH);
-        return;
+/* Samples row by row for as long as the guesses before a row were right, so that every token is
+ * chosen as it would have been without guesses. Returns how many tokens there are more. */
+static int sample_rows(struct engine *e, struct sequence *seq, int n_guesses, struct reading *r,
+                       int *ret_status, struct error *err) {
+    const float *logits;
+    int n = 0;
+    bool right = true;
+    *ret_status = 0;
+    for (int i = 0; i <= n_guesses; i++) {
+        int status = next_row(e, r, &logits, err);
+        if (status < 0) return status;
+        if (!right) continue;
+        *ret_status = push_token(e, seq, logits);
+        n += *ret_status == 0;
+        right = *ret_status == 0 && !seq->ended && i < n_guesses &&
+                seq->tokens[seq->n_tokens - 1] == seq->guesses[i];
     }
-    int r = push_token(e, seq, logits);
-    if (r == 0) e->stats.generated_tokens++;
-    if (r == 0 && seq->ended) {
+    return n;
+}
+
+/* Fewer guesses for who is hard to guess: each costs a row of the step. */
+static void adapt_guesses(struct engine *e, struct sequence *seq, int n_guesses, int n_right) {
+    e->stats.draft_tokens += n_guesses;
+    e->stats.draft_accepted += n_right;
+    seq->n_guesses = n_right < n_guesses ? n_right + 1 : 2 * seq->n_guesses;
+    if (seq->n_guesses > e->options.draft_tokens) seq->n_guesses = e->options.draft_tokens;
+}
+
+static int sample(struct engine *e, struct sequence *seq, const struct scheduler_share *share,
+                  struct reading *r, struct error *err) {
+    int status;
+    int n = sample_rows(e, seq, share->n_drafts, r, &status, err);
+    if (n < 0) return n;
+    e->stats.generated_tokens += n;
+    if (share->n_drafts > 0) adapt_guesses(e, seq, share->n_drafts, n > 0 ? n - 1 : 0);
+    if (status == 0 && seq->ended) {
         engine_finish(e, seq, seq->finish);
-        return;
+        return 0;
     }
-    if (r == 0) r = engine_post_text(e, seq);
-    if (r < 0)
-        engine_fail(e, seq, r, "out of memory");
+    if (status == 0) status = engine_post_text(e, seq);
+    if (status < 0)
+        engine_fail(e, seq, status, "out of memory");
     else
-        scheduler_grow(e->scheduler, seq->slot, 1);
+        scheduler_grow(e->scheduler, seq->slot, n);
+    return 0;
+}
+
+static void end_prompt(struct engine *e, struct sequence *seq) {
+    bool embeds = seq->request->task == ENGINE_EMBED;
+    if (embeds && engine_prompt_pool(e, seq) < 0)
+        engine_fail(e, seq, -ENOMEM, "out of memory");
+    else
+        engine_finish(e, seq, embeds ? FINISH_STOP : FINISH_LENGTH);
+}
+
+static int read_prompts(struct engine *e, int n_shares, struct error *err) {
+    int r = 0;
+    for (int i = 0; i < n_shares && r == 0; i++) {
+        struct sequence *seq = e->owners[e->shares[i].slot];
+        r = engine_prompt_read(e, seq, &e->shares[i], e->firsts ? e->firsts[i] : 0, err);
+    }
+    return r;
+}
+
+/* Sequences end or fail on the way: their shares count no more. */
+static int read_samples(struct engine *e, int n_shares, struct error *err) {
+    struct reading reading = {.n_shares = n_shares};
+    int r = 0;
+    for (int i = 0; i < n_shares && r == 0; i++) {
+        const struct scheduler_share *share = &e->shares[i];
+        struct sequence *seq = e->owners[share->slot];
+        if (!seq || !share->samples) continue;
+        if (sequence_generated(seq) == 0) e->stats.prompt_tokens += seq->n_prompt;
+        if (sequence_is_prompt(seq))
+            end_prompt(e, seq);
+        else
+            r = sample(e, seq, share, &reading, err);
+    }
+    return r;
+}
+
+/* -- A step ---------------------------------------------------------------------------------- */
+
+static void guess(struct engine *e) {
+    if (e->options.draft_tokens == 0 || !e->model) return;
+    for (int i = 0; i < e->capacity; i++) {
+        struct sequence *seq = e->sequences[i];
+        if (!seq || sequence_generated(seq) == 0) continue;
+        if (seq->n_guesses == 0) seq->n_guesses = e->options.draft_tokens;
+        int n = draft_next(&seq->draft, seq->tokens, seq->n_tokens, seq->guesses, seq->n_guesses);
+        scheduler_draft(e->scheduler, seq->slot, n);
+    }
 }
 
 static int run_model(struct engine *e, int n_shares, struct error *err) {
-    int n_rows;
-    if (e->options.null) return 0;
-    struct batch batch = build_batch(e, n_shares, &n_rows);
+    bool samples = false;
+    struct batch batch = build_batch(e, n_shares);
     model_forward(e->model, &batch);
-    /* Without rows nothing would wait, and the batch's arrays are filled anew next time. */
-    return n_rows > 0 ? model_logits(e->model, e->logits, e->rows, n_rows, err)
-                      : backend_sync(e->backend, err);
+    for (int i = 0; i < n_shares; i++)
+        samples =
+            samples || (e->shares[i].samples && !sequence_is_prompt(e->owners[e->shares[i].slot]));
+    /* Without results nothing would wait, and the batch's arrays are filled anew next time. */
+    return samples ? 0 : backend_sync(e->backend, err);
 }
 
 static void fail_all(struct engine *e, const char *text) {
@@ -155,21 +275,16 @@ static void fail_all(struct engine *e, const char *text) {
 void engine_step(struct engine *e) {
     struct error err;
     int64_t start = engine_mail_now_ns();
+    guess(e);
     int n = scheduler_next(e->scheduler, e->shares);
     if (n == 0) return;
-    if (run_model(e, n, &err) < 0) {
-        fail_all(e, err.text);
-    } else {
-        scheduler_ran(e->scheduler, e->shares, n);
-        const float *logits = e->logits;
-        for (int i = 0; i < n; i++) {
-            if (!e->shares[i].samples) continue;
-            sample(e, e->owners[e->shares[i].slot], logits);
-            logits += e->options.null ? 0 : e->shape.vocab;
-        }
-    }
+    int r = e->model ? run_model(e, n, &err) : 0;
+    scheduler_ran(e->scheduler, e->shares, n);
+    if (r == 0) r = read_prompts(e, n, &err);
+    if (r == 0) r = read_samples(e, n, &err);
+    if (r < 0) fail_all(e, err.text);
     e->stats.steps++;
     e->stats.last_step_ns = engine_mail_now_ns();
-    if (e->options.null) engine_null_tick(&e->null, e->stats.last_step_ns);
+    if (!e->model) engine_null_tick(&e->null, e->stats.last_step_ns);
     e->stats.busy_seconds += (double)(e->stats.last_step_ns - start) * 1e-9;
 }

@@ -319,6 +319,15 @@ static double describe(const struct sampler_work *w, int n, struct sampler_resul
     return log_sum;
 }
 
+void sampler_describe(struct sampler_work *w, const float *logits, int32_t id, int n_top,
+                      struct sampler_result *ret) {
+    ret->n_top = 0;
+    load(w, logits);
+    double log_sum = describe(w, n_top < SAMPLER_MAX_TOP ? n_top : SAMPLER_MAX_TOP, ret);
+    ret->id = id;
+    ret->logprob = logprob(w->values[id], log_sum);
+}
+
 void sampler_next(struct sampler *s, struct sampler_work *w, const struct sampler_call *call,
                   struct sampler_result *ret) {
     double log_sum = 0;

@@ -83,6 +83,10 @@ void sampler_init(struct sampler *s, const struct sampler_params *params, uint64
 struct sampler_work *sampler_work_new(int n_vocab); /* NULL: out of memory */
 void sampler_work_free(struct sampler_work *work);  /* NULL is allowed */
 
+/* What the model says about id: its log probability among logits (n_vocab), and the n_top best. */
+void sampler_describe(struct sampler_work *w, const float *logits, int32_t id, int n_top,
+                      struct sampler_result *ret);
+
 /* Chooses ret->id in [0, n_vocab). */
 void sampler_next(struct sampler *s, struct sampler_work *work, const struct sampler_call *call,
                   struct sampler_result *ret);

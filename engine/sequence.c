@@ -86,6 +86,9 @@ void sequence_free(struct sequence *s) {
     free(s->reports);
     free(s->tokens);
     free(s->ends);
+    engine_event_free(s->scores);
+    free(s->pooled);
+    draft_free(&s->draft);
     free(s);
 }
 
@@ -127,6 +130,17 @@ static int keep_token(struct sequence *s, int32_t id) {
     return 0;
 }
 
+struct engine_token sequence_token(const struct sequence *s, const struct sampler_result *token) {
+    struct engine_token t = {.id = token->id,
+                             .hidden = s->detok.skip_special && s->shape->tokenizer &&
+                                       tokenizer_is_special(s->shape->tokenizer, token->id),
+                             .logprob = token->logprob,
+                             .n_top = token->n_top};
+    memcpy(t.top_ids, token->top_ids, sizeof t.top_ids);
+    memcpy(t.top_logprobs, token->top_logprobs, sizeof t.top_logprobs);
+    return t;
+}
+
 static int report(struct sequence *s, const struct sampler_result *token) {
     if (s->n_reports == s->reports_capacity) {
         int capacity = s->reports_capacity + s->reports_capacity / 2 + 4;
@@ -135,15 +149,8 @@ static int report(struct sequence *s, const struct sampler_result *token) {
         s->reports = reports;
         s->reports_capacity = capacity;
     }
-    struct sequence_token *t = &s->reports[s->n_reports++];
-    t->at = s->n_released + s->stop.n_held;
-    t->token = (struct engine_token){.id = token->id,
-                                     .hidden = s->detok.skip_special && s->shape->tokenizer &&
-                                               tokenizer_is_special(s->shape->tokenizer, token->id),
-                                     .logprob = token->logprob,
-                                     .n_top = token->n_top};
-    memcpy(t->token.top_ids, token->top_ids, sizeof t->token.top_ids);
-    memcpy(t->token.top_logprobs, token->top_logprobs, sizeof t->token.top_logprobs);
+    s->reports[s->n_reports++] = (struct sequence_token){.at = s->n_released + s->stop.n_held,
+                                                         .token = sequence_token(s, token)};
     return 0;
 }
 

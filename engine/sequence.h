@@ -17,6 +17,7 @@
 
 #include "engine/buf.h"
 #include "engine/detok.h"
+#include "engine/draft.h"
 #include "engine/engine.h"
 #include "engine/sampler.h"
 #include "engine/stop.h"
@@ -55,6 +56,15 @@ struct sequence {
     enum engine_finish finish; /* once ended */
     int32_t stop_id;           /* the end token that was met, or -1 */
 
+    struct engine_event *scores; /* ENGINE_PROMPT while it is filled; NULL before and after */
+    bool scored;                 /* it has been posted */
+    double *pooled;              /* (embed_dim) sums of hidden states; NULL: none wanted or yet */
+    int n_pooled;                /* of the prompt's positions */
+
+    struct draft draft;
+    int32_t guesses[DRAFT_MAX]; /* of the step that is being put together */
+    int n_guesses;              /* to be asked for */
+
     struct detok detok;
     struct stop stop;
     struct buf piece;                         /* of one token, between detok and stop */
@@ -77,6 +87,9 @@ void sequence_free(struct sequence *s); /* NULL is allowed */
 
 /* Chooses the next token and deals with it. logits: (vocab) */
 int sequence_sample(struct sequence *s, struct sampler_work *work, const float *logits);
+
+/* What is told of a token. */
+struct engine_token sequence_token(const struct sequence *s, const struct sampler_result *token);
 
 /* Best tokens to report with each, as n_top in struct sampler_call. */
 int sequence_n_top(const struct sequence *s);

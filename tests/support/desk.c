@@ -6,8 +6,6 @@
 
 #include "engine/source.h"
 #include "kernels/error.h"
-#include "tests/support/fake_model.h"
-#include "tests/support/tiny_source.h"
 
 static void count_wake(void *arg) {
     struct desk *d = arg;
@@ -21,8 +19,7 @@ struct engine_options desk_options(void) {
     return (struct engine_options){.max_running = 4, .max_waiting = 8, .step_tokens = 16};
 }
 
-void desk_open(struct desk *d, const struct engine_options *options, int context,
-               bool with_tokenizer) {
+void desk_open_source(struct desk *d, const struct engine_options *options, struct source *src) {
     struct error err = {""};
     struct engine_options o = *options;
     memset(d, 0, sizeof *d);
@@ -31,13 +28,12 @@ void desk_open(struct desk *d, const struct engine_options *options, int context
     d->records = calloc(DESK_MAX, sizeof *d->records);
     o.wake = count_wake;
     o.wake_arg = d;
-    int r = engine_open(&d->engine, tiny_source_open(context, with_tokenizer), &o, &err);
+    int r = engine_open(&d->engine, src, &o, &err);
     cr_assert_eq(r, 0, "%s", err.text);
 }
 
-void desk_close(struct desk *d) {
+void desk_close_source(struct desk *d) {
     engine_close(d->engine);
-    cr_expect(fake_model_all_closed());
     for (int i = 0; i < d->n_records; i++) {
         free(d->records[i].vector);
         free(d->records[i].ids);

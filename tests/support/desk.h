@@ -18,6 +18,7 @@
 #include "engine/engine.h"
 
 struct error;
+struct source;
 
 enum { DESK_MAX = 512, DESK_TEXT = 4096, DESK_TOKENS = 600 };
 
@@ -55,6 +56,9 @@ struct engine_options desk_options(void);
 void desk_open(struct desk *d, const struct engine_options *options, int context,
                bool with_tokenizer);
 void desk_close(struct desk *d);
+/* The same on any source and whatever model is linked. */
+void desk_open_source(struct desk *d, const struct engine_options *options, struct source *src);
+void desk_close_source(struct desk *d);
 enum engine_state desk_wait_loaded(struct desk *d, struct error *err); /* with options.async */
 
 /* The record's number, or the error. Takes request always. */

@@ -216,14 +216,29 @@ static void hash_row(float *logits, int vocab, uint64_t state) {
     for (int i = FAKE_MODEL_EOS; i < vocab; i++) logits[i] = -50;
 }
 
+/* Mostly what followed the last token before, so that guesses are right now and then; yet all
+ * tokens have a say. */
+static void loop_row(float *logits, int vocab, uint64_t state, int32_t last) {
+    uint64_t little = (uint64_t)(last % 8) * 977 + 5;
+    hash_row(logits, vocab, state);
+    for (int i = 0; i < FAKE_MODEL_EOS; i++) logits[i] *= 0.3f;
+    logits['a' + random_next(&little) % 8] += 4;
+}
+
 static void fill_row(float *logits, int vocab, uint64_t state, int32_t last) {
     pthread_mutex_lock(&control.lock);
     enum fake_model_kind kind = control.kind;
     pthread_mutex_unlock(&control.lock);
     if (kind == FAKE_MODEL_ALPHABET)
         alphabet_row(logits, vocab, last);
+    else if (kind == FAKE_MODEL_LOOP)
+        loop_row(logits, vocab, state, last);
     else
         hash_row(logits, vocab, state);
+}
+
+static void hidden_row(float *hidden, int width, uint64_t state) {
+    for (int i = 0; i < width; i++) hidden[i] = (float)(random_next(&state) % 4096) / 1024 - 2;
 }
 
 int model_logits(struct model *m, float *logits, const int32_t *rows, int n_rows,
@@ -238,6 +253,21 @@ int model_logits(struct model *m, float *logits, const int32_t *rows, int n_rows
         fill_row(logits + (size_t)i * vocab, m->config->vocab, m->states[rows[i]],
                  m->last[rows[i]]);
     return 0;
+}
+
+int model_hidden(struct model *m, float *hidden, const int32_t *rows, int n_rows,
+                 struct error *err) {
+    if (locked_is(&control.broken)) return error_set(err, -EIO, "the device was lost");
+    if (n_rows > m->options.max_logit_rows) abort();
+    for (int i = 0; i < n_rows; i++)
+        hidden_row(hidden + i * m->config->embed_dim, m->config->embed_dim, m->states[rows[i]]);
+    return 0;
+}
+
+void fake_model_expect_hidden(const int32_t *ids, int n, float *hidden, int width) {
+    uint64_t state = 0;
+    for (int i = 0; i < n; i++) state = mix(state, ids[i]);
+    hidden_row(hidden, width, state);
 }
 
 int32_t fake_model_expect(const int32_t *ids, int n) {

@@ -18,8 +18,9 @@
 enum { FAKE_MODEL_EOS = 256, FAKE_MODEL_VOCAB = 258 };
 
 enum fake_model_kind {
-    FAKE_MODEL_HASH,    /* logits: a hash of all tokens so far; end tokens are unlikely */
-    FAKE_MODEL_ALPHABET /* after byte b comes b + 1; after 'z' the end token */
+    FAKE_MODEL_HASH,     /* logits: a hash of all tokens so far; end tokens are unlikely */
+    FAKE_MODEL_ALPHABET, /* after byte b comes b + 1; after 'z' the end token */
+    FAKE_MODEL_LOOP      /* likes to repeat itself, among a..h */
 };
 
 void fake_model_set_kind(enum fake_model_kind kind);
@@ -51,5 +52,7 @@ bool fake_model_all_closed(void);
 
 /* The token that greedy decoding picks after ids, by itself. */
 int32_t fake_model_expect(const int32_t *ids, int n);
+/* The hidden state of the last of ids. */
+void fake_model_expect_hidden(const int32_t *ids, int n, float *hidden, int width);
 
 #endif
