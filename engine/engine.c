@@ -155,6 +155,10 @@ enum engine_state engine_get_state(struct engine *e, struct error *err) {
 
 void engine_cancel(struct engine *e, uint64_t ticket) { engine_mail_cancel(&e->mail, ticket); }
 
+void engine_pause(struct engine *e, uint64_t ticket, bool paused) {
+    engine_mail_pause(&e->mail, ticket, paused);
+}
+
 struct engine_event *engine_poll(struct engine *e) {
     return engine_mail_poll(&e->mail);
 }

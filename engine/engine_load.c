@@ -82,9 +82,10 @@ static int open_policy(struct engine *e, int n_blocks, struct error *err) {
 
 static int allocate_queue(struct engine *e, struct error *err) {
     e->sequences = calloc((size_t)e->capacity, sizeof(struct sequence *));
+    e->places = calloc((size_t)e->capacity, sizeof(struct engine_job *));
     e->owners = calloc((size_t)e->capacity, sizeof(struct sequence *));
     e->shares = calloc((size_t)e->options.max_running, sizeof *e->shares);
-    return e->sequences && e->owners && e->shares
+    return e->sequences && e->places && e->owners && e->shares
                ? 0
                : error_set(err, -ENOMEM, "engine: out of memory");
 }
@@ -185,6 +186,7 @@ void engine_unload(struct engine *e) {
     sampler_work_free(e->work);
     engine_texts_close(&e->texts);
     free(e->sequences);
+    free(e->places);
     free(e->owners);
     free(e->shares);
     free(e->tokens);

@@ -20,6 +20,11 @@
  * are taken in the order of submission. A cancellation sent after its submission is seen with it
  * or later, never before. */
 
+enum {
+    TOKEN_BYTES = 4,   /* of English, before anything has been seen */
+    MESSAGE_BYTES = 32 /* what a chat template puts around a message, about */
+};
+
 int64_t engine_mail_now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -36,25 +41,39 @@ static int init_news(struct engine_mail *m) {
     return -r;
 }
 
+static void free_rows(struct engine_mail *m) {
+    free(m->marks);
+    free(m->marked);
+    free(m->free_places);
+    m->marks = NULL;
+    m->marked = m->free_places = NULL;
+}
+
 int engine_mail_init(struct engine_mail *m, int capacity, void (*wake)(void *arg), void *wake_arg) {
-    *m = (struct engine_mail){.capacity = capacity, .wake = wake, .wake_arg = wake_arg};
+    *m = (struct engine_mail){.capacity = capacity,
+                              .wake = wake,
+                              .wake_arg = wake_arg,
+                              .token_bytes = TOKEN_BYTES,
+                              .seen_token_bytes = TOKEN_BYTES};
     m->jobs_end = &m->jobs;
     m->events_end = &m->events;
     m->posted_end = &m->posted;
     struct engine_mail_entry *table = calloc((size_t)capacity, sizeof *table);
-    m->cancelled = calloc((size_t)capacity, sizeof *m->cancelled);
-    if (!table || !m->cancelled) goto fail;
+    m->marks = calloc((size_t)capacity, sizeof *m->marks);
+    m->marked = calloc((size_t)capacity, sizeof *m->marked);
+    m->free_places = calloc((size_t)capacity, sizeof *m->free_places);
+    if (!table || !m->marks || !m->marked || !m->free_places) goto fail;
     if (pthread_mutex_init(&m->lock, NULL) != 0) goto fail;
     if (init_news(m) != 0) {
         pthread_mutex_destroy(&m->lock);
         goto fail;
     }
+    for (int i = 0; i < capacity; i++) m->free_places[i] = capacity - 1 - i;
     m->table = table;
     return 0;
 fail:
     free(table);
-    free(m->cancelled);
-    m->cancelled = NULL;
+    free_rows(m);
     return -ENOMEM;
 }
 
@@ -82,7 +101,7 @@ void engine_mail_deinit(struct engine_mail *m) {
     pthread_cond_destroy(&m->news);
     pthread_mutex_destroy(&m->lock);
     free(m->table);
-    free(m->cancelled);
+    free_rows(m);
     m->table = NULL;
 }
 
@@ -107,14 +126,21 @@ static int refuse(const struct engine_mail *m, int n, struct error *err) {
 
 /* A ticket names its row: serial * capacity + row, with serials from 1 so that 0 is none. */
 static void give_place(struct engine_mail *m, struct engine_job *job) {
-    int place = 0;
-    while (m->table[place].ticket != 0) place++;
-    job->place = place;
+    int place = job->place = m->free_places[m->capacity - m->n_used - 1];
     job->ticket = ++m->serial * (uint64_t)m->capacity + (uint64_t)place;
-    m->table[place] = (struct engine_mail_entry){.ticket = job->ticket};
+    m->table[place].ticket = job->ticket;
     /* The heartbeat of an idle engine is old; it counts from its first request on. */
     if (m->n_used++ == 0) m->stats.last_step_ns = engine_mail_now_ns();
     m->stats.requests++;
+}
+
+/* Tokens of the prompt, before anybody has tokenized it. */
+static int64_t estimate(const struct engine_mail *m, const struct engine_request *request) {
+    int64_t tokens = (int64_t)request->n_ids, limit = request->truncate_prompt;
+    if (request->task == ENGINE_TOKENIZE) return 0;
+    if (!request->ids)
+        tokens = 1 + (int64_t)((double)engine_mail_prompt_bytes(request) / m->token_bytes);
+    return limit > 0 && tokens > limit ? limit : tokens;
 }
 
 static struct engine_job *new_job(uint64_t tag) {
@@ -150,6 +176,8 @@ int engine_mail_submit(struct engine_mail *m, uint64_t *tickets, struct engine_r
         for (int i = 0; i < n; i++, job = job->next) {
             give_place(m, job);
             job->request = requests[i];
+            job->tokens = estimate(m, requests[i]);
+            m->tokens += job->tokens;
             tickets[i] = job->last->ticket = job->ticket;
         }
         *m->jobs_end = jobs;
@@ -161,12 +189,34 @@ int engine_mail_submit(struct engine_mail *m, uint64_t *tickets, struct engine_r
     return r;
 }
 
-void engine_mail_cancel(struct engine_mail *m, uint64_t ticket) {
+/* The row of a ticket that has not ended, or NULL. */
+static struct engine_mail_entry *find(struct engine_mail *m, uint64_t ticket) {
     struct engine_mail_entry *entry = &m->table[ticket % (uint64_t)m->capacity];
+    return ticket != 0 && entry->ticket == ticket ? entry : NULL;
+}
+
+static void mark(struct engine_mail *m, struct engine_mail_entry *entry) {
+    if (!entry->marked) m->marked[m->n_marked++] = (int)(entry - m->table);
+    entry->marked = true;
+    pthread_cond_signal(&m->news);
+}
+
+void engine_mail_cancel(struct engine_mail *m, uint64_t ticket) {
     pthread_mutex_lock(&m->lock);
-    if (ticket != 0 && entry->ticket == ticket && !entry->cancelled) {
-        entry->cancelled = m->any_cancelled = true;
-        pthread_cond_signal(&m->news);
+    struct engine_mail_entry *entry = find(m, ticket);
+    if (entry && !entry->cancelled) {
+        entry->cancelled = true;
+        mark(m, entry);
+    }
+    pthread_mutex_unlock(&m->lock);
+}
+
+void engine_mail_pause(struct engine_mail *m, uint64_t ticket, bool paused) {
+    pthread_mutex_lock(&m->lock);
+    struct engine_mail_entry *entry = find(m, ticket);
+    if (entry && entry->paused != paused) {
+        entry->paused = paused;
+        mark(m, entry);
     }
     pthread_mutex_unlock(&m->lock);
 }
@@ -185,6 +235,7 @@ void engine_mail_get_stats(struct engine_mail *m, struct engine_stats *stats) {
     *stats = m->stats;
     /* What is not running waits: in the mail, in the scheduler's queue, or preempted. */
     stats->waiting = m->n_used - m->stats.running;
+    stats->waiting_tokens += m->tokens + m->taken_tokens;
     stats->ready = stats->state == ENGINE_READY && !stats->draining && !m->closing;
     pthread_mutex_unlock(&m->lock);
 }
@@ -223,24 +274,38 @@ void engine_mail_close(struct engine_mail *m) {
 static void wait_news(struct engine_mail *m, int64_t until_ns) {
     struct timespec until = {.tv_sec = until_ns / 1000000000, .tv_nsec = until_ns % 1000000000};
     int r = 0;
-    while (r == 0 && until_ns > 0 && !m->jobs && !m->any_cancelled && !m->closing)
+    while (r == 0 && until_ns > 0 && !m->jobs && m->n_marked == 0 && !m->closing)
         r = until_ns == ENGINE_MAIL_FOREVER ? pthread_cond_wait(&m->news, &m->lock)
                                             : pthread_cond_timedwait(&m->news, &m->lock, &until);
 }
 
+static void take_marks(struct engine_mail *m, struct engine_mail_news *news) {
+    for (int i = 0; i < m->n_marked; i++) {
+        int place = m->marked[i];
+        struct engine_mail_entry *entry = &m->table[place];
+        entry->marked = false;
+        if (entry->ticket == 0) continue;
+        m->marks[news->n_marks++] = (struct engine_mark){
+            .place = place, .cancelled = entry->cancelled, .paused = entry->paused};
+    }
+    m->n_marked = 0;
+}
+
 void engine_mail_take(struct engine_mail *m, struct engine_mail_news *news, int64_t until_ns) {
-    *news = (struct engine_mail_news){.cancelled = m->cancelled};
+    *news = (struct engine_mail_news){.marks = m->marks};
     pthread_mutex_lock(&m->lock);
     wait_news(m, until_ns);
     news->jobs = m->jobs;
     news->closing = m->closing;
     m->jobs = NULL;
     m->jobs_end = &m->jobs;
-    for (struct engine_job *job = news->jobs; job; job = job->next)
+    for (struct engine_job *job = news->jobs; job; job = job->next) {
         job->cancelled = m->table[job->place].cancelled;
-    for (int i = 0; m->any_cancelled && i < m->capacity; i++)
-        if (m->table[i].cancelled) m->cancelled[news->n_cancelled++] = i;
-    m->any_cancelled = false;
+        job->paused = m->table[job->place].paused;
+    }
+    take_marks(m, news);
+    m->taken_tokens += m->tokens;
+    m->tokens = 0;
     pthread_mutex_unlock(&m->lock);
 }
 
@@ -264,6 +329,21 @@ void engine_mail_break(struct engine_mail *m, const char *text) {
     pthread_mutex_unlock(&m->lock);
 }
 
+size_t engine_mail_prompt_bytes(const struct engine_request *request) {
+    size_t bytes = request->text_len;
+    for (int i = 0; i < request->n_messages; i++)
+        bytes += MESSAGE_BYTES + strlen(request->messages[i].content);
+    return bytes;
+}
+
+void engine_mail_learn(struct engine_mail *m, size_t n_bytes, int n_tokens) {
+    if (n_bytes < 1 || n_tokens < 1) return;
+    /* A long prompt says more; about 16 KB of texts change half of it. */
+    double share = 1 / (1 + 16384.0 / (double)n_bytes);
+    double seen = (double)n_bytes / n_tokens;
+    m->seen_token_bytes += share * (seen - m->seen_token_bytes);
+}
+
 void engine_mail_post(struct engine_mail *m, struct engine_event *event) {
     event->next = NULL;
     *m->posted_end = event;
@@ -274,8 +354,10 @@ void engine_mail_post(struct engine_mail *m, struct engine_event *event) {
 static void end_tickets(struct engine_mail *m, const struct engine_event *event) {
     for (; event; event = event->next) {
         if (event->kind != ENGINE_DONE && event->kind != ENGINE_FAILED) continue;
-        m->table[event->ticket % (uint64_t)m->capacity] = (struct engine_mail_entry){0};
+        int place = (int)(event->ticket % (uint64_t)m->capacity);
+        m->table[place] = (struct engine_mail_entry){.marked = m->table[place].marked};
         m->n_used--;
+        m->free_places[m->capacity - m->n_used - 1] = place;
     }
 }
 
@@ -285,6 +367,8 @@ void engine_mail_flush(struct engine_mail *m, const struct engine_stats *stats) 
     struct engine_stats ours = m->stats;
     m->stats = *stats;
     m->stats.requests = ours.requests;
+    m->taken_tokens = 0; /* they are in these figures */
+    m->token_bytes = m->seen_token_bytes;
     m->stats.draining = ours.draining;
     if (any) {
         end_tickets(m, m->posted);

@@ -22,15 +22,23 @@
 struct engine_job {
     struct engine_job *next;
     uint64_t ticket;
-    int place;      /* below the capacity, its own until the final event is flushed */
-    bool cancelled; /* known before it was taken */
+    int place;              /* below the capacity, its own until the final event is flushed */
+    bool cancelled, paused; /* known before it was taken */
+    int64_t tokens;         /* of its prompt, estimated */
     struct engine_request *request;
     struct engine_event *last; /* the final event, to be filled and posted */
 };
 
 struct engine_mail_entry {
     uint64_t ticket; /* 0 = free */
-    bool cancelled;
+    bool cancelled, paused;
+    bool marked; /* its row is in marked, whoever's it is by then */
+};
+
+/* A row whose cancelled or paused has changed, and what they are now. */
+struct engine_mark {
+    int place;
+    bool cancelled, paused;
 };
 
 struct engine_mail {
@@ -40,15 +48,21 @@ struct engine_mail {
     struct engine_job *jobs, **jobs_end;
     struct engine_event *events, **events_end;
     struct engine_mail_entry *table; /* (capacity) */
+    int *free_places;                /* (capacity) a stack of capacity - n_used rows */
     int n_used;
     uint64_t serial; /* of the last ticket */
-    bool any_cancelled, closing;
+    int *marked;     /* (capacity) n_marked rows */
+    int n_marked;
+    bool closing;
+    int64_t tokens, taken_tokens; /* of prompts: in jobs; taken and not in stats yet */
+    double token_bytes;           /* of a text */
     struct engine_stats stats;
     struct error broken; /* why stats.state is ENGINE_BROKEN */
 
     /* The engine thread's: */
     struct engine_event *posted, **posted_end; /* not flushed */
-    int *cancelled;                            /* (capacity) places, of the last take */
+    struct engine_mark *marks;                 /* (capacity) of the last take */
+    double seen_token_bytes;                   /* lately, in what was tokenized */
 
     /* Fixed: */
     int capacity;
@@ -60,9 +74,9 @@ struct engine_mail {
 
 /* What has come for the engine thread. */
 struct engine_mail_news {
-    struct engine_job *jobs; /* oldest first; the taker's */
-    const int *cancelled;    /* (n_cancelled) places, valid until the next take */
-    int n_cancelled;
+    struct engine_job *jobs;         /* oldest first; the taker's */
+    const struct engine_mark *marks; /* (n_marks) valid until the next take */
+    int n_marks;
     bool closing;
 };
 
@@ -76,6 +90,7 @@ void engine_mail_deinit(struct engine_mail *m); /* a zeroed one is allowed */
 int engine_mail_submit(struct engine_mail *m, uint64_t *tickets, struct engine_request **requests,
                        int n, struct error *err);
 void engine_mail_cancel(struct engine_mail *m, uint64_t ticket);
+void engine_mail_pause(struct engine_mail *m, uint64_t ticket, bool paused);
 struct engine_event *engine_mail_poll(struct engine_mail *m);
 void engine_mail_get_stats(struct engine_mail *m, struct engine_stats *stats);
 enum engine_state engine_mail_get_state(struct engine_mail *m, struct error *err);
@@ -95,6 +110,9 @@ bool engine_mail_closing(struct engine_mail *m);   /* nobody will wait for what 
 /* The next flush says ENGINE_BROKEN: this is why. */
 void engine_mail_break(struct engine_mail *m, const char *text);
 
+/* n_bytes of prompts have become n_tokens: what submit estimates by. */
+void engine_mail_learn(struct engine_mail *m, size_t n_bytes, int n_tokens);
+
 /* Takes event. It stays here until the flush. */
 void engine_mail_post(struct engine_mail *m, struct engine_event *event);
 /* Hands over what was posted, with the engine's own figures, and wakes the other side once. */
@@ -103,6 +121,9 @@ void engine_mail_flush(struct engine_mail *m, const struct engine_stats *stats);
 /* An event in one piece of memory with room for text_size bytes of text and n_tokens tokens; the
  * counts start at 0. NULL: no memory. */
 struct engine_event *engine_mail_event(size_t text_size, int n_tokens);
+
+/* Of the prompt's text, about. */
+size_t engine_mail_prompt_bytes(const struct engine_request *request);
 
 /* CLOCK_MONOTONIC, of which engine_stats has its times. */
 int64_t engine_mail_now_ns(void);

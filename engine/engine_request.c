@@ -152,9 +152,20 @@ static int check_lengths(const struct engine_request *request, struct error *err
     return 0;
 }
 
+static int check_claim(const struct engine_claim *claim, struct error *err) {
+    if (claim->tenant < 0 || claim->tenant >= ENGINE_MAX_TENANTS)
+        return error_set(err, -EINVAL, "tenant: must lie in 0..%d", ENGINE_MAX_TENANTS - 1);
+    if (claim->weight != 0 && !(claim->weight >= 1e-3f && claim->weight <= 1e3f))
+        return error_set(err, -EINVAL, "weight: must be 0 or lie in 0.001..1000");
+    if (claim->queue_ns < 0 || claim->first_ns < 0 || claim->total_ns < 0)
+        return error_set(err, -EINVAL, "deadline: must not be negative");
+    return 0;
+}
+
 int engine_request_check(const struct engine_request *request, const struct sequence_shape *shape,
                          size_t max_text, struct error *err) {
     int r = sampler_check(&request->sampling, err);
+    if (r == 0) r = check_claim(&request->claim, err);
     if (r == 0) r = check_lengths(request, err);
     if (r == 0) r = check_stops(request, shape, err);
     if (r == 0) r = check_prompt(request, shape, max_text, err);

@@ -4,17 +4,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/engine_request.h"
 #include "engine/kv.h"
 
 enum {
-    ADMIT_BYTES = 64 * 1024, /* of prompts, tokenized between two steps: about 10 ms */
-    MESSAGE_BYTES = 32       /* what a chat template puts around a message, about */
+    ADMIT_BYTES = 64 * 1024 /* of prompts, tokenized between two steps: about 10 ms */
 };
 
 void engine_publish(struct engine *e) {
     struct scheduler_stats scheduler;
     scheduler_get_stats(e->scheduler, &scheduler);
     e->stats.running = scheduler.running;
+    e->stats.paused = scheduler.paused;
+    e->stats.waiting_tokens = scheduler.pending + e->jobs_tokens;
     e->stats.preemptions = scheduler.preemptions;
     e->stats.prefix_queries = scheduler.prefix_queries;
     e->stats.prefix_hits = scheduler.prefix_hits;
@@ -26,6 +28,7 @@ void engine_publish(struct engine *e) {
 
 /* -- Admission ------------------------------------------------------------------------------- */
 
+/* Its final event; the job, which may stand in the list still, is an empty shell after that. */
 static void end_job(struct engine *e, struct engine_job *job, int code, const char *text) {
     struct engine_event *last = job->last;
     job->last = NULL;
@@ -38,14 +41,25 @@ static void end_job(struct engine *e, struct engine_job *job, int code, const ch
         e->stats.failures++;
     else
         e->stats.cancelled++;
-    engine_mail_job_free(job);
+    e->places[job->place] = NULL;
+    engine_request_free(job->request);
+    job->request = NULL;
     engine_mail_post(&e->mail, last);
+}
+
+static struct engine_job *next_job(struct engine *e) {
+    struct engine_job *job = e->jobs;
+    e->jobs = job->next;
+    if (!e->jobs) e->jobs_end = &e->jobs;
+    e->jobs_tokens -= job->tokens;
+    return job;
 }
 
 /* The request becomes a sequence in the scheduler's queue. */
 static int make_sequence(struct engine *e, struct engine_job *job, struct sequence **ret,
                          struct error *err) {
     struct sequence *seq = NULL;
+    size_t n_bytes = engine_mail_prompt_bytes(job->request);
     int r = sequence_new(&seq, &e->shape, job->request, err);
     if (r < 0) return r;
     const struct engine_request *request = seq->request;
@@ -61,6 +75,8 @@ static int make_sequence(struct engine *e, struct engine_job *job, struct sequen
         sequence_free(seq);
         return r;
     }
+    engine_mail_learn(&e->mail, n_bytes, seq->n_prompt);
+    if (job->paused) scheduler_pause(e->scheduler, seq->slot, true);
     seq->ticket = job->ticket;
     seq->place = job->place;
     seq->last = job->last;
@@ -89,7 +105,6 @@ static void tokenize(struct engine *e, struct engine_job *job) {
     seq->tokens = NULL;
     e->stats.finished++;
     sequence_free(seq);
-    engine_mail_job_free(job);
     engine_mail_post(&e->mail, last);
 }
 
@@ -97,9 +112,7 @@ static int post_started(struct engine *e, const struct sequence *seq) {
     struct engine_event *event = engine_mail_event(0, 0);
     if (!event) return -ENOMEM;
     event->kind = ENGINE_STARTED;
-    event->ticket = seq->ticket;
-    event->tag = seq->request->tag;
-    event->n_prompt = seq->n_prompt;
+    engine_describe(event, seq);
     if (seq->request->return_tokens && seq->n_prompt > 0) {
         size_t bytes = (size_t)seq->n_prompt * sizeof *event->ids;
         event->ids = malloc(bytes);
@@ -117,10 +130,6 @@ static int post_started(struct engine *e, const struct sequence *seq) {
 static void admit(struct engine *e, struct engine_job *job) {
     struct error err;
     struct sequence *seq = NULL;
-    if (job->cancelled) {
-        end_job(e, job, 0, "");
-        return;
-    }
     if (job->request->task == ENGINE_TOKENIZE) {
         tokenize(e, job);
         return;
@@ -131,7 +140,6 @@ static void admit(struct engine *e, struct engine_job *job) {
         end_job(e, job, r, err.text);
         return;
     }
-    engine_mail_job_free(job);
     e->sequences[seq->place] = seq;
     e->owners[seq->slot] = seq;
     r = post_started(e, seq);
@@ -139,70 +147,135 @@ static void admit(struct engine *e, struct engine_job *job) {
     if (r < 0) engine_fail(e, seq, r, "out of memory");
 }
 
-static size_t prompt_bytes(const struct engine_request *request) {
-    size_t bytes = request->text_len;
-    for (int i = 0; i < request->n_messages; i++)
-        bytes += MESSAGE_BYTES + strlen(request->messages[i].content);
-    return bytes;
-}
-
 /* At least one request, so that a stream of long ones is taken too. */
 static void admit_some(struct engine *e) {
     for (size_t bytes = 0; e->jobs && bytes < ADMIT_BYTES;) {
-        struct engine_job *job = e->jobs;
-        e->jobs = job->next;
-        bytes += prompt_bytes(job->request);
-        admit(e, job);
+        struct engine_job *job = next_job(e);
+        if (job->request) {
+            bytes += engine_mail_prompt_bytes(job->request);
+            e->places[job->place] = NULL;
+            admit(e, job);
+        }
+        engine_mail_job_free(job);
     }
 }
 
 /* -- Mail ------------------------------------------------------------------------------------ */
 
 /* Whatever state the request is in: not admitted, waiting, reading its prompt or generating. */
-static void cancel_place(struct engine *e, int place) {
-    if (e->sequences[place]) engine_finish(e, e->sequences[place], FINISH_CANCELLED);
-    for (struct engine_job *job = e->jobs; job; job = job->next)
-        if (job->place == place) job->cancelled = true;
+static void obey(struct engine *e, const struct engine_mark *mark) {
+    struct sequence *seq = e->sequences[mark->place];
+    struct engine_job *job = e->places[mark->place];
+    if (seq && mark->cancelled)
+        engine_finish(e, seq, FINISH_CANCELLED);
+    else if (seq)
+        scheduler_pause(e->scheduler, seq->slot, mark->paused);
+    else if (job && mark->cancelled)
+        end_job(e, job, 0, "");
+    else if (job)
+        job->paused = mark->paused;
+}
+
+static int64_t earlier(int64_t a, int64_t b) { return b > 0 && b < a ? b : a; }
+
+/* Of a job: it has had neither step nor token. */
+static int64_t job_deadline(const struct engine_job *job) {
+    const struct engine_claim *c = &job->request->claim;
+    return earlier(earlier(earlier(INT64_MAX, c->queue_ns), c->first_ns), c->total_ns);
+}
+
+static void append_jobs(struct engine *e, struct engine_job *jobs) {
+    *e->jobs_end = jobs;
+    for (struct engine_job *job = jobs; job; job = job->next) {
+        e->jobs_end = &job->next;
+        e->jobs_tokens += job->tokens;
+        e->places[job->place] = job;
+        e->jobs_deadline_ns = earlier(e->jobs_deadline_ns, job_deadline(job));
+        if (job->cancelled) end_job(e, job, 0, "");
+    }
 }
 
 static void take_mail(struct engine *e, int64_t until_ns, bool *ret_closing) {
     struct engine_mail_news news;
     engine_mail_take(&e->mail, &news, until_ns);
-    struct engine_job **end = &e->jobs;
-    while (*end) end = &(*end)->next;
-    *end = news.jobs;
-    for (int i = 0; i < news.n_cancelled; i++) cancel_place(e, news.cancelled[i]);
+    append_jobs(e, news.jobs);
+    for (int i = 0; i < news.n_marks; i++) obey(e, &news.marks[i]);
     *ret_closing = news.closing;
 }
 
+/* -- Deadlines ------------------------------------------------------------------------------- */
+
+static void expire_job(struct engine *e, struct engine_job *job) {
+    const struct engine_claim *c = &job->request->claim;
+    int64_t at = job_deadline(job);
+    e->stats.timeouts++;
+    end_job(e, job, -ETIMEDOUT,
+            engine_limit_text(at == c->queue_ns   ? LIMIT_QUEUE
+                              : at == c->first_ns ? LIMIT_FIRST
+                                                  : LIMIT_TOTAL));
+}
+
+static void expire_jobs(struct engine *e, int64_t now_ns) {
+    if (now_ns < e->jobs_deadline_ns) return;
+    e->jobs_deadline_ns = INT64_MAX;
+    for (struct engine_job *job = e->jobs; job; job = job->next) {
+        if (!job->request) continue;
+        if (job_deadline(job) <= now_ns)
+            expire_job(e, job);
+        else
+            e->jobs_deadline_ns = earlier(e->jobs_deadline_ns, job_deadline(job));
+    }
+}
+
+/* Before anything is computed for them. */
+static void expire(struct engine *e, int64_t now_ns) {
+    enum scheduler_limit limit;
+    int slot;
+    expire_jobs(e, now_ns);
+    while ((slot = scheduler_expired(e->scheduler, now_ns, &limit)) >= 0)
+        engine_expire(e, e->owners[slot], limit);
+}
+
+/* -- The loop -------------------------------------------------------------------------------- */
+
+/* Nothing to compute: there is nothing, or all of it is paused. */
 static bool idle(const struct engine *e) {
     struct scheduler_stats stats;
     scheduler_get_stats(e->scheduler, &stats);
-    return !e->jobs && stats.running + stats.waiting == 0;
+    return !e->jobs && stats.running + stats.waiting == stats.paused;
+}
+
+/* Until when to wait for mail. */
+static int64_t wait_until(const struct engine *e, bool is_idle) {
+    int64_t next = is_idle ? ENGINE_MAIL_FOREVER : e->null.next_ns;
+    return earlier(next, scheduler_deadline(e->scheduler));
 }
 
 static void end_all(struct engine *e) {
     for (int i = 0; i < e->capacity; i++)
         if (e->sequences[i]) engine_finish(e, e->sequences[i], FINISH_CANCELLED);
     while (e->jobs) {
-        struct engine_job *job = e->jobs;
-        e->jobs = job->next;
-        end_job(e, job, 0, "");
+        struct engine_job *job = next_job(e);
+        if (job->request) end_job(e, job, 0, "");
+        engine_mail_job_free(job);
     }
 }
 
 void engine_serve(struct engine *e) {
+    e->jobs_end = &e->jobs;
+    e->jobs_deadline_ns = INT64_MAX;
     for (;;) {
         bool closing;
         engine_publish(e);
         bool was_idle = idle(e);
-        take_mail(e, was_idle ? ENGINE_MAIL_FOREVER : e->null.next_ns, &closing);
+        take_mail(e, wait_until(e, was_idle), &closing);
         int64_t now = engine_mail_now_ns();
         if (was_idle) {
             e->stats.last_step_ns = now;
             if (e->options.null) engine_null_start(&e->null, now);
         }
         if (closing) break;
+        expire(e, now);
         admit_some(e);
         /* Whoever waits to hear that it was admitted need not wait for the step. */
         if (e->mail.posted) engine_publish(e);

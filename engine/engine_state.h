@@ -27,6 +27,12 @@
 struct kv_pool;
 struct model;
 
+/* Sums that fade, so that their quotients tell of the last steps. */
+struct engine_rates {
+    double prompt_tokens, prompt_seconds; /* of steps with prompts */
+    double steps, step_seconds;           /* of the others */
+};
+
 struct engine {
     struct engine_options options; /* checked; zeros replaced */
     struct source *src;
@@ -51,10 +57,14 @@ struct engine {
     struct kv_pool *kv;
     struct scheduler *scheduler;
     struct sampler_work *work;
-    struct engine_job *jobs;     /* taken from the mail, not admitted */
-    struct sequence **sequences; /* (capacity) by place; NULL = none */
-    struct sequence **owners;    /* (capacity) by slot */
+    struct engine_job *jobs, **jobs_end; /* taken from the mail, not admitted, oldest first */
+    struct engine_job **places;          /* (capacity) those of them that have not ended */
+    int64_t jobs_deadline_ns;            /* none of them misses a deadline before */
+    int64_t jobs_tokens;                 /* of their prompts, estimated */
+    struct sequence **sequences;         /* (capacity) by place; NULL = none */
+    struct sequence **owners;            /* (capacity) by slot */
     struct engine_stats stats;
+    struct engine_rates rates;
 
     /* One step, filled anew each time: */
     struct scheduler_share *shares; /* (max_running) */
@@ -86,6 +96,12 @@ void engine_step(struct engine *e);
 /* Ends a sequence with a final event: text that it still holds, then DONE; or FAILED. */
 void engine_finish(struct engine *e, struct sequence *seq, enum engine_finish finish);
 void engine_fail(struct engine *e, struct sequence *seq, int code, const char *text);
+/* That deadline has passed. */
+void engine_expire(struct engine *e, struct sequence *seq, enum scheduler_limit limit);
+const char *engine_limit_text(enum scheduler_limit limit);
+
+/* What every event of a sequence says. */
+void engine_describe(struct engine_event *event, const struct sequence *seq);
 
 /* Posts the text and tokens that seq has ready; -ENOMEM. */
 int engine_post_text(struct engine *e, struct sequence *seq);

@@ -9,16 +9,22 @@
 
 /* -- Events ---------------------------------------------------------------------------------- */
 
-int engine_post_text(struct engine *e, struct sequence *seq) {
-    if (seq->text.len == 0 && seq->n_ready == 0) return 0;
-    struct engine_event *event = engine_mail_event(seq->text.len, seq->n_ready);
-    if (!event) return -ENOMEM;
-    event->kind = ENGINE_TEXT;
+void engine_describe(struct engine_event *event, const struct sequence *seq) {
     event->ticket = seq->ticket;
     event->tag = seq->request->tag;
     event->n_prompt = seq->n_prompt;
     event->n_generated = sequence_generated(seq);
     event->n_cached = seq->n_cached;
+    event->queued_ns = seq->queued_ns;
+    event->first_ns = seq->first_ns;
+}
+
+int engine_post_text(struct engine *e, struct sequence *seq) {
+    if (seq->text.len == 0 && seq->n_ready == 0) return 0;
+    struct engine_event *event = engine_mail_event(seq->text.len, seq->n_ready);
+    if (!event) return -ENOMEM;
+    event->kind = ENGINE_TEXT;
+    engine_describe(event, seq);
     event->text_len = seq->text.len;
     if (seq->text.len > 0) memcpy(event->text, seq->text.data, seq->text.len);
     event->n_tokens = seq->n_ready;
@@ -33,9 +39,7 @@ static void post_last(struct engine *e, struct sequence *seq, enum engine_event_
     struct engine_event *last = seq->last;
     seq->last = NULL;
     last->kind = kind;
-    last->n_prompt = seq->n_prompt;
-    last->n_generated = sequence_generated(seq);
-    last->n_cached = seq->n_cached;
+    engine_describe(last, seq);
     last->stop = seq->stop.matched;
     last->stop_id = seq->stop_id;
     scheduler_remove(e->scheduler, seq->slot);
@@ -52,6 +56,20 @@ void engine_fail(struct engine *e, struct sequence *seq, int code, const char *t
     memcpy(last->text, text, last->text_len);
     e->stats.failures++;
     post_last(e, seq, ENGINE_FAILED);
+}
+
+const char *engine_limit_text(enum scheduler_limit limit) {
+    static const char *const texts[] = {
+        [LIMIT_QUEUE] = "the time limit of the queue has passed before the first step",
+        [LIMIT_FIRST] = "the time limit of the first token has passed before it came",
+        [LIMIT_TOTAL] = "the time limit of the whole request has passed before its end",
+    };
+    return texts[limit];
+}
+
+void engine_expire(struct engine *e, struct sequence *seq, enum scheduler_limit limit) {
+    e->stats.timeouts++;
+    engine_fail(e, seq, -ETIMEDOUT, engine_limit_text(limit));
 }
 
 void engine_finish(struct engine *e, struct sequence *seq, enum engine_finish finish) {
@@ -95,8 +113,7 @@ static struct batch build_batch(struct engine *e, int n_shares) {
                       .max_blocks = widest_table(e->shares, n_shares)};
     for (int i = 0; i < n_shares; i++) {
         const struct scheduler_share *share = &e->shares[i];
-        struct sequence *seq = e->owners[share->slot];
-        seq->n_cached = share->n_cached;
+        const struct sequence *seq = e->owners[share->slot];
         e->firsts[i] = b.n_tokens;
         int n = copy_tokens(seq, share, e->tokens + b.n_tokens);
         for (int j = 0; j < n; j++) {
@@ -192,6 +209,7 @@ static int sample(struct engine *e, struct sequence *seq, const struct scheduler
     int status;
     int n = sample_rows(e, seq, share->n_drafts, r, &status, err);
     if (n < 0) return n;
+    if (seq->first_ns == 0) seq->first_ns = engine_mail_now_ns();
     e->stats.generated_tokens += n;
     if (share->n_drafts > 0) adapt_guesses(e, seq, share->n_drafts, n > 0 ? n - 1 : 0);
     if (status == 0 && seq->ended) {
@@ -272,12 +290,42 @@ static void fail_all(struct engine *e, const char *text) {
         if (e->sequences[i]) engine_fail(e, e->sequences[i], -EIO, text);
 }
 
+/* -- Figures --------------------------------------------------------------------------------- */
+
+/* Returns how many tokens of prompts are in the step; what is computed again counts too. */
+static int note_shares(struct engine *e, int n, int64_t now_ns) {
+    int prompt_tokens = 0;
+    for (int i = 0; i < n; i++) {
+        const struct scheduler_share *share = &e->shares[i];
+        struct sequence *seq = e->owners[share->slot];
+        seq->n_cached = share->n_cached;
+        if (seq->queued_ns == 0) seq->queued_ns = now_ns;
+        if (share->n > 1 || seq->first_ns == 0) prompt_tokens += share->n;
+    }
+    return prompt_tokens;
+}
+
+static void note_duration(struct engine *e, int prompt_tokens, double seconds) {
+    struct engine_rates *r = &e->rates;
+    const double keep = 0.9;
+    if (prompt_tokens > 0) {
+        r->prompt_tokens = keep * r->prompt_tokens + prompt_tokens;
+        r->prompt_seconds = keep * r->prompt_seconds + seconds;
+        if (r->prompt_seconds > 0) e->stats.prefill_rate = r->prompt_tokens / r->prompt_seconds;
+    } else {
+        r->steps = keep * r->steps + 1;
+        r->step_seconds = keep * r->step_seconds + seconds;
+        e->stats.step_seconds = r->step_seconds / r->steps;
+    }
+}
+
 void engine_step(struct engine *e) {
     struct error err;
     int64_t start = engine_mail_now_ns();
     guess(e);
     int n = scheduler_next(e->scheduler, e->shares);
     if (n == 0) return;
+    int prompt_tokens = note_shares(e, n, start);
     int r = e->model ? run_model(e, n, &err) : 0;
     scheduler_ran(e->scheduler, e->shares, n);
     if (r == 0) r = read_prompts(e, n, &err);
@@ -286,5 +334,7 @@ void engine_step(struct engine *e) {
     e->stats.steps++;
     e->stats.last_step_ns = engine_mail_now_ns();
     if (!e->model) engine_null_tick(&e->null, e->stats.last_step_ns);
-    e->stats.busy_seconds += (double)(e->stats.last_step_ns - start) * 1e-9;
+    double seconds = (double)(e->stats.last_step_ns - start) * 1e-9;
+    e->stats.busy_seconds += seconds;
+    note_duration(e, prompt_tokens, seconds);
 }

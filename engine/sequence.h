@@ -41,9 +41,10 @@ struct sequence {
     const struct sequence_shape *shape;
     struct engine_request *request;
     uint64_t ticket;
-    int place, slot;           /* see engine_state.h */
-    int n_cached;              /* of the prompt, found computed; the scheduler says */
-    struct engine_event *last; /* the engine's final event for it */
+    int place, slot;             /* see engine_state.h */
+    int n_cached;                /* of the prompt, found computed; the scheduler says */
+    int64_t queued_ns, first_ns; /* of the first step and token; 0 = not yet */
+    struct engine_event *last;   /* the engine's final event for it */
 
     int32_t *tokens; /* (n_tokens) known: the prompt, then what was generated */
     int n_tokens, n_prompt, n_max, capacity;

@@ -117,6 +117,9 @@ static void take_event(struct desk *d, struct engine_event *event) {
     record->n_events++;
     record->n_prompt = event->n_prompt;
     record->n_generated = event->n_generated;
+    record->n_cached = event->n_cached;
+    record->queued_ns = event->queued_ns;
+    record->first_ns = event->first_ns;
     switch (event->kind) {
     case ENGINE_STARTED:
         cr_assert_eq(record->n_events, 1);

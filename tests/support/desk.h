@@ -27,7 +27,8 @@ struct desk_record {
     bool started, ended;
     enum engine_event_kind kind; /* of the final event */
     enum engine_finish finish;
-    int code, n_prompt, n_generated, n_events;
+    int code, n_prompt, n_generated, n_events, n_cached;
+    int64_t queued_ns, first_ns;
     char text[DESK_TEXT]; /* cut; of FAILED the message */
     size_t text_len;
     int32_t tokens[DESK_TOKENS];
