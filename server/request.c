@@ -156,14 +156,14 @@ static const struct {
 };
 
 /* FNV-1a of what decides which tokens come: the same numbers mean the same answers. */
-static void set_fingerprint(struct request *r) {
-    const struct engine_info *info = r->server->info;
+static void set_fingerprint(struct server *s) {
+    const struct engine_info *info = s->info;
     char facts[256];
     uint64_t hash = 0xcbf29ce484222325u;
     snprintf(facts, sizeof facts, "%s %s %s %s %d %d %d %zu", GPTQT_VERSION, info->architecture,
              info->method, info->backend, info->bits, info->group, info->vocab, info->weight_bytes);
     for (const char *p = facts; *p; p++) hash = (hash ^ (unsigned char)*p) * 0x100000001b3u;
-    snprintf(r->fingerprint, sizeof r->fingerprint, "fp_%016" PRIx64, hash);
+    snprintf(s->fingerprint, sizeof s->fingerprint, "fp_%016" PRIx64, hash);
 }
 
 static void set_id(struct request *r) {
@@ -180,11 +180,11 @@ static void set_id(struct request *r) {
 static void prepare_render(struct request *r) {
     const struct openai_request *wanted = r->wanted;
     set_id(r);
-    set_fingerprint(r);
+    if (!r->server->fingerprint[0]) set_fingerprint(r->server);
     r->render = (struct openai_render){.kind = wanted->kind,
                                        .id = r->id,
                                        .model = r->server->model,
-                                       .fingerprint = r->fingerprint,
+                                       .fingerprint = r->server->fingerprint,
                                        .created = (int64_t)time(NULL),
                                        .stream = wanted->stream,
                                        .usage_key = wanted->stream && wanted->include_usage};

@@ -73,7 +73,6 @@ struct request {
     int n_choices, n_submitted, n_running;
     int width;                              /* choices of each prompt: n, or best_of */
     char own_id[OPENAI_MAX_ID + 1], id[96]; /* the second is the answer's */
-    char fingerprint[24];
     struct openai_render render;
     struct text head;              /* of a stream's chunks */
     int sequence;                  /* number of the next typed event */

@@ -43,11 +43,12 @@ struct server {
     struct request *requests;       /* all that have not ended in the engine */
     struct metrics metrics;
     struct health health;
-    char model[128];   /* the served name */
-    const char *names; /* all of them, see model_names.h */
-    int64_t created;   /* seconds since 1970 */
-    uint64_t serial;   /* of ids */
-    uint64_t random;   /* state of the seeds for requests without one */
+    char model[128];      /* the served name */
+    const char *names;    /* all of them, see model_names.h */
+    char fingerprint[24]; /* of the model and what computes it; "" = not asked for yet */
+    int64_t created;      /* seconds since 1970 */
+    uint64_t serial;      /* of ids */
+    uint64_t random;      /* state of the seeds for requests without one */
     enum server_state state;
     int64_t deadline_ns; /* of the state */
     int status;          /* of server_run() */

@@ -226,8 +226,10 @@ const struct openai_field *openai_fields(size_t *ret_n) {
 }
 
 const struct openai_field *openai_field_find(const char *name, enum openai_kind kind) {
-    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++)
-        if ((fields[i].where & 1u << kind) && !strcmp(fields[i].name, name)) return &fields[i];
+    for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
+        if (fields[i].name[0] != name[0] || !(fields[i].where & 1u << kind)) continue;
+        if (!strcmp(fields[i].name, name)) return &fields[i];
+    }
     return NULL;
 }
 
