@@ -4,8 +4,13 @@ set -u
 cd "${1:?the repository root}"
 bad=0
 for header in $(find kernels engine server web -name '*.h'); do
+    case $header in
+    kernels/cuda/plugin.h) compile="${CC:-cc} -std=c17 -x c" ;;
+    kernels/cuda/*) compile="${CXX:-c++} -std=c++17 -x c++" ;; # CUDA, as the emulation sees it
+    *) compile="${CC:-cc} -std=c17 -x c" ;;
+    esac
     printf '#include "%s"\n' "$header" |
-        ${CC:-cc} -std=c17 -D_POSIX_C_SOURCE=200809L -I. -mavx2 -mavx512f -fsyntax-only -x c - 2>/dev/null || {
+        $compile -D_POSIX_C_SOURCE=200809L -I. -mavx2 -mavx512f -fsyntax-only - 2>/dev/null || {
         echo "not ok - $header does not compile alone"
         bad=1
     }

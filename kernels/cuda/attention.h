@@ -1,0 +1,51 @@
+/* attention.h - keys and values in blocks, and attention over them.
+ *
+ * Owns      nothing.
+ * Borrows   device memory during the launch.
+ * Thread    the back end's.
+ * Fails     each returns its launch's code.
+ * Cost      decode reads each visible key and value once for up to 4 query heads. The context is cut
+ *           into pieces of SPLIT positions, so that few sequences fill the device.
+ *
+ * Cuts are at multiples of SPLIT from position 0 and pieces are merged in order, so a token's result
+ * depends neither on the batch nor on how its prompt was cut. */
+#ifndef KERNELS_CUDA_ATTENTION_H
+#define KERNELS_CUDA_ATTENTION_H
+
+#include "kernels/cuda/gpu.h"
+
+enum { KV_TOKENS = 16, SPLIT = 256, MAX_HEAD_DIM = 256 };
+
+/* A layer's pool: (blocks, n_kv_heads, K and V, KV_TOKENS, padded), rows padded with zeros. */
+struct kv_pool {
+    void *data;
+    int is_half, n_kv_heads, head_dim, padded; /* padded: to a multiple of 8 */
+};
+
+struct batch_tables {
+    const int32_t *positions, *seqs, *blocks;
+    int max_blocks;
+};
+
+cudaError_t kv_store_run(const struct kv_pool *kv, const struct batch_tables *batch, const float *k,
+                         const float *v, int n, cudaStream_t stream);
+
+struct attention_args {
+    float *dst;
+    const float *q; /* (n, n_heads, head_dim) */
+    struct kv_pool kv;
+    struct batch_tables batch;
+    int n_heads, window;
+    float scale;
+    const float *slopes; /* NULL without */
+    float *pieces;       /* (tokens of a slice, n_heads, n_splits, padded + 2) */
+    int n_splits;        /* of the longest context of the batch */
+    int first_token;     /* of the slice */
+};
+
+static inline size_t attention_floats(int n_heads, int n_splits, int padded) {
+    return n_splits > 1 ? (size_t)n_heads * (size_t)n_splits * (size_t)(padded + 2) : 0;
+}
+cudaError_t attention_run(const struct attention_args *args, int n, cudaStream_t stream);
+
+#endif

@@ -1,0 +1,289 @@
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/elementwise.h"
+#include "kernels/cuda/plugin.h"
+
+#if defined(__CUDACC__)
+bool gpu_overlap;
+#endif
+
+bool gpu_good(struct gpu *gpu, cudaError_t code, const char *what) {
+    if (code != cudaSuccess && !gpu->rc) gpu->rc = gpu_error(code, &gpu->failure, what, 0);
+    return !gpu->rc;
+}
+
+int gpu_error(cudaError_t code, struct error *err, const char *what, size_t bytes) {
+    if (code == cudaErrorMemoryAllocation) {
+        size_t left = 0, total = 0;
+        cudaGetLastError();
+        cudaMemGetInfo(&left, &total);
+        return error_set(err, -ENOMEM, "%s: no %zu MiB on the device (%zu of %zu MiB are free)",
+                         what, (bytes >> 20) + 1, left >> 20, total >> 20);
+    }
+    return error_set(err, -EIO, "%s: %s", what, cudaGetErrorString(code));
+}
+
+int gpu_alloc(void **ret, size_t bytes, struct error *err) {
+    *ret = NULL;
+    if (!bytes) return 0;
+    cudaError_t code = cudaMalloc(ret, bytes);
+    return code == cudaSuccess ? 0 : gpu_error(code, err, "device memory", bytes);
+}
+
+bool gpu_grow(struct gpu *gpu, struct room *room, size_t bytes) {
+    if (gpu->rc) return false;
+    if (bytes <= room->bytes) return true;
+    cudaFree(room->data); /* waits for what uses it */
+    room->bytes = 0;
+    int rc = gpu_alloc(&room->data, bytes, &gpu->failure);
+    if (rc)
+        gpu->rc = rc;
+    else
+        room->bytes = bytes;
+    return !rc;
+}
+
+const void *gpu_constant(struct gpu *gpu, const void *host, size_t bytes) {
+    for (int i = 0; i < N_CONSTANTS; i++) {
+        struct constant *c = &gpu->constants[i];
+        if (c->data && c->bytes == bytes && !memcmp(c->host, host, bytes)) return c->data;
+    }
+    struct constant *c = &gpu->constants[gpu->next_constant++ % N_CONSTANTS];
+    cudaFree(c->data);
+    free(c->host);
+    *c = constant{malloc(bytes), NULL, bytes};
+    if (!c->host || gpu_alloc(&c->data, bytes, NULL)) {
+        if (!gpu->rc) gpu->rc = error_set(&gpu->failure, -ENOMEM, "no memory for constants");
+        return NULL;
+    }
+    memcpy(c->host, host, bytes);
+    gpu_good(gpu, cudaMemcpyAsync(c->data, c->host, bytes, cudaMemcpyHostToDevice, gpu->stream),
+             "constants");
+    return gpu->rc ? NULL : c->data;
+}
+
+static void gpu_close(struct backend *be) {
+    struct gpu *gpu = gpu_of(be);
+    if (gpu->stream) cudaStreamSynchronize(gpu->stream);
+    struct room *rooms[] = {&gpu->batch_room, &gpu->rows_room,  &gpu->pieces,
+                            &gpu->groups,     &gpu->sums,       &gpu->columns[0],
+                            &gpu->columns[1], &gpu->unscale[0], &gpu->unscale[1]};
+    for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++) cudaFree(rooms[i]->data);
+    for (int i = 0; i < N_ANGLES; i++) cudaFree(gpu->angles[i].room.data);
+    for (int i = 0; i < N_CONSTANTS; i++) {
+        cudaFree(gpu->constants[i].data);
+        free(gpu->constants[i].host);
+    }
+    if (gpu->stream) cudaStreamDestroy(gpu->stream);
+    free(gpu);
+}
+
+static int buffer_new(struct backend *be, struct buffer **ret, size_t n, struct error *err) {
+    struct gpu *gpu = gpu_of(be);
+    if (n > SIZE_MAX / 2 / sizeof(float))
+        return error_set(err, -EINVAL, "a buffer of %zu numbers is too large", n);
+    struct buffer *b = static_cast<struct buffer *>(calloc(1, sizeof *b));
+    void *data = NULL;
+    int rc = b ? gpu_alloc(&data, n * sizeof(float), err)
+               : error_set(err, -ENOMEM, "no memory for a buffer");
+    if (rc) {
+        free(b);
+        return rc;
+    }
+    b->n = n;
+    b->data = static_cast<float *>(data);
+    if (n) gpu_good(gpu, cudaMemsetAsync(data, 0, n * sizeof(float), gpu->stream), "a new buffer");
+    *ret = b;
+    return 0;
+}
+
+static void buffer_free(struct backend *, struct buffer *buffer) {
+    cudaFree(buffer->data);
+    free(buffer);
+}
+
+static int gpu_sync(struct backend *be, struct error *err) {
+    struct gpu *gpu = gpu_of(be);
+    gpu_good(gpu, cudaStreamSynchronize(gpu->stream), "the device");
+    return gpu->rc ? error_set(err, gpu->rc, "%s", gpu->failure.text) : 0;
+}
+
+static int buffer_read(struct backend *be, float *dst, const struct buffer *src, size_t offset,
+                       size_t n, struct error *err) {
+    struct gpu *gpu = gpu_of(be);
+    if (offset > src->n || n > src->n - offset)
+        return error_set(err, -EINVAL, "reading %zu numbers at %zu of %zu", n, offset, src->n);
+    if (n && !gpu->rc)
+        gpu_good(gpu,
+                 cudaMemcpyAsync(dst, src->data + offset, n * sizeof *dst, cudaMemcpyDeviceToHost,
+                                 gpu->stream),
+                 "reading results");
+    return gpu_sync(be, err);
+}
+
+static void buffer_write(struct backend *be, struct buffer *dst, size_t offset, const float *src,
+                         size_t n) {
+    struct gpu *gpu = gpu_of(be);
+    if (n && !gpu->rc)
+        gpu_good(gpu,
+                 cudaMemcpyAsync(dst->data + offset, src, n * sizeof *src, cudaMemcpyHostToDevice,
+                                 gpu->stream),
+                 "writing inputs");
+}
+
+/* Tokens, positions, sequences and block tables travel in one copy. */
+static void gpu_begin(struct backend *be, const struct batch *batch) {
+    struct gpu *gpu = gpu_of(be);
+    size_t n = (size_t)batch->n_tokens, blocks = (size_t)batch->n_seqs * (size_t)batch->max_blocks;
+    size_t words = 3 * n + blocks;
+    gpu->n_tokens = gpu->n_rows = batch->n_tokens;
+    gpu->longest = 0;
+    for (size_t i = 0; i < n; i++)
+        if (batch->positions[i] >= gpu->longest) gpu->longest = batch->positions[i] + 1;
+    for (int i = 0; i < N_ANGLES; i++) gpu->angles[i].inv_freq = NULL;
+    gpu->next_angles = 0;
+    if (!words || !gpu_grow(gpu, &gpu->batch_room, words * sizeof(int32_t))) return;
+    int32_t *all = static_cast<int32_t *>(malloc(words * sizeof *all));
+    if (!all) {
+        gpu->rc = error_set(&gpu->failure, -ENOMEM, "no memory for a batch of %zu tokens", n);
+        return;
+    }
+    memcpy(all, batch->tokens, n * sizeof *all);
+    memcpy(all + n, batch->positions, n * sizeof *all);
+    memcpy(all + 2 * n, batch->seqs, n * sizeof *all);
+    if (blocks) memcpy(all + 3 * n, batch->blocks, blocks * sizeof *all);
+    int32_t *to = static_cast<int32_t *>(gpu->batch_room.data);
+    /* From pageable memory: the bytes have been taken when this returns. */
+    gpu_good(gpu,
+             cudaMemcpyAsync(to, all, words * sizeof *all, cudaMemcpyHostToDevice, gpu->stream),
+             "a batch's tables");
+    free(all);
+    gpu->tokens = to;
+    gpu->batch = batch_tables{to + n, to + 2 * n, to + 3 * n, batch->max_blocks};
+}
+
+static void gpu_embed(struct backend *be, struct buffer *dst, const struct weight *table,
+                      bool by_pos, int offset, float scale, bool accumulate) {
+    struct gpu *gpu = gpu_of(be);
+    if (gpu->rc || gpu->n_tokens <= 0) return;
+    struct embed_args args = {};
+    args.dst = dst->data;
+    args.table = table->data;
+    args.ids = by_pos ? gpu->batch.positions : gpu->tokens;
+    args.type = table->plain.type;
+    args.cols = table->cols;
+    args.offset = offset;
+    args.accumulate = accumulate;
+    args.scale = scale;
+    gpu_good(gpu, embed_run(&args, gpu->n_tokens, gpu->stream), "embed");
+}
+
+static void gpu_norm(struct backend *be, struct buffer *dst, const struct buffer *src,
+                     const struct norm_call *call) {
+    struct gpu *gpu = gpu_of(be);
+    if (gpu->rc || gpu->n_rows <= 0) return;
+    const float *w = static_cast<const float *>(call->w->data);
+    const float *b = call->b ? static_cast<const float *>(call->b->data) : NULL;
+    gpu_good(gpu,
+             norm_run(dst->data, src->data, w, b, call->dim, call->eps, gpu->n_rows, gpu->stream),
+             "norm");
+}
+
+static void gpu_gate(struct backend *be, struct buffer *gate, const struct buffer *up, int width) {
+    struct gpu *gpu = gpu_of(be);
+    size_t n = (size_t)gpu->n_rows * (size_t)width;
+    if (n && !gpu->rc) gpu_good(gpu, gate_run(gate->data, up->data, n, gpu->stream), "gate");
+}
+
+static void gpu_add(struct backend *be, struct buffer *dst, const struct buffer *src, int width) {
+    struct gpu *gpu = gpu_of(be);
+    size_t n = (size_t)gpu->n_rows * (size_t)width;
+    if (n && !gpu->rc) gpu_good(gpu, add_run(dst->data, src->data, n, gpu->stream), "add");
+}
+
+static void gpu_gather(struct backend *be, struct buffer *dst, const struct buffer *src,
+                       const int32_t *rows, int n_rows, int width) {
+    struct gpu *gpu = gpu_of(be);
+    size_t bytes = (size_t)n_rows * sizeof *rows;
+    gpu->n_rows = n_rows;
+    if (n_rows <= 0 || !gpu_grow(gpu, &gpu->rows_room, bytes)) return;
+    int32_t *to = static_cast<int32_t *>(gpu->rows_room.data);
+    if (gpu_good(gpu, cudaMemcpyAsync(to, rows, bytes, cudaMemcpyHostToDevice, gpu->stream),
+                 "rows to gather"))
+        gpu_good(gpu, gather_run(dst->data, src->data, to, n_rows, width, gpu->stream), "gather");
+}
+
+static struct backend_ops make_ops() {
+    struct backend_ops ops = {};
+    ops.close = gpu_close;
+    ops.buffer_new = buffer_new;
+    ops.buffer_free = buffer_free;
+    ops.buffer_read = buffer_read;
+    ops.buffer_write = buffer_write;
+    ops.weight_new = gpu_weight_new;
+    ops.weight_free = gpu_weight_free;
+    ops.weight_bytes = gpu_weight_bytes;
+    ops.kv_new = gpu_kv_new;
+    ops.kv_free = gpu_kv_free;
+    ops.begin = gpu_begin;
+    ops.embed = gpu_embed;
+    ops.norm = gpu_norm;
+    ops.linear = gpu_linear;
+    ops.rope = gpu_rope;
+    ops.kv_store = gpu_kv_store;
+    ops.attention = gpu_attention;
+    ops.gate = gpu_gate;
+    ops.add = gpu_add;
+    ops.gather = gpu_gather;
+    ops.sync = gpu_sync;
+    return ops;
+}
+
+static int open_device(struct gpu *gpu, struct error *err) {
+    int n = 0;
+    cudaError_t code = cudaGetDeviceCount(&n); /* leaves n alone when it fails */
+    if (code != cudaSuccess || n < 1)
+        return error_set(err, -ENODEV, "no GPU: %s",
+                         code != cudaSuccess ? cudaGetErrorString(code) : "none is there");
+    cudaDeviceProp prop;
+    code = cudaSetDevice(0);
+    if (code == cudaSuccess) code = cudaGetDeviceProperties(&prop, 0);
+    if (code == cudaSuccess) code = cudaStreamCreate(&gpu->stream);
+    if (code != cudaSuccess)
+        return error_set(err, -ENODEV, "the GPU does not start: %s", cudaGetErrorString(code));
+#if defined(__CUDACC__)
+    gpu_overlap = prop.major >= 9 && !getenv("GPTQT_GPU_NO_OVERLAP");
+#endif
+    snprintf(gpu->base.detail, sizeof gpu->base.detail, "%.48s, sm_%d%d, %zu MiB", prop.name,
+             prop.major, prop.minor, prop.totalGlobalMem >> 20);
+    return 0;
+}
+
+static int gpu_open(struct backend **ret, struct error *err) {
+    static const struct backend_ops ops = make_ops();
+    struct gpu *gpu = static_cast<struct gpu *>(calloc(1, sizeof *gpu));
+    if (!gpu) return error_set(err, -ENOMEM, "no memory for the GPU back end");
+    gpu->base.ops = &ops;
+#if defined(__CUDACC__)
+    gpu->base.name = "cuda";
+#else
+    gpu->base.name = "cuda-emu";
+#endif
+    int rc = open_device(gpu, err);
+    if (rc) {
+        gpu_close(&gpu->base);
+        return rc;
+    }
+    *ret = &gpu->base;
+    return 0;
+}
+
+extern "C" __attribute__((visibility("default"))) const struct gpu_plugin *gptqt_gpu_plugin(void) {
+    static const struct gpu_plugin plugin = {GPU_PLUGIN_VERSION, sizeof(struct backend_ops),
+                                             gpu_open};
+    return &plugin;
+}

@@ -1,0 +1,108 @@
+/* device.h - the state of the GPU back end, shared by its parts.
+ *
+ * Owns      device memory of everything made through it, one stream.
+ * Borrows   nothing after a call.
+ * Thread    one, as backend.h says.
+ * Fails     the first failure of the device is kept; later operations do nothing, sync() and read()
+ *           return it.
+ * Cost      operations are queued; memory that a batch needs grows with the largest so far. */
+#ifndef KERNELS_CUDA_DEVICE_H
+#define KERNELS_CUDA_DEVICE_H
+
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/gpu.h"
+#include "kernels/cuda/pack_input.h"
+#include "kernels/cuda/plain.h"
+#include "kernels/cuda/product.h"
+
+extern "C" {
+#include "kernels/backend.h"
+#include "kernels/error.h"
+}
+
+struct buffer {
+    size_t n;
+    float *data;
+};
+
+struct weight {
+    enum weight_use use;
+    int rows, cols;
+    struct product_kind kind;
+    struct plain_matrix plain; /* FORM_PLAIN, tables; data below belongs to it */
+    void *data, *params, *levels, *scales;
+    size_t bytes;
+};
+
+struct kv {
+    struct kv_spec spec;
+    struct kv_pool pool; /* of layer 0 */
+    size_t layer_bytes;
+};
+
+/* Device memory that grows; what was in it is lost then. */
+struct room {
+    void *data;
+    size_t bytes;
+};
+
+/* What a model asks for again and again, kept on the device and found by its contents. */
+struct constant {
+    void *host, *data;
+    size_t bytes;
+};
+enum { N_CONSTANTS = 16, N_ANGLES = 4 };
+
+struct angles {
+    const void *inv_freq; /* on the device; NULL: not of this batch */
+    int n_freq;
+    float scale;
+    struct room room;
+};
+
+struct gpu {
+    struct backend base;
+    cudaStream_t stream;
+    int rc;
+    struct error failure;
+
+    int n_tokens, n_rows, longest; /* longest: the largest position + 1 */
+    struct batch_tables batch;
+    const int32_t *tokens;
+    struct room batch_room, rows_room, pieces;
+    struct room columns[N_PACK_ORDERS], groups, sums, unscale[N_PACK_ORDERS];
+    struct constant constants[N_CONSTANTS];
+    int next_constant;
+    struct angles angles[N_ANGLES];
+    int next_angles;
+};
+
+static inline struct gpu *gpu_of(struct backend *be) { return reinterpret_cast<struct gpu *>(be); }
+
+/* Keeps the first failure; true when there is none. */
+bool gpu_good(struct gpu *gpu, cudaError_t code, const char *what);
+/* -ENOMEM or -EIO with the text. */
+int gpu_error(cudaError_t code, struct error *err, const char *what, size_t bytes);
+
+/* Device memory of exactly these bytes; 0 bytes give NULL. */
+int gpu_alloc(void **ret, size_t bytes, struct error *err);
+/* False after a failure, which is kept. */
+bool gpu_grow(struct gpu *gpu, struct room *room, size_t bytes);
+/* The device's copy of host memory; NULL after a failure. */
+const void *gpu_constant(struct gpu *gpu, const void *host, size_t bytes);
+
+int gpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
+                   const struct weight_view *view, struct error *err);
+void gpu_weight_free(struct backend *be, struct weight *weight);
+size_t gpu_weight_bytes(const struct weight *weight);
+void gpu_linear(struct backend *be, const struct linear_call *calls, int n_calls,
+                const struct buffer *x);
+
+int gpu_kv_new(struct backend *be, struct kv **ret, const struct kv_spec *spec, struct error *err);
+void gpu_kv_free(struct backend *be, struct kv *kv);
+void gpu_kv_store(struct backend *be, struct kv *kv, int layer, const struct buffer *k,
+                  const struct buffer *v);
+void gpu_attention(struct backend *be, const struct attention_call *call);
+void gpu_rope(struct backend *be, const struct rope_call *call);
+
+#endif

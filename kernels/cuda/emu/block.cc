@@ -1,0 +1,223 @@
+/* Runs the blocks of a grid one after another, the threads of each as fibers. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "kernels/cuda/emu/emu.h"
+#include "kernels/cuda/emu/fiber.h"
+
+namespace emu {
+
+indices here;
+
+namespace {
+
+enum { WARP = 32, SLOT = 64 };
+enum state { READY, AT_BARRIER, AT_WARP, DONE };
+
+struct warp {
+    uint32_t mask, arrived;
+    place at;
+    int turn; /* which of the two sets of slots the next meeting fills */
+    alignas(16) char slots[2][WARP][SLOT];
+};
+
+struct thread {
+    state what;
+    place at;
+    int turn;          /* the set that its last meeting filled */
+    uint32_t partners; /* of that meeting */
+};
+
+const std::function<void()> *body;
+thread threads[MAX_FIBERS];
+warp warps[MAX_FIBERS / WARP];
+int n_threads, n_waiting, n_done, current;
+place barrier_at;
+std::vector<int> ready;
+std::map<std::pair<const char *, int>, char *> arrays;
+std::vector<char *> allocated;
+char *dynamic_bytes;
+uint64_t random_state;
+
+uint64_t draw() {
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 7;
+    random_state ^= random_state << 17;
+    return random_state;
+}
+
+char *poisoned(size_t bytes) {
+    char *p = static_cast<char *>(aligned_alloc(16, (bytes + 15) / 16 * 16 + 16));
+    memset(p, 0xff, bytes);
+    allocated.push_back(p);
+    return p;
+}
+
+bool same(place a, place b) { return a.line == b.line && !strcmp(a.file, b.file); }
+
+void wait_as(state what, place at) {
+    int me = current;
+    threads[me].what = what;
+    threads[me].at = at;
+    fiber_yield(false);
+    current = me;
+    here.thread = dim3((unsigned)me);
+}
+
+void wake(int i) {
+    threads[i].what = READY;
+    ready.push_back(i);
+}
+
+void enter(int i) {
+    current = i;
+    here.thread = dim3((unsigned)i);
+    (*body)();
+    threads[i].what = DONE;
+    n_done++;
+    if (n_waiting) fault(barrier_at, "a thread ended before a barrier that others wait at");
+    fiber_yield(true);
+}
+
+int next_ready() {
+    size_t at = random_state ? (size_t)(draw() % ready.size()) : 0;
+    int i = ready[at];
+    if (random_state) {
+        ready[at] = ready.back();
+        ready.pop_back();
+    } else {
+        ready.erase(ready.begin());
+    }
+    return i;
+}
+
+void run_block() {
+    ready.clear();
+    n_waiting = n_done = 0;
+    for (int w = 0; w < n_threads / WARP; w++) warps[w].arrived = 0;
+    for (int i = 0; i < n_threads; i++) {
+        fiber_start(i, enter);
+        threads[i] = thread{};
+        ready.push_back(i);
+    }
+    while (!ready.empty()) {
+        int i = next_ready();
+        current = i;
+        here.thread = dim3((unsigned)i);
+        fiber_resume(i);
+    }
+    for (int i = 0; i < n_threads; i++)
+        if (threads[i].what != DONE)
+            fault(threads[i].at, "deadlock: thread %d of %d waits for a part of the block only", i,
+                  n_threads);
+    for (char *p : allocated) free(p);
+    allocated.clear();
+    arrays.clear();
+}
+
+} // namespace
+
+void fault(place at, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    fprintf(stderr, "%s:%d: emulation: ", at.file, at.line);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    fflush(stderr);
+    _Exit(99);
+}
+
+int lane() { return current % WARP; }
+
+void block_barrier(place at) {
+    if (n_done) fault(at, "a thread ended before this barrier");
+    if (n_waiting && !same(at, barrier_at))
+        fault(at, "threads of the block are at different barriers (%s:%d)", barrier_at.file,
+              barrier_at.line);
+    barrier_at = at;
+    if (++n_waiting < n_threads) {
+        wait_as(AT_BARRIER, at);
+        return;
+    }
+    n_waiting = 0;
+    for (int i = 0; i < n_threads; i++)
+        if (threads[i].what == AT_BARRIER) wake(i);
+    /* The last to arrive does not get to go on first. */
+    int me = current;
+    wake(me);
+    fiber_yield(false);
+    current = me;
+    here.thread = dim3((unsigned)me);
+}
+
+void warp_meet(place at, uint32_t mask, const void *mine, size_t bytes) {
+    warp &w = warps[current / WARP];
+    int me = lane(), first = current - me;
+    if (!(mask >> me & 1)) fault(at, "lane %d is not in its own mask %08x", me, mask);
+    if (bytes > SLOT) fault(at, "%zu bytes are too many to exchange", bytes);
+    if (w.arrived && (w.mask != mask || !same(w.at, at)))
+        fault(at, "lanes of a warp are at different operations (%s:%d)", w.at.file, w.at.line);
+    for (int i = 0; i < WARP; i++)
+        if (mask >> i & 1 && (first + i >= n_threads || threads[first + i].what == DONE))
+            fault(at, "mask %08x names lane %d, which has ended", mask, i);
+    w.mask = mask;
+    w.at = at;
+    w.arrived |= 1u << me;
+    memcpy(w.slots[w.turn][me], mine, bytes);
+    threads[current].turn = w.turn;
+    threads[current].partners = mask;
+    if (w.arrived != mask) {
+        wait_as(AT_WARP, at);
+        return;
+    }
+    w.arrived = 0;
+    w.turn ^= 1;
+    for (int i = 0; i < WARP; i++)
+        if (mask >> i & 1 && i != me) wake(first + i);
+}
+
+const void *warp_slot(place at, int from) {
+    const thread &t = threads[current];
+    if (from < 0 || from >= WARP || !(t.partners >> from & 1))
+        fault(at, "lane %d reads lane %d, which is not in mask %08x", lane(), from, t.partners);
+    return warps[current / WARP].slots[t.turn][from];
+}
+
+void *shared_array(place at, size_t bytes) {
+    char *&p = arrays[{at.file, at.line}];
+    if (!p) p = poisoned(bytes);
+    return p;
+}
+
+void *shared_dynamic() { return dynamic_bytes; }
+
+void run_grid(dim3 grid, int threads_per_block, size_t shared,
+              const std::function<void()> &the_body) {
+    static uint64_t launch;
+    const char *seed = getenv("GPTQT_EMU_SEED");
+    uint64_t base = seed ? (uint64_t)atoll(seed) : 0;
+    random_state = base ? base * 0x9e3779b97f4a7c15u + ++launch : 0;
+    body = &the_body;
+    n_threads = threads_per_block;
+    size_t n = (size_t)grid.x * grid.y * grid.z;
+    std::vector<size_t> order(n);
+    for (size_t i = 0; i < n; i++) order[i] = i;
+    for (size_t i = n; random_state && i > 1; i--) std::swap(order[i - 1], order[draw() % i]);
+    for (size_t i : order) {
+        here.threads = dim3((unsigned)threads_per_block);
+        here.blocks = grid;
+        here.block = dim3((unsigned)(i % grid.x), (unsigned)(i / grid.x % grid.y),
+                          (unsigned)(i / grid.x / grid.y));
+        dynamic_bytes = shared ? poisoned(shared) : nullptr;
+        run_block();
+    }
+}
+
+} // namespace emu

@@ -1,0 +1,178 @@
+#include "kernels/cuda/emu/runtime.h"
+
+#include <stdlib.h>
+
+#include <deque>
+#include <map>
+#include <set>
+#include <string>
+
+struct emu_stream {
+    std::deque<std::function<void()>> work;
+};
+
+namespace {
+
+enum { MAX_THREADS = 1024, MAX_SHARED = 227 * 1024, MAX_GRID_YZ = 65535 };
+
+std::map<const char *, size_t> pinned; /* start and size */
+std::set<cudaStream_t> streams;
+long n_allocations, n_launches;
+cudaError_t last;
+
+cudaError_t note(cudaError_t code) {
+    if (code != cudaSuccess) last = code;
+    return code;
+}
+
+/* Whether this is the occasion that the environment asks to fail. */
+bool fails(const char *variable, long occasion) {
+    const char *text = getenv(variable);
+    return text && atol(text) == occasion;
+}
+
+bool is_pinned(const void *p) {
+    const char *at = static_cast<const char *>(p);
+    auto next = pinned.upper_bound(at);
+    if (next == pinned.begin()) return false;
+    --next;
+    return at < next->first + next->second;
+}
+
+cudaError_t allocate(void **p, size_t bytes) {
+    if (fails("GPTQT_EMU_FAIL_ALLOC", ++n_allocations)) return note(cudaErrorMemoryAllocation);
+    size_t rounded = (bytes + 255) / 256 * 256;
+    void *got = bytes < (size_t)1 << 40 ? aligned_alloc(256, rounded ? rounded : 256) : nullptr;
+    if (!got) return note(cudaErrorMemoryAllocation);
+    memset(got, 0xff, rounded);
+    *p = got;
+    return cudaSuccess;
+}
+
+} // namespace
+
+namespace emu {
+
+void enqueue(cudaStream_t stream, std::function<void()> work) {
+    stream->work.push_back(std::move(work));
+}
+
+cudaError_t check_launch(dim3 grid, int threads, size_t shared) {
+    if (fails("GPTQT_EMU_FAIL_LAUNCH", ++n_launches)) return note(cudaErrorLaunchFailure);
+    bool fits = grid.x && grid.y && grid.z && grid.x < 1u << 31 && grid.y <= MAX_GRID_YZ &&
+                grid.z <= MAX_GRID_YZ && threads > 0 && threads <= MAX_THREADS &&
+                threads % 32 == 0 && shared <= MAX_SHARED;
+    return fits ? cudaSuccess : note(cudaErrorInvalidConfiguration);
+}
+
+} // namespace emu
+
+const char *cudaGetErrorString(cudaError_t code) {
+    switch (code) {
+    case cudaSuccess:
+        return "no error";
+    case cudaErrorMemoryAllocation:
+        return "out of memory";
+    case cudaErrorInvalidConfiguration:
+        return "invalid configuration argument";
+    case cudaErrorNoDevice:
+        return "no CUDA-capable device is detected";
+    case cudaErrorLaunchFailure:
+        return "unspecified launch failure";
+    default:
+        return "invalid argument";
+    }
+}
+
+cudaError_t cudaGetLastError() {
+    cudaError_t code = last;
+    last = cudaSuccess;
+    return code;
+}
+
+cudaError_t cudaGetDeviceCount(int *n) {
+    const char *text = getenv("GPTQT_EMU_DEVICES");
+    int have = text ? atoi(text) : 1;
+    if (have < 1) return note(cudaErrorNoDevice); /* leaves the count alone, as the runtime does */
+    *n = have;
+    return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int device) {
+    return device == 0 ? cudaSuccess : note(cudaErrorInvalidValue);
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int) {
+    *prop = cudaDeviceProp{};
+    strcpy(prop->name, "emulated");
+    prop->major = 9;
+    prop->multiProcessorCount = 4;
+    prop->totalGlobalMem = (size_t)1 << 34;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
+    *free_bytes = *total = (size_t)1 << 34;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void **p, size_t bytes) { return allocate(p, bytes); }
+
+/* Waits for everything queued, as the runtime does. */
+cudaError_t cudaFree(void *p) {
+    for (cudaStream_t stream : streams) cudaStreamSynchronize(stream);
+    free(p);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMallocHost(void **p, size_t bytes) {
+    cudaError_t rc = allocate(p, bytes);
+    if (rc == cudaSuccess) pinned[static_cast<char *>(*p)] = bytes;
+    return rc;
+}
+
+cudaError_t cudaFreeHost(void *p) {
+    pinned.erase(static_cast<char *>(p));
+    free(p);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreate(cudaStream_t *stream) {
+    *stream = new emu_stream;
+    streams.insert(*stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    cudaStreamSynchronize(stream);
+    streams.erase(stream);
+    delete stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    while (!stream->work.empty()) {
+        std::function<void()> work = std::move(stream->work.front());
+        stream->work.pop_front();
+        work();
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+    if (kind == cudaMemcpyHostToDevice && !is_pinned(src)) {
+        const char *from = static_cast<const char *>(src);
+        std::string copy(from, bytes);
+        emu::enqueue(stream, [=]() { memcpy(dst, copy.data(), bytes); });
+        return cudaSuccess;
+    }
+    emu::enqueue(stream, [=]() { memmove(dst, src, bytes); });
+    bool waits = kind == cudaMemcpyDeviceToHost && !is_pinned(dst);
+    return waits ? cudaStreamSynchronize(stream) : cudaSuccess;
+}
+
+cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t stream) {
+    emu::enqueue(stream, [=]() { memset(dst, value, bytes); });
+    return cudaSuccess;
+}

@@ -1,0 +1,66 @@
+/* runtime.h - the calls of the CUDA runtime that the back end makes, on host memory.
+ *
+ * Owns      what it allocates; poisoned with 0xff.
+ * Borrows   nothing past the call, but for pinned memory in queued copies, as on a GPU.
+ * Thread    one.
+ * Fails     with the runtime's codes; GPTQT_EMU_FAIL_ALLOC=n and GPTQT_EMU_FAIL_LAUNCH=n make the
+ *           n-th allocation or launch fail, GPTQT_EMU_DEVICES=0 takes the device away.
+ * Cost      that of the host's memory. */
+#ifndef KERNELS_CUDA_EMU_RUNTIME_H
+#define KERNELS_CUDA_EMU_RUNTIME_H
+
+#include <functional>
+
+#include "kernels/cuda/emu/language.h"
+
+enum cudaError_t {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorInvalidConfiguration = 9,
+    cudaErrorNoDevice = 100,
+    cudaErrorLaunchFailure = 719
+};
+enum cudaMemcpyKind {
+    cudaMemcpyHostToDevice = 1,
+    cudaMemcpyDeviceToHost = 2,
+    cudaMemcpyDefault = 4
+};
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+struct emu_stream;
+typedef emu_stream *cudaStream_t;
+struct cudaDeviceProp {
+    char name[256];
+    int major, minor, multiProcessorCount;
+    size_t totalGlobalMem;
+};
+
+const char *cudaGetErrorString(cudaError_t code);
+cudaError_t cudaGetLastError();
+cudaError_t cudaGetDeviceCount(int *n);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int device);
+cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total);
+cudaError_t cudaMalloc(void **p, size_t bytes);
+cudaError_t cudaFree(void *p);
+cudaError_t cudaMallocHost(void **p, size_t bytes);
+cudaError_t cudaFreeHost(void *p);
+cudaError_t cudaStreamCreate(cudaStream_t *stream);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+/* Pageable memory is read before the call returns, pinned memory when the stream gets there. */
+cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream);
+cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t stream);
+template <class F> cudaError_t cudaFuncSetAttribute(F *, cudaFuncAttribute, int bytes) {
+    return bytes <= 227 * 1024 ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+namespace emu {
+
+void enqueue(cudaStream_t stream, std::function<void()> work);
+cudaError_t check_launch(dim3 grid, int threads, size_t shared);
+
+} // namespace emu
+
+#endif

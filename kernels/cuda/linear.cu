@@ -1,0 +1,84 @@
+#include "kernels/cuda/device.h"
+
+cudaError_t compact_run(const struct product_kind *kind, struct product_set *set,
+                        cudaStream_t stream);
+cudaError_t planes_run(const struct product_kind *kind, struct product_set *set,
+                       cudaStream_t stream);
+cudaError_t halves_run(struct product_set *set, cudaStream_t stream);
+
+cudaError_t product_run(const struct product_kind *kind, struct product_set *set,
+                        cudaStream_t stream) {
+    if (kind->form == FORM_COMPACT) return compact_run(kind, set, stream);
+    if (kind->form == FORM_PLANES) return planes_run(kind, set, stream);
+    return halves_run(set, stream);
+}
+
+static bool same_kind(const struct product_kind *a, const struct product_kind *b) {
+    return a->form == b->form && a->bits == b->bits && a->steps == b->steps &&
+           a->shapes == b->shapes;
+}
+
+static struct product product_of(const struct linear_call *c) {
+    struct product p = {};
+    p.data = static_cast<const uint32_t *>(c->w->data);
+    p.params = static_cast<const uint32_t *>(c->w->params);
+    p.levels = static_cast<const uint32_t *>(c->w->levels);
+    p.scales = static_cast<const float *>(c->w->scales);
+    p.dst = c->dst->data;
+    p.bias = c->bias ? static_cast<const float *>(c->bias->data) : NULL;
+    p.rows = c->w->rows;
+    p.act = c->act;
+    p.accumulate = c->accumulate;
+    return p;
+}
+
+static enum pack_order order_of(const struct weight *w) {
+    return w->kind.form == FORM_PLANES ? PACK_SPREAD : PACK_OWNED;
+}
+
+/* x in the order that w takes, once for each order of a call. */
+static bool pack(struct gpu *gpu, struct packed_input *packed, bool *done, enum pack_order order,
+                 const float *x, int cols) {
+    int n = gpu->n_rows, n_cols = pack_columns(n);
+    size_t chunks = pack_chunks(cols), each = (size_t)n_cols * 4;
+    if (*done) return true;
+    if (!gpu_grow(gpu, &gpu->columns[order], chunks * 4 * each * sizeof(uint4)) ||
+        !gpu_grow(gpu, &gpu->unscale[order], (size_t)n * sizeof(float)) ||
+        !gpu_grow(gpu, &gpu->groups, chunks / 2 * each * sizeof(uint2)) ||
+        !gpu_grow(gpu, &gpu->sums, chunks * 15 * (size_t)n * sizeof(float)))
+        return false;
+    struct input_room room = {static_cast<uint4 *>(gpu->columns[order].data),
+                              static_cast<uint2 *>(gpu->groups.data),
+                              static_cast<float *>(gpu->sums.data),
+                              static_cast<float *>(gpu->unscale[order].data), n_cols};
+    *packed = packed_input{room.columns, room.group_cols, room.sums, room.unscale, n_cols, n};
+    *done = true;
+    return gpu_good(gpu, pack_input(&room, x, cols, n, order, gpu->stream), "packing an input");
+}
+
+static void run_plain(struct gpu *gpu, const struct linear_call *c, const float *x) {
+    struct product p = product_of(c);
+    gpu_good(gpu, plain_run(&c->w->plain, &p, x, gpu->n_rows, gpu->stream), "a product");
+}
+
+void gpu_linear(struct backend *be, const struct linear_call *calls, int n_calls,
+                const struct buffer *x) {
+    struct gpu *gpu = gpu_of(be);
+    struct packed_input packed[N_PACK_ORDERS];
+    bool done[N_PACK_ORDERS] = {false, false};
+    for (int i = 0; i < n_calls && !gpu->rc && gpu->n_rows > 0;) {
+        const struct weight *w = calls[i].w;
+        if (w->kind.form == FORM_PLAIN) {
+            run_plain(gpu, &calls[i++], x->data);
+            continue;
+        }
+        enum pack_order order = order_of(w);
+        if (!pack(gpu, &packed[order], &done[order], order, x->data, w->cols)) return;
+        struct product_set set = {};
+        set.x = packed[order];
+        set.cols = w->cols;
+        while (i < n_calls && set.n < MAX_SET && same_kind(&calls[i].w->kind, &w->kind))
+            set.each[set.n++] = product_of(&calls[i++]);
+        gpu_good(gpu, product_run(&w->kind, &set, gpu->stream), "a product");
+    }
+}

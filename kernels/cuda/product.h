@@ -1,0 +1,59 @@
+/* product.h - what the launches of matrix products are told.
+ *
+ * Owns      nothing.
+ * Borrows   device memory for the length of the launch.
+ * Thread    the back end's.
+ * Fails     launches return the runtime's code.
+ * Cost      one launch for all matrices of a set that share form and shape of code.
+ *
+ * A product is y = W x for n tokens. Sums over inputs are cut into PARTS by the width alone and
+ * added in order, each part runs over its inputs in order, and a token's columns never mix with
+ * others: so a token's result is the same bits in every launch shape. */
+#ifndef KERNELS_CUDA_PRODUCT_H
+#define KERNELS_CUDA_PRODUCT_H
+
+#include "kernels/cuda/gpu.h"
+#include "kernels/cuda/layout.h"
+
+enum { MAX_SET = 4 };
+
+/* A packed input; see layout.h. */
+struct packed_input {
+    const uint4 *columns;    /* (chunks, 4 pairs of steps, n_cols, 4 lanes) */
+    const uint2 *group_cols; /* OWNED: (pairs, n_cols, 4 lanes), sums of 16 inputs / 16 */
+    const float *sums;       /* SPREAD: 4 levels of (stretches, n_tokens), of 16, 32, 64, 128 */
+    const float *unscale;    /* (n_tokens) */
+    int n_cols;              /* a multiple of TILE_COLS */
+    int n_tokens;
+};
+
+struct product {
+    const uint32_t *data;   /* units, row tile after row tile */
+    const uint32_t *params; /* PLANES: (tiles, stretches, 16, words) */
+    const uint32_t *levels; /* COMPACT: (tiles, 16, 2 or 4) or (shapes, 2 or 4): bytes */
+    const float *scales;    /* COMPACT: (rows, 2): s0 / 2, 16 s1 */
+    float *dst;             /* (n_tokens, rows) */
+    const float *bias;      /* (rows) or NULL */
+    int rows, act, accumulate;
+    int first_block;
+};
+
+struct product_set {
+    struct packed_input x;
+    struct product each[MAX_SET];
+    int n, cols;
+};
+
+/* What tells one kernel from another. */
+struct product_kind {
+    enum weight_form form;
+    int bits;
+    int steps;   /* PLANES: of mma() in a stretch with the same alphas: 1, 2, 4, 8 */
+    bool shapes; /* COMPACT: levels by group */
+};
+
+/* From each.dst on; first_block is filled in here. */
+cudaError_t product_run(const struct product_kind *kind, struct product_set *set,
+                        cudaStream_t stream);
+
+#endif
