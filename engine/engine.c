@@ -34,7 +34,9 @@ static int check_options(const struct engine_options *o, struct error *err) {
                          o->max_running, 1 << 20);
     if (o->max_context < 0 || o->max_context == 1)
         return error_set(err, -EINVAL, "max_context: must be 0 or at least 2");
-    if (o->kv_tokens < 0) return error_set(err, -EINVAL, "kv_tokens: must not be negative");
+    if (o->kv_tokens < 0 || o->kv_tokens > INT32_MAX)
+        return error_set(err, -EINVAL, "kv_tokens: must lie in 0..%d", INT32_MAX);
+    if (o->memory_limit < 0) return error_set(err, -EINVAL, "memory_limit: must not be negative");
     if (o->draft_tokens < 0 || o->draft_tokens > DRAFT_MAX)
         return error_set(err, -EINVAL, "draft_tokens: must lie in 0..%d", DRAFT_MAX);
     if (o->null_token < -1) return error_set(err, -EINVAL, "null_token: must be -1 or more");

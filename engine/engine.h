@@ -42,7 +42,8 @@ struct engine_options {
     bool no_prefix_cache;    /* never reuse keys and values of equal prompt beginnings */
     int draft_tokens;        /* prompt-lookup speculation: tokens guessed a step; 0 = off */
     int64_t memory_limit;    /* bytes for weights, KV pool and work areas together; 0 = none.
-                                The KV pool takes what is left, unless kv_tokens fixes it */
+                                The KV pool takes what is left, as far as it is of use, unless
+                                kv_tokens fixes it */
     bool null;               /* no model is run: every sequence gets null_token, again and again */
     int null_token;          /* -1: some visible token */
     double null_rate;        /* tokens a second of each sequence; 0 = as fast as it goes */

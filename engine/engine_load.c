@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "engine/engine_budget.h"
 #include "engine/kv.h"
 #include "engine/model.h"
 #include "engine/source.h"
@@ -16,28 +17,13 @@ static int context_length(const struct engine *e) {
     return wanted > 0 && wanted < context ? wanted : context;
 }
 
-/* Positions in the pool: what was asked for, else as engine_options says. */
-static int pool_blocks(const struct engine *e, int context, int *ret, struct error *err) {
-    int64_t positions = e->options.kv_tokens;
-    if (positions == 0) {
-        positions = (int64_t)e->options.max_running * (context / 4);
-        if (e->options.null && positions > ENGINE_NULL_KV_TOKENS) positions = ENGINE_NULL_KV_TOKENS;
-        if (positions < context) positions = context;
-    }
-    /* The back end counts in int; a pool beyond that would not fit into memory either. */
-    if (positions < 2 || positions > INT32_MAX - BACKEND_KV_BLOCK)
-        return error_set(err, -EINVAL, "kv_tokens: %lld is out of range", (long long)positions);
-    *ret = kv_blocks_for((int)positions);
-    return 0;
-}
-
 /* Nobody needs the rest of a model whose engine is being closed. */
 static bool on_progress(void *arg, size_t read, size_t total, size_t packed) {
     struct engine *e = arg;
-    (void)packed;
     e->stats.load_done = (int64_t)read;
     e->stats.load_total = (int64_t)total;
     engine_mail_flush(&e->mail, &e->stats);
+    if (engine_budget_check_weights(e, packed, &e->over_budget) < 0) return false;
     return !engine_mail_closing(&e->mail);
 }
 
@@ -49,23 +35,23 @@ static int logit_rows(const struct engine_options *o) {
     return rows < most ? rows : most;
 }
 
-static int open_model(struct engine *e, int context, int *ret_blocks, struct error *err) {
+static int open_model(struct engine *e, struct error *err) {
     const struct engine_options *o = &e->options;
     struct backend_options backend = {
         .name = o->backend, .level = o->level, .n_threads = o->n_threads};
-    int r = pool_blocks(e, context, ret_blocks, err);
-    if (r == 0 && o->null)
-        return engine_null_init(&e->null, o, &e->texts, source_config(e->src)->vocab, err);
-    if (r == 0) r = backend_open(&e->backend, &backend, err);
+    if (o->null) return engine_null_init(&e->null, o, &e->texts, source_config(e->src)->vocab, err);
+    int r = backend_open(&e->backend, &backend, err);
     if (r < 0) return r;
     e->n_logit_rows = logit_rows(o);
     struct model_options model = {.progress = on_progress,
                                   .progress_arg = e,
                                   .kv_type = o->kv_f32 ? DTYPE_F32 : DTYPE_F16,
                                   .max_batch_tokens = o->step_tokens,
-                                  .max_logit_rows = e->n_logit_rows,
-                                  .n_kv_blocks = *ret_blocks};
-    return model_open(&e->model, e->backend, e->src, &model, err);
+                                  .max_logit_rows = e->n_logit_rows};
+    r = model_open(&e->model, e->backend, e->src, &model, err);
+    return r == -ECANCELED && e->over_budget.text[0]
+               ? error_set(err, -EINVAL, "%s", e->over_budget.text)
+               : r;
 }
 
 static int open_policy(struct engine *e, int n_blocks, struct error *err) {
@@ -136,6 +122,11 @@ static void proposed_sampling(struct sampler_params *params, const struct config
     if (g->top_k >= 0) params->top_k = g->top_k;
 }
 
+static size_t kv_token_bytes(const struct engine *e) {
+    enum dtype type = e->options.kv_f32 ? DTYPE_F32 : DTYPE_F16;
+    return e->model ? model_kv_block_bytes(source_config(e->src), type) / BACKEND_KV_BLOCK : 0;
+}
+
 static void fill_info(struct engine *e) {
     const struct model_config *c = source_config(e->src);
     if (e->model)
@@ -157,6 +148,9 @@ static void fill_info(struct engine *e) {
         .has_chat_template = e->texts.chat != NULL,
         .weight_bytes = e->model ? model_weight_bytes(e->model) : 0,
         .kv_bytes = e->model ? model_kv_bytes(e->model) : 0,
+        .work_bytes = engine_budget_work(e, e->shape.context),
+        .kv_block_tokens = BACKEND_KV_BLOCK,
+        .kv_token_bytes = kv_token_bytes(e),
     };
     proposed_sampling(&e->info.sampling, &c->generation);
 }
@@ -164,7 +158,9 @@ static void fill_info(struct engine *e) {
 int engine_load(struct engine *e, struct error *err) {
     int n_blocks = 0, context = context_length(e);
     int r = engine_texts_open(&e->texts, e->src, err);
-    if (r == 0) r = open_model(e, context, &n_blocks, err);
+    if (r == 0) r = open_model(e, err);
+    if (r == 0) r = engine_budget_pool(e, context, &n_blocks, err);
+    if (r == 0 && e->model) r = model_make_kv(e->model, n_blocks, err);
     if (r < 0) return r;
     fill_shape(e, context, n_blocks);
     r = open_policy(e, n_blocks, err);

@@ -43,6 +43,7 @@ struct engine {
     /* Written by the thread before it says ENGINE_READY, by nobody after: */
     int open_result;
     struct error open_error;
+    struct error over_budget; /* why the loading was stopped; empty: it was not */
     struct engine_info info;
     char backend_text[160];
     struct engine_texts texts;

@@ -29,6 +29,8 @@ struct model {
     struct buffer *e;                        /* (n, embed_dim) where that is not hidden */
     struct buffer *head_x, *head_e, *logits; /* (max_logit_rows, hidden | embed_dim | vocab) */
 
+    size_t work_bytes; /* of these buffers */
+
     int n_tokens; /* of the batch */
     model_tap *tap;
     void *tap_arg;
@@ -110,6 +112,7 @@ static int make_buffers(struct model *m, struct error *err) {
         if (!want[i].size) continue;
         int r = backend_buffer_new(m->be, want[i].buffer, want[i].size, err);
         if (r < 0) return r;
+        m->work_bytes += want[i].size * sizeof(float);
     }
     return 0;
 }
@@ -180,6 +183,13 @@ void model_close(struct model *m) {
 }
 
 const struct model_config *model_get_config(const struct model *m) { return m->weights.config; }
+
+int model_make_kv(struct model *m, int n_blocks, struct error *err) {
+    m->options.n_kv_blocks = n_blocks;
+    return make_kv(m, err);
+}
+
+size_t model_work_bytes(const struct model *m) { return m->work_bytes; }
 
 size_t model_weight_bytes(const struct model *m) { return model_weights_bytes(&m->weights); }
 

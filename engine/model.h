@@ -35,7 +35,7 @@ struct model_options {
     enum dtype kv_type;       /* DTYPE_F16 to serve, DTYPE_F32 to compare with references */
     int max_batch_tokens;     /* tokens of one forward() at most */
     int max_logit_rows;       /* rows of one logits() at most */
-    int n_kv_blocks;          /* KV pool, in blocks of BACKEND_KV_BLOCK tokens; 0: none */
+    int n_kv_blocks;          /* KV pool, in blocks of BACKEND_KV_BLOCK tokens; 0: none yet */
     bool layers_on_demand;    /* load blocks with model_load_layer() (the quantizer's way) */
     model_progress *progress; /* after each tensor; may be NULL */
     void *progress_arg;
@@ -47,6 +47,12 @@ void model_close(struct model *m); /* NULL is allowed */
 
 const struct model_config *model_get_config(const struct model *m);
 
+/* The KV pool of a model that was opened without: how large it may be can depend on what the
+ * packed weights leave. */
+int model_make_kv(struct model *m, int n_blocks, struct error *err);
+
+/* Bytes of the activation buffers. */
+size_t model_work_bytes(const struct model *m);
 /* Bytes on the back end: packed weights, KV pool. */
 size_t model_weight_bytes(const struct model *m);
 /* Of these, what every decode step reads: all but the tables that rows are looked up in. */

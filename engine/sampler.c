@@ -106,6 +106,11 @@ struct sampler_work *sampler_work_new(int n_vocab) {
     return NULL;
 }
 
+size_t sampler_work_bytes(int n_vocab) {
+    const struct sampler_work *w = NULL;
+    return sizeof *w + ((size_t)n_vocab + 1) * (sizeof *w->values + sizeof *w->counts);
+}
+
 void sampler_work_free(struct sampler_work *w) {
     if (!w) return;
     free(w->values);

@@ -82,6 +82,7 @@ void sampler_init(struct sampler *s, const struct sampler_params *params, uint64
 
 struct sampler_work *sampler_work_new(int n_vocab); /* NULL: out of memory */
 void sampler_work_free(struct sampler_work *work);  /* NULL is allowed */
+size_t sampler_work_bytes(int n_vocab);
 
 /* What the model says about id: its log probability among logits (n_vocab), and the n_top best. */
 void sampler_describe(struct sampler_work *w, const float *logits, int32_t id, int n_top,

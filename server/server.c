@@ -206,6 +206,7 @@ static int open_engine(struct server *s, struct source *source, struct error *er
                                      .kv_f32 = !strcmp(c->kv, "f32"),
                                      .null = !strcmp(c->engine, "null"),
                                      .null_token = -1,
+                                     .draft_tokens = (int)c->speculate,
                                      .null_rate = (double)c->null_rate,
                                      .async = true,
                                      .wake = loop_wake,

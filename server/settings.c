@@ -44,6 +44,8 @@ static const struct setting table[] = {
      STRING(engine), "model", "|model|null|", 0, 0, 0},
     {"null-rate", "N", "tokens a second of each sequence of the null engine; 0 is no limit",
      NUMBER(null_rate), 0, 0, 1000000000},
+    {"speculate", "N", "tokens guessed in each step from what the text said before; 0 is off",
+     NUMBER(speculate), 0, 0, 32},
     {"backend", "NAME", "where the model runs: auto, cpu", STRING(backend), "auto", NULL, 0, 0, 0},
     {"cpu-level", "NAME", "CPU instructions: auto, ref, avx2, avx512", STRING(cpu_level), NULL,
      NULL, 0, 0, 0},

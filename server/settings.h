@@ -26,6 +26,7 @@ struct settings {
     const char *host, *backend, *cpu_level, *kv, *log_level, *log_format;
     const char *cors; /* allowed origin; NULL = none */
     int64_t port, threads, max_context, max_running, max_waiting, step_tokens, kv_tokens;
+    int64_t speculate; /* tokens guessed a step */
     int64_t null_rate; /* tokens a second of a null engine's sequences; 0 = no limit */
     int64_t max_connections, max_body, max_prompt_tokens; /* 0 prompt tokens = the context */
     int64_t request_timeout, shutdown_timeout;            /* seconds; 0 requests = no limit */

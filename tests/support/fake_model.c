@@ -141,10 +141,9 @@ int model_open(struct model **ret, struct backend *be, struct source *src,
     locked_add(&control.open_count, 1);
     m->config = source_config(src);
     m->options = *options;
-    m->kv = malloc((size_t)options->n_kv_blocks * BACKEND_KV_BLOCK * sizeof *m->kv);
     m->states = calloc((size_t)options->max_batch_tokens, sizeof *m->states);
     m->last = calloc((size_t)options->max_batch_tokens, sizeof *m->last);
-    if (!m->kv || !m->states || !m->last) {
+    if (!m->states || !m->last) {
         model_close(m);
         return error_set(err, -ENOMEM, "model: out of memory");
     }
@@ -162,6 +161,22 @@ void model_close(struct model *m) {
 }
 
 const struct model_config *model_get_config(const struct model *m) { return m->config; }
+
+int model_make_kv(struct model *m, int n_blocks, struct error *err) {
+    m->options.n_kv_blocks = n_blocks;
+    m->kv = malloc((size_t)n_blocks * BACKEND_KV_BLOCK * sizeof *m->kv);
+    return m->kv ? 0 : error_set(err, -ENOMEM, "model: out of memory");
+}
+
+size_t model_kv_block_bytes(const struct model_config *config, enum dtype kv_type) {
+    (void)config;
+    (void)kv_type;
+    return BACKEND_KV_BLOCK * sizeof(int32_t);
+}
+
+size_t model_work_bytes(const struct model *m) {
+    return (size_t)m->options.max_batch_tokens * (sizeof *m->states + sizeof *m->last);
+}
 
 size_t model_weight_bytes(const struct model *m) { return (size_t)m->config->vocab; }
 

@@ -1,0 +1,88 @@
+#include "engine/engine_budget.h"
+
+#include <errno.h>
+
+#include "engine/config.h"
+#include "engine/engine_state.h"
+#include "engine/kv.h"
+#include "engine/model.h"
+#include "engine/source.h"
+
+enum { MOST_CONTEXTS = 4 /* of max_running: what a pool can use, prefix cache included */ };
+
+static double mib(size_t bytes) { return (double)bytes / 1048576; }
+
+size_t engine_budget_work(const struct engine *e, int context) {
+    const struct model_config *c = source_config(e->src);
+    size_t running = (size_t)e->options.max_running, tokens = (size_t)e->options.step_tokens;
+    size_t rows = (size_t)e->n_logit_rows, blocks = (size_t)kv_blocks_for(context);
+    size_t queue = (size_t)e->capacity * (sizeof *e->sequences + sizeof *e->owners);
+    if (!e->model) return queue + running * sizeof *e->shares;
+    size_t step = running * (sizeof *e->shares + sizeof *e->firsts + blocks * sizeof *e->blocks) +
+                  tokens * (sizeof *e->tokens + sizeof *e->positions + sizeof *e->seqs);
+    size_t results = rows * (sizeof *e->rows + (size_t)c->vocab * sizeof *e->logits +
+                             (size_t)c->embed_dim * sizeof *e->hidden);
+    /* The scheduler has a second copy of the block tables. */
+    return queue + step + results + running * blocks * sizeof *e->blocks +
+           sampler_work_bytes(c->vocab) + model_work_bytes(e->model);
+}
+
+int engine_budget_check_weights(const struct engine *e, size_t packed, struct error *err) {
+    size_t limit = (size_t)e->options.memory_limit;
+    if (limit == 0 || packed <= limit) return 0;
+    return error_set(err, -EINVAL,
+                     "memory_limit: %.1f MiB, and the first %.1f MiB of weights are more already",
+                     mib(limit), mib(packed));
+}
+
+static int64_t default_positions(const struct engine *e, int context) {
+    int64_t positions = (int64_t)e->options.max_running * (context / 4);
+    if (e->options.null && positions > ENGINE_NULL_KV_TOKENS) positions = ENGINE_NULL_KV_TOKENS;
+    return positions < context ? context : positions;
+}
+
+/* What the limit leaves, in blocks, and an error where that is less than `least` positions. */
+static int blocks_left(const struct engine *e, int context, int64_t least, int64_t *ret,
+                       struct error *err) {
+    enum dtype type = e->options.kv_f32 ? DTYPE_F32 : DTYPE_F16;
+    size_t block = model_kv_block_bytes(source_config(e->src), type);
+    size_t limit = (size_t)e->options.memory_limit, weights = model_weight_bytes(e->model);
+    size_t work = engine_budget_work(e, context), used = weights + work;
+    size_t pool = (size_t)((least + BACKEND_KV_BLOCK - 1) / BACKEND_KV_BLOCK) * block;
+    if (used > limit || pool > limit - used)
+        return error_set(err, -EINVAL,
+                         "memory_limit: weights of %.1f MiB, work areas of %.1f MiB and keys and "
+                         "values of %lld positions, %.1f MiB, are %.1f MiB; the limit is %.1f MiB",
+                         mib(weights), mib(work), (long long)least, mib(pool), mib(used + pool),
+                         mib(limit));
+    *ret = (int64_t)((limit - used) / block);
+    return 0;
+}
+
+/* As many positions as a limit leaves and sequences can use. */
+static int limited_positions(const struct engine *e, int context, int64_t *positions,
+                             struct error *err) {
+    int64_t least = *positions, blocks = 0;
+    if (least == 0) least = context < ENGINE_BUDGET_LEAST ? context : ENGINE_BUDGET_LEAST;
+    int r = blocks_left(e, context, least, &blocks, err);
+    if (r < 0 || *positions > 0) return r;
+    int64_t most = (int64_t)e->options.max_running * MOST_CONTEXTS * context;
+    if (most > INT32_MAX - BACKEND_KV_BLOCK) most = INT32_MAX - BACKEND_KV_BLOCK;
+    *positions = blocks > most / BACKEND_KV_BLOCK ? most : blocks * BACKEND_KV_BLOCK;
+    return 0;
+}
+
+int engine_budget_pool(const struct engine *e, int context, int *ret_blocks, struct error *err) {
+    int64_t positions = e->options.kv_tokens;
+    if (e->options.memory_limit > 0 && e->model) {
+        int r = limited_positions(e, context, &positions, err);
+        if (r < 0) return r;
+    } else if (positions == 0) {
+        positions = default_positions(e, context);
+    }
+    /* The back end counts in int; a pool beyond that would not fit into memory either. */
+    if (positions < 2 || positions > INT32_MAX - BACKEND_KV_BLOCK)
+        return error_set(err, -EINVAL, "kv_tokens: %lld is out of range", (long long)positions);
+    *ret_blocks = kv_blocks_for((int)positions);
+    return 0;
+}
