@@ -7,6 +7,7 @@
 
 #include "kernels/error.h"
 #include "server/cli.h"
+#include "server/json_quota.h"
 #include "server/log.h"
 #include "server/server.h"
 #include "server/settings.h"
@@ -68,6 +69,7 @@ int cmd_serve(int argc, char **argv) {
     struct error err;
     if (settings_parse(&settings, argc, argv, &err) < 0) return cli_end(CLI_USAGE, argv[0], &err);
     if (settings.help) return 0;
+    json_quota_install();
     log_set_level(level_of(settings.log_level));
     log_set_format(!strcmp(settings.log_format, "json"));
     if (server_open(&s, &settings, &err) < 0) return cli_end(CLI_FAILED, argv[0], &err);

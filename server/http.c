@@ -165,6 +165,7 @@ int http_open(struct http **ret, struct loop *loop, const struct http_options *o
     h->loop = loop;
     h->hooks = *hooks;
     h->max_body = options->max_body;
+    h->max_uploads = options->max_uploads;
     h->cors = options->cors;
     h->wires = (struct http_wires){
         .head_ns = options->head_ns, .body_ns = options->body_ns, .refuse = on_refused};
@@ -202,5 +203,7 @@ void http_close(struct http *h) {
 int http_port(const struct http *h) { return h->port; }
 
 int http_connections(const struct http *h) { return h->n_connections; }
+
+size_t http_uploads(const struct http *h) { return h->n_uploads; }
 
 int http_active(const struct http *h) { return h->n_active; }

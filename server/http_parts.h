@@ -31,7 +31,7 @@ struct http {
     struct http_wires wires;
     struct http_tls tls;
     struct http_unix unix_socket;
-    size_t max_body;
+    size_t max_body, max_uploads, n_uploads;
     const char *cors;
     int port, n_connections, n_active;
     uint64_t serial; /* of request ids */
@@ -55,6 +55,9 @@ struct http_socket { /* a connection */
 void http_suspend(struct http_exchange *x);
 void http_resume(struct http_exchange *x);
 void http_tell_left(struct http_exchange *x);
+
+/* Its body's bytes are others' again. */
+void http_release_body(struct http_exchange *x);
 
 /* The client's id when it is harmless, else one of our own. */
 void http_set_id(struct http *h, struct http_exchange *x, const char *given);

@@ -88,6 +88,7 @@ static void answer(struct http_exchange *x, int status, const char *type,
     add_headers(x, response, type);
     x->status = status;
     x->response = response;
+    http_release_body(x);
     http_resume(x);
 }
 

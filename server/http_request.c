@@ -107,10 +107,28 @@ static enum MHD_Result begin(struct http *h, struct MHD_Connection *connection, 
     return x->response && may_skip_body(x) ? queue_answer(x) : MHD_YES;
 }
 
+void http_release_body(struct http_exchange *x) {
+    x->http->n_uploads -= x->n_held;
+    x->n_held = 0;
+}
+
+/* All bodies share a budget, however many clients there are. */
+static bool hold(struct http_exchange *x, size_t n) {
+    struct http *h = x->http;
+    if (n > h->max_uploads - h->n_uploads) {
+        refuse(x, API_ERROR_MEMORY, "the bodies of all requests take too much memory");
+        text_deinit(&x->body);
+        return false;
+    }
+    h->n_uploads += n;
+    x->n_held += n;
+    return true;
+}
+
 static enum MHD_Result collect(struct http_exchange *x, const char *bytes, size_t *n) {
     x->n_received += *n;
     if (x->n_received <= x->http->max_body) {
-        if (!x->status) text_add(&x->body, bytes, *n);
+        if (!x->status && hold(x, *n)) text_add(&x->body, bytes, *n);
     } else {
         if (!x->status) refuse_size(x);
         text_deinit(&x->body);
@@ -159,6 +177,7 @@ void http_completed(void *arg, struct MHD_Connection *connection, void **ctx,
     loop_watch_stop(x->socket->watch);
     x->socket->exchange = NULL;
     if (x->dispatched) h->n_active--;
+    http_release_body(x);
     h->hooks.done(h->hooks.arg, x);
     unlink_exchange(h, x);
     free_exchange(x);

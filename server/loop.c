@@ -166,6 +166,37 @@ void loop_set_tick(struct loop *l, uint64_t ms) {
     uv_timer_start(&l->tick, on_tick, ms, ms);
 }
 
+struct work {
+    uv_work_t uv;
+    struct loop *loop;
+    void (*work)(void *arg), (*done)(void *arg);
+    void *arg;
+};
+
+static void on_work(uv_work_t *uv) {
+    struct work *w = uv->data;
+    w->work(w->arg);
+}
+
+static void on_worked(uv_work_t *uv, int status) {
+    struct work *w = uv->data;
+    struct loop *l = w->loop;
+    (void)status; /* nothing here cancels work */
+    w->done(w->arg);
+    free(w);
+    run_daemon(l);
+}
+
+int loop_work(struct loop *l, void (*work)(void *arg), void (*done)(void *arg), void *arg) {
+    struct work *w = calloc(1, sizeof *w);
+    if (!w) return -ENOMEM;
+    *w = (struct work){.loop = l, .work = work, .done = done, .arg = arg};
+    w->uv.data = w;
+    int r = uv_queue_work(&l->uv, &w->uv, on_work, on_worked);
+    if (r < 0) free(w);
+    return r;
+}
+
 static void on_disconnect(uv_poll_t *poll, int status, int events) {
     struct loop_watch *w = poll->data;
     if (status == 0 && !(events & UV_DISCONNECT)) return;

@@ -45,6 +45,10 @@ void loop_quiesce(struct loop *l);
 /* How often the tick hook runs; a second at first. */
 void loop_set_tick(struct loop *l, uint64_t ms);
 
+/* Runs work(arg) on a thread of a small pool, then done(arg) in the loop's. Returns 0, or -ENOMEM
+ * and runs neither. loop_close() waits for both. */
+int loop_work(struct loop *l, void (*work)(void *arg), void (*done)(void *arg), void *arg);
+
 /* Calls left(arg) once when the peer of the socket has gone. A suspended connection is out of
  * libmicrohttpd's sight, so this is how a client that gives up is noticed. Free it before the
  * socket is closed. */

@@ -8,6 +8,7 @@
 
 #include "server/http.h"
 #include "server/loop.h"
+#include "server/parse_job.h"
 #include "server/request_parts.h"
 #include "server/request_times.h"
 #include "server/server.h"
@@ -126,22 +127,30 @@ static void set_limits(struct openai_limits *limits, const struct server *s) {
     if (!limits->max_prompt_tokens) limits->max_prompt_tokens = (size_t)s->info->context;
 }
 
-int request_parse(struct server *s, struct openai_request **ret, struct http_exchange *x,
-                  enum openai_kind kind, struct api_error *e) {
-    struct openai_limits limits;
-    set_limits(&limits, s);
+static int check_body(const struct server *s, struct http_exchange *x, struct api_error *e) {
     if (s->state >= SERVER_DRAINING)
         return api_error_set(e, API_ERROR_DRAINING, NULL, "the server is shutting down");
     text_add(&x->body, "", 0); /* an empty body has bytes, too: none */
     if (x->body.failed) return api_error_set(e, API_ERROR_MEMORY, NULL, "out of memory");
-    int code = openai_parse(ret, kind, x->body.data, x->body.n, &limits, e);
-    text_deinit(&x->body);
-    if (code < 0) return code;
-    const struct openai_request *wanted = *ret;
+    return 0;
+}
+
+static void tell_wanted(const struct openai_request *wanted, struct http_exchange *x) {
     if (wanted->ignored[0]) http_header(x, "X-Ignored-Params", wanted->ignored);
     if (wanted->request_id[0])
         snprintf(x->request_id, sizeof x->request_id, "%s", wanted->request_id);
-    return 0;
+}
+
+int request_parse(struct server *s, struct openai_request **ret, struct http_exchange *x,
+                  enum openai_kind kind, struct api_error *e) {
+    struct openai_limits limits;
+    set_limits(&limits, s);
+    int code = check_body(s, x, e);
+    if (code < 0) return code;
+    code = openai_parse(ret, kind, x->body.data, x->body.n, &limits, e);
+    text_deinit(&x->body);
+    if (code == 0) tell_wanted(*ret, x);
+    return code;
 }
 
 static const struct {
@@ -237,13 +246,8 @@ static void begin(struct request *r, struct http_exchange *x) {
     }
 }
 
-void request_start(struct server *s, struct http_exchange *x, enum openai_kind kind) {
-    struct openai_request *wanted = NULL;
+static void start_wanted(struct server *s, struct http_exchange *x, struct openai_request *wanted) {
     struct api_error e;
-    if (request_parse(s, &wanted, x, kind, &e) < 0) {
-        http_reply_error(x, &e);
-        return;
-    }
     struct request *r = request_new(s, x, wanted);
     if (!r) {
         openai_request_free(wanted);
@@ -252,6 +256,36 @@ void request_start(struct server *s, struct http_exchange *x, enum openai_kind k
         return;
     }
     begin(r, x);
+}
+
+static void on_parsed(void *arg, struct http_exchange *x, struct openai_request *wanted,
+                      const struct api_error *e) {
+    struct server *s = arg;
+    struct api_error late;
+    if (wanted && check_body(s, x, &late) < 0) {
+        openai_request_free(wanted);
+        http_reply_error(x, &late);
+    } else if (!wanted) {
+        http_reply_error(x, e);
+    } else {
+        tell_wanted(wanted, x);
+        start_wanted(s, x, wanted);
+    }
+}
+
+void request_start(struct server *s, struct http_exchange *x, enum openai_kind kind) {
+    const struct parse_hook hook = {on_parsed, s};
+    struct openai_request *wanted = NULL;
+    struct openai_limits limits;
+    struct api_error e;
+    set_limits(&limits, s);
+    if (x->body.n > PARSE_JOB_BYTES && check_body(s, x, &e) == 0 &&
+        parse_job_start(s->loop, x, kind, &limits, &hook) == 0)
+        return;
+    if (request_parse(s, &wanted, x, kind, &e) < 0)
+        http_reply_error(x, &e);
+    else
+        start_wanted(s, x, wanted);
 }
 
 /* -- Events -------------------------------------------------------------------------------- */

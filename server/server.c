@@ -235,6 +235,7 @@ static int open_http(struct server *s, struct error *err) {
                                          .tls_key = s->settings->tls_key,
                                          .max_connections = (unsigned)s->settings->max_connections,
                                          .max_body = (size_t)s->settings->max_body,
+                                         .max_uploads = (size_t)s->settings->max_uploads,
                                          .cors = s->settings->cors,
                                          .head_ns = s->settings->header_timeout * 1000000000,
                                          .body_ns = s->settings->body_timeout * 1000000000};

@@ -62,6 +62,8 @@ static const struct setting table[] = {
     {"max-connections", "N", "open connections; more get status 503", NUMBER(max_connections), 1024,
      1, 1 << 20},
     {"max-body", "BYTES", "largest request body", NUMBER(max_body), 2 << 20, 1024, 1 << 30},
+    {"max-uploads", "BYTES", "bodies of all requests together; more get status 503",
+     NUMBER(max_uploads), 256 << 20, 1024, (int64_t)1 << 40},
     {"max-prompt-tokens", "N", "longest prompt; 0 takes the context length",
      NUMBER(max_prompt_tokens), 0, 0, 1 << 24},
     {"request-timeout", "SECONDS", "longest life of a request; 0 is no limit",

@@ -144,6 +144,8 @@ static void add_process(struct text *out, const struct server *s) {
         {"gptqt_connections", "gauge", "Open connections.", http_connections(s->http)},
         {"gptqt_exchanges_active", "gauge", "Requests without a whole answer.",
          http_active(s->http)},
+        {"gptqt_upload_bytes", "gauge", "Bodies of requests that are not answered yet.",
+         (double)http_uploads(s->http)},
         {"process_start_time_seconds", "gauge", "When the process started, since 1970.",
          (double)s->created},
         {"process_resident_memory_bytes", "gauge", "Memory in use.", resident_bytes()},

@@ -8,6 +8,7 @@
 #include "server/api/api_error.h"
 #include "server/api/openai_fields.h"
 #include "server/api/openai_prompt.h"
+#include "server/json_quota.h"
 #include "server/prescan.h"
 
 /* -- Fields -------------------------------------------------------------------------------- */
@@ -148,8 +149,13 @@ static int load(json_t **ret, struct prescan *found, char *body, size_t n, struc
     if (prescan_json(found, body, n, &limits, &why) < 0)
         return api_error_set(err, API_ERROR_INVALID, found->key, "%s", why.text);
     json_error_t where;
+    json_quota_begin(OPENAI_MAX_HEAP);
     json_t *root = json_loadb(body, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &where);
-    if (!root && json_error_code(&where) == json_error_out_of_memory)
+    if (json_quota_end() && !root)
+        return api_error_set(err, API_ERROR_TOO_LARGE, NULL,
+                             "the body takes more than %d bytes of memory", OPENAI_MAX_HEAP);
+    /* jansson has no words for it everywhere. */
+    if (!root && (json_error_code(&where) == json_error_out_of_memory || !where.text[0]))
         return api_error_set(err, API_ERROR_MEMORY, NULL, "out of memory");
     if (!root)
         return api_error_set(err, API_ERROR_INVALID, NULL,

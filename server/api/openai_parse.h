@@ -38,7 +38,8 @@ enum {
     OPENAI_MAX_COPIES = 64 << 20, /* bytes of a prompt times n */
     OPENAI_MAX_DEPTH = 64,
     OPENAI_MAX_CONTAINERS = 1 << 14,
-    OPENAI_MAX_VALUES = 400000 /* about 40 bytes of heap each */
+    OPENAI_MAX_VALUES = 400000, /* about 40 bytes of heap each */
+    OPENAI_MAX_HEAP = 40 << 20  /* bytes that jansson may take for one body */
 };
 
 struct openai_limits {

@@ -214,3 +214,58 @@ Test(hygiene, refused_uploads_see_their_answer) {
     free(request);
     client_stop(s);
 }
+
+static char *long_prompt(size_t n) {
+    char *text = malloc(n + 64), *at = stpcpy(text, "{\"max_tokens\":3,\"prompt\":\"");
+    for (size_t i = 0; i < n; i++) *at++ = (char)('a' + i % 26);
+    strcpy(at, "\"}");
+    return text;
+}
+
+/* They take another way, which has to end in the same answers. */
+Test(hygiene, large_bodies_are_read_beside_the_loop) {
+    struct client_server s = client_start(quiet);
+    static const size_t sizes[] = {60000, 65000, 66000, 500000, 1900000};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        char *body = long_prompt(sizes[i]);
+        json_t *root = client_json(s, COMPLETIONS, body, 200);
+        cr_expect(json_integer_value(client_at(root, "usage.prompt_tokens")) ==
+                  (json_int_t)sizes[i]);
+        cr_expect(!strcmp(client_string(root, "choices.0.text"), "abc"));
+        json_decref(root);
+        body[sizes[i]] = '\n'; /* a control character in a string */
+        root = client_json(s, COMPLETIONS, body, 400);
+        cr_expect(strstr(client_string(root, "error.message"), "not valid JSON"));
+        json_decref(root);
+        struct client gone = client_open(s); /* it does not wait for the answer */
+        client_post(&gone, COMPLETIONS, body);
+        client_close(&gone);
+        free(body);
+    }
+    json_decref(client_json(s, COMPLETIONS, "{\"prompt\":\"a\"}", 200));
+    client_stop(s);
+}
+
+/* What one client has under way is not there for the next, and comes back when it leaves. */
+Test(hygiene, uploads_share_a_budget) {
+    static const char *const flags[] = {"--log-level", "error", "--max-uploads", "100000", NULL};
+    struct client_server s = client_start(flags);
+    char *body = long_prompt(60000);
+    struct client first = client_open(s);
+    client_send(&first, POST "Content-Length: 90000\r\n\r\n");
+    client_send(&first, body);
+    client_until(s, "gptqt_upload_bytes", 60000);
+    struct client_reply r = client_call(s, COMPLETIONS, body);
+    cr_expect(r.status == 503 && strstr(r.body, "out_of_memory"), "%d", r.status);
+    cr_expect(strstr(r.head, "Retry-After: "));
+    client_reply_free(&r);
+    client_close(&first);
+    for (int status = 0, i = 0; status != 200 && i < 1000; i++) {
+        r = client_call(s, COMPLETIONS, body);
+        status = r.status;
+        cr_expect(status == 200 || i < 999);
+        client_reply_free(&r);
+    }
+    free(body);
+    client_stop(s);
+}
