@@ -66,7 +66,16 @@ static struct http_exchange *detach(struct request *r) {
     struct http_exchange *x = r->exchange;
     r->exchange = NULL;
     if (x) x->left = NULL;
+    if (x) x->pressure = NULL;
     return x;
+}
+
+/* A slow reader's choices rest, so that its queue does not grow to the limit. */
+static void on_pressure(void *keeper, bool high) {
+    struct request *r = keeper;
+    for (int i = 0; i < r->n_choices; i++)
+        if (r->choices[i].submitted && !r->choices[i].ended)
+            engine_pause(r->server->engine, r->choices[i].ticket, high);
 }
 
 static void on_left(void *keeper) {
@@ -240,6 +249,7 @@ static void begin(struct request *r, struct http_exchange *x) {
     r->exchange = x;
     x->keeper = r;
     x->left = on_left;
+    x->pressure = on_pressure;
     if (request_submit(r, first_wave(r), &e) < 0) {
         fail(r, &e);
         free_if_over(r);

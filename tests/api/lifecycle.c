@@ -65,14 +65,34 @@ Test(lifecycle, reset_is_noticed_too) {
     client_stop(s);
 }
 
-Test(lifecycle, slow_reader_is_cut_off_and_the_rest_go_on) {
+/* Its sequence rests while it reads nothing, and goes on when it reads: nothing is lost. */
+Test(lifecycle, slow_reader_rests_and_the_others_go_on) {
     struct client_server s = client_start(quiet);
     struct client c = client_open_small(s);
-    client_post(&c, COMPLETIONS, "{\"prompt\":\"@flood\",\"stream\":true,\"max_tokens\":1000000}");
-    client_until(s, CANCELLED, 1);
+    client_post(&c, COMPLETIONS, "{\"prompt\":\"@flood\",\"stream\":true,\"max_tokens\":1000}");
+    client_until(s, "gptqt_requests_paused", 1);
     json_decref(client_json(s, COMPLETIONS, "{\"prompt\":\"a\"}", 200));
-    expect_idle(s);
+    json_decref(client_json(s, "/health/ready", NULL, 200));
+    struct client_reply r = client_reply(&c);
+    size_t n = 0;
+    for (size_t i = 0; i < r.n; i++) n += r.body[i] == 'x';
+    cr_expect(n == 1000 * 16384 + 1001 * 3, "%zu", n);
+    cr_expect(strstr(r.body, "[DONE]"));
+    client_reply_free(&r);
     client_close(&c);
+    expect_idle(s);
+    client_stop(s);
+}
+
+/* A paused sequence can be given up, too. */
+Test(lifecycle, slow_reader_that_leaves_is_cancelled) {
+    struct client_server s = client_start(quiet);
+    struct client c = client_open_small(s);
+    client_post(&c, COMPLETIONS, "{\"prompt\":\"@flood\",\"stream\":true,\"max_tokens\":1000}");
+    client_until(s, "gptqt_requests_paused", 1);
+    client_close(&c);
+    client_until(s, CANCELLED, 1);
+    expect_idle(s);
     client_stop(s);
 }
 

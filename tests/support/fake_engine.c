@@ -228,8 +228,10 @@ static void say_token(struct engine *e, struct sequence *s) {
     s->said++;
 }
 
+/* Not faster than events are taken: no model is. */
 static void flood(struct engine *e, struct sequence *s) {
     char text[FLOOD_BYTES];
+    if (e->events) return;
     memset(text, 'x', sizeof text);
     s->n_generated++;
     post(e, s, ENGINE_TEXT, text, sizeof text);
@@ -276,6 +278,7 @@ static void step_all(struct engine *e) {
         struct sequence *s = *at;
         step(e, s);
         if (s->over) {
+            e->stats.paused -= s->paused;
             *at = s->next;
             free_sequence(s);
         } else {
@@ -507,7 +510,10 @@ enum engine_state engine_get_state(struct engine *e, struct error *err) {
 void engine_pause(struct engine *e, uint64_t ticket, bool paused) {
     pthread_mutex_lock(&e->lock);
     for (struct sequence *s = e->sequences; s; s = s->next)
-        if (s->ticket == ticket) s->paused = paused;
+        if (s->ticket == ticket && s->paused != paused) {
+            s->paused = paused;
+            e->stats.paused += paused ? 1 : -1;
+        }
     pthread_cond_signal(&e->news);
     pthread_mutex_unlock(&e->lock);
 }
@@ -525,6 +531,7 @@ struct engine_event *engine_poll(struct engine *e) {
     struct engine_event *events = e->events;
     e->events = NULL;
     e->end = &e->events;
+    pthread_cond_signal(&e->news);
     pthread_mutex_unlock(&e->lock);
     return events;
 }
