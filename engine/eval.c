@@ -13,6 +13,7 @@ struct eval {
     const struct eval_options *options;
     struct model *models[2]; /* the model, the reference or NULL */
     int vocab;
+    int first;        /* position whose successor is predicted first */
     float *logits[2]; /* (EVAL_LOGIT_ROWS, vocab) */
     int32_t *window;  /* (ctx) */
     int32_t *positions, *seqs, *blocks;
@@ -20,6 +21,7 @@ struct eval {
     int64_t tokens;
     float *kl; /* (chunks * ctx) */
     int64_t n_kl, agreed;
+    int64_t hits; /* predicted tokens that were the likeliest */
 };
 
 struct row_facts {
@@ -52,10 +54,10 @@ static void score(struct eval *e, int row, int position) {
     int ctx = e->options->ctx;
     const float *got = e->logits[0] + (size_t)row * (size_t)e->vocab;
     struct row_facts facts = row_facts(got, e->vocab);
-    int first = e->options->protocol == EVAL_LLAMA_CPP ? ctx / 2 : 0;
-    if (position >= first && position + 1 < ctx) {
+    if (position >= e->first && position + 1 < ctx) {
         e->nll += facts.log_sum - (double)got[e->window[position + 1]];
         e->tokens++;
+        e->hits += got[e->window[position + 1]] >= got[facts.best];
     }
     if (!e->models[1]) return;
     const float *ref = e->logits[1] + (size_t)row * (size_t)e->vocab;
@@ -137,6 +139,13 @@ static int allocate(struct eval *e, int chunks, struct error *err) {
     return 0;
 }
 
+static void release(struct eval *e) {
+    free(e->window);
+    free(e->logits[0]);
+    free(e->logits[1]);
+    free(e->kl);
+}
+
 static int check(struct model *m, struct model *reference, const int32_t *tokens, size_t n_tokens,
                  int chunks, const struct eval_options *o, struct error *err) {
     int vocab = model_get_config(m)->vocab;
@@ -161,8 +170,10 @@ int eval_run(struct eval_result *ret, struct model *m, struct model *reference,
         options->chunks && (size_t)options->chunks < windows ? options->chunks : (int)windows;
     int r = check(m, reference, tokens, n_tokens, chunks, options, err);
     if (r < 0) return r;
-    struct eval e = {
-        .options = options, .models = {m, reference}, .vocab = model_get_config(m)->vocab};
+    struct eval e = {.options = options,
+                     .models = {m, reference},
+                     .vocab = model_get_config(m)->vocab,
+                     .first = options->protocol == EVAL_LLAMA_CPP ? options->ctx / 2 : 0};
     r = allocate(&e, chunks, err);
     for (int i = 0; r == 0 && i < chunks; i++) {
         memcpy(e.window, tokens + (size_t)i * ctx, ctx * sizeof *tokens);
@@ -173,9 +184,30 @@ int eval_run(struct eval_result *ret, struct model *m, struct model *reference,
                               (int64_t)chunks * (int64_t)ctx);
     }
     if (r == 0) finish(&e, ret, chunks);
-    free(e.window);
-    free(e.logits[0]);
-    free(e.logits[1]);
-    free(e.kl);
+    release(&e);
+    return r;
+}
+
+int eval_continuation(struct eval_continuation *ret, struct model *m, const int32_t *tokens,
+                      size_t n_tokens, size_t n_context, struct error *err) {
+    if (n_context < 1 || n_context > n_tokens)
+        return error_set(err, -EINVAL, "a continuation needs at least one token before it");
+    if (n_tokens > INT32_MAX) return error_set(err, -E2BIG, "too many tokens");
+    struct eval_options options = {.ctx = (int)n_tokens, .bos = -1};
+    int r = check(m, NULL, tokens, n_tokens, 1, &options, err);
+    if (r < 0) return r;
+    struct eval e = {.options = &options,
+                     .models = {m, NULL},
+                     .vocab = model_get_config(m)->vocab,
+                     .first = (int)n_context - 1};
+    r = allocate(&e, 1, err);
+    if (r == 0) {
+        memcpy(e.window, tokens, n_tokens * sizeof *tokens);
+        r = run_window(&e, err);
+    }
+    if (r == 0)
+        *ret = (struct eval_continuation){
+            .log_likelihood = -e.nll, .tokens = e.tokens, .greedy = e.hits == e.tokens};
+    release(&e);
     return r;
 }

@@ -13,6 +13,7 @@
 #ifndef ENGINE_EVAL_H
 #define ENGINE_EVAL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -46,5 +47,16 @@ enum { EVAL_BATCH_TOKENS = 512, EVAL_LOGIT_ROWS = 32 };
 int eval_run(struct eval_result *ret, struct model *m, struct model *reference,
              const int32_t *tokens, size_t n_tokens, const struct eval_options *options,
              struct error *err);
+
+struct eval_continuation {
+    double log_likelihood; /* nats, of all its tokens together */
+    int64_t tokens;
+    bool greedy; /* each of them was the likeliest */
+};
+
+/* How likely the tokens from n_context on are after those before; n_context is at least 1. The
+ * model needs what eval_run() says, for n_tokens. */
+int eval_continuation(struct eval_continuation *ret, struct model *m, const int32_t *tokens,
+                      size_t n_tokens, size_t n_context, struct error *err);
 
 #endif

@@ -13,6 +13,7 @@
 #include "kernels/error.h"
 #include "server/cli.h"
 #include "server/commands.h"
+#include "server/eval_pairs.h"
 #include "server/model_source.h"
 #include "server/offline_args.h"
 #include "server/progress.h"
@@ -22,13 +23,13 @@ static const char name[] = "gptqt eval";
 enum { LLAMA_CPP_CTX = 512, DEFAULT_CTX = 2048, MAX_CTX = 1 << 20 };
 
 struct args {
-    const char *model, *against, *text;
+    const char *model, *against, *text, *pairs;
     struct eval_options eval;
     struct offline_options open;
     bool json;
 };
 
-enum { OPT_CTX = 256, OPT_CHUNKS, OPT_AGAINST, OPT_PROTOCOL, OPT_JSON };
+enum { OPT_CTX = 256, OPT_CHUNKS, OPT_AGAINST, OPT_PROTOCOL, OPT_PAIRS, OPT_JSON };
 
 static const struct argp_option options[] = {
     {"text", 'f', "FILE", 0, "UTF-8 text to predict", 0},
@@ -37,6 +38,8 @@ static const struct argp_option options[] = {
     {"against", OPT_AGAINST, "MODEL", 0, "Reference model: adds KL divergence and agreement", 0},
     {"protocol", OPT_PROTOCOL, "NAME", 0,
      "gptq (default: every token but the first of a window) or llama.cpp (second half)", 0},
+    {"pairs", OPT_PAIRS, "FILE", 0,
+     "Instead of a text: log-likelihoods of {context, continuation}, one JSON object a line", 0},
     {"json", OPT_JSON, NULL, 0, "Print the result as JSON", 0},
     {0},
 };
@@ -71,6 +74,9 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     case OPT_PROTOCOL:
         r = protocol(args, value, &err);
         break;
+    case OPT_PAIRS:
+        args->pairs = value;
+        break;
     case OPT_JSON:
         args->json = true;
         break;
@@ -81,7 +87,8 @@ static error_t parse(int key, char *value, struct argp_state *state) {
         return cli_model(&args->model, value, state);
     case ARGP_KEY_END:
         if (!args->model) argp_error(state, "MODEL is missing");
-        if (!args->text) argp_error(state, "--text is missing");
+        if (!args->text == !args->pairs) argp_error(state, "either --text or --pairs is needed");
+        if (args->pairs && args->against) argp_error(state, "--against goes with --text");
         break;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -201,12 +208,26 @@ static int run(struct args *args, struct error *err) {
     return r;
 }
 
+/* Windows as long as the model allows: pairs are not cut. */
+static int run_pairs(struct args *args, struct error *err) {
+    struct offline model = {0};
+    struct source *src;
+    int r = model_source_open(&src, args->model, err);
+    if (r < 0) return r;
+    args->open.context = args->eval.ctx;
+    args->open.tokenizer = true;
+    r = offline_open(&model, src, &args->open, err);
+    r = r < 0 ? error_prefix(err, r, "%s", args->model) : eval_pairs_run(&model, args->pairs, err);
+    offline_close(&model);
+    return r;
+}
+
 int cmd_eval(int argc, char **argv) {
     struct args args = {.open.model = {.kv_type = DTYPE_F32,
                                        .max_batch_tokens = EVAL_BATCH_TOKENS,
                                        .max_logit_rows = EVAL_LOGIT_ROWS}};
     argp_parse(&argp, argc, argv, 0, NULL, &args);
     struct error err = {{0}};
-    int r = run(&args, &err);
+    int r = args.pairs ? run_pairs(&args, &err) : run(&args, &err);
     return r < 0 ? cli_end(CLI_FAILED, name, &err) : 0;
 }

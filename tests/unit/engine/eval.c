@@ -1,6 +1,7 @@
 #include "engine/eval.h"
 
 #include <criterion/criterion.h>
+#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -68,6 +69,31 @@ Test(eval, every_token_but_the_first_of_a_window_counts) {
     cr_expect_eq(r.positions, 0);
     cr_expect_float_eq(r.nll, -sum / (CTX - 1), 1e-5);
     cr_expect_float_eq(r.perplexity, exp(r.nll), 1e-9);
+    offline_close(&o);
+    safetensors_close(&g.file);
+}
+
+Test(eval, a_continuation_is_as_likely_as_its_tokens) {
+    struct offline o;
+    struct error err;
+    open_model(&o);
+    struct golden g = open_golden();
+    for (size_t context = 1; context <= CTX; context += 33) {
+        double sum = 0;
+        for (size_t i = context - 1; i < CTX - 1; i++) sum += (double)g.log_probs[i];
+        struct eval_continuation c;
+        int r = eval_continuation(&c, o.model, g.ids, CTX, context, &err);
+        cr_assert_eq(r, 0, "%s", err.text);
+        cr_expect_eq(c.tokens, (int64_t)(CTX - context));
+        cr_expect_float_eq(c.log_likelihood, sum, 1e-3);
+        cr_expect_eq(c.greedy, context == CTX);
+    }
+    struct eval_continuation c = {.tokens = -1};
+    cr_expect_eq(eval_continuation(&c, o.model, g.ids, CTX, 0, &err), -EINVAL);
+    cr_expect_eq(eval_continuation(&c, o.model, g.ids, 4, 5, &err), -EINVAL);
+    int32_t outside[] = {1, INT32_MAX};
+    cr_expect_eq(eval_continuation(&c, o.model, outside, 2, 1, &err), -EINVAL);
+    cr_expect_eq(c.tokens, -1, "written on failure");
     offline_close(&o);
     safetensors_close(&g.file);
 }
