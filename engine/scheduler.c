@@ -75,8 +75,7 @@ static void set_up(struct scheduler *s) {
     s->queues.before = queued_before;
     s->deadlines.before = due_before;
     s->queues.arg = s->deadlines.arg = s;
-    s->contest.nodes = s->contest_nodes;
-    s->first_deadline = s->contenders = -1;
+    s->first_deadline = -1;
     for (int i = 0; i < s->n_slots; i++) s->free_slots[i] = s->n_slots - 1 - i;
     s->n_free_tables = s->options.max_running + 1;
     for (int i = 0; i < s->n_free_tables; i++) s->free_tables[i] = s->n_free_tables - 1 - i;

@@ -9,6 +9,11 @@ static struct lane *lane_of(struct scheduler *s, const struct entry *e) {
     return &s->lanes[e->claim.tenant];
 }
 
+static void note_best(const struct scheduler *s, struct lane *lane) {
+    lane->priority = s->entries[lane->queue].claim.priority;
+    lane->age = s->entries[lane->queue].age;
+}
+
 void queue_insert(struct scheduler *s, int slot) {
     struct entry *e = &s->entries[slot];
     struct lane *lane = lane_of(s, e);
@@ -17,13 +22,17 @@ void queue_insert(struct scheduler *s, int slot) {
         s->waiting_lanes[s->n_waiting_lanes++] = e->claim.tenant;
     }
     lane->queue = heap_insert(&s->queues, lane->queue, slot);
+    note_best(s, lane);
     e->state = ENTRY_WAITING;
 }
 
 static void unqueue(struct scheduler *s, int slot) {
     struct lane *lane = lane_of(s, &s->entries[slot]);
     lane->queue = heap_remove(&s->queues, lane->queue, slot);
-    if (lane->queue >= 0) return;
+    if (lane->queue >= 0) {
+        note_best(s, lane);
+        return;
+    }
     int last = s->waiting_lanes[--s->n_waiting_lanes];
     s->waiting_lanes[lane->place] = last;
     s->lanes[last].place = lane->place;

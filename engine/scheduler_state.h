@@ -48,11 +48,18 @@ struct entry {
 
 /* The waiting sequences and, during a step, the prompts of one tenant. */
 struct lane {
-    int queue;                /* root of its waiting sequences, best first */
-    int place;                /* in waiting_lanes, while the queue is not empty */
+    int queue;                /* root of its waiting sequences, best first; -1 = none */
+    int priority;             /* of the best */
+    int64_t age;              /* of the best */
+    int place;                /* in waiting_lanes, while there are any */
     int prompts, last_prompt; /* running, in order; -1 = none, and so between steps */
-    int best;                 /* the slot with which it contends */
-    double counter;           /* fair_counter() when it began to contend */
+};
+
+/* A tenant that wants some of the step's budget, for its best sequence. */
+struct contender {
+    double counter;
+    int64_t age;
+    int priority, tenant, slot;
 };
 
 struct scheduler {
@@ -79,9 +86,8 @@ struct scheduler {
     int first_deadline;    /* its root */
 
     /* The step that is being put together: */
-    struct heap contest; /* over tenants */
-    struct heap_node contest_nodes[ENGINE_MAX_TENANTS];
-    int contenders;                 /* its root */
+    struct contender contenders[ENGINE_MAX_TENANTS]; /* (n_contenders) a binary heap */
+    int n_contenders;
     int listed[ENGINE_MAX_TENANTS]; /* (n_listed) tenants with running prompts */
     int n_listed;
     int budget, n_parked;

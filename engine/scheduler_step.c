@@ -93,34 +93,52 @@ static void try_start(struct scheduler *s, int slot) {
 
 /* -- Sharing the budget ------------------------------------------------------------------------ */
 
-static bool contends_before(const void *arg, int a, int b) {
-    const struct scheduler *s = arg;
-    const struct lane *x = &s->lanes[a], *y = &s->lanes[b];
-    const struct entry *ex = &s->entries[x->best], *ey = &s->entries[y->best];
-    if (ex->claim.priority != ey->claim.priority) return ex->claim.priority < ey->claim.priority;
-    if (x->counter != y->counter) return x->counter < y->counter;
-    return ex->age < ey->age;
+static bool comes_before(const struct contender *a, const struct contender *b) {
+    if (a->priority != b->priority) return a->priority < b->priority;
+    if (a->counter != b->counter) return a->counter < b->counter;
+    return a->age < b->age;
+}
+
+/* The contenders below i are in order; now from i on. Not a heap.h: these are made anew for each
+ * step, all at once, and lie side by side in memory. */
+static void sift(struct scheduler *s, int i) {
+    struct contender moved = s->contenders[i];
+    for (;;) {
+        int child = 2 * i + 1;
+        if (child >= s->n_contenders) break;
+        if (child + 1 < s->n_contenders &&
+            comes_before(&s->contenders[child + 1], &s->contenders[child]))
+            child++;
+        if (!comes_before(&s->contenders[child], &moved)) break;
+        s->contenders[i] = s->contenders[child];
+        i = child;
+    }
+    s->contenders[i] = moved;
 }
 
 static bool wants_chunk(const struct entry *e) {
     return e->state == ENTRY_RUNNING && !e->paused && e->plan == 0 && e->known > e->done;
 }
 
-/* The sequence for which the tenant would have the next of the budget, or -1. */
-static int best_of(struct scheduler *s, struct lane *lane) {
+/* For which sequence the tenant would have the next of the budget; false: for none. */
+static bool find_best(struct scheduler *s, int tenant, struct contender *ret) {
+    struct lane *lane = &s->lanes[tenant];
+    bool queued = s->starting && lane->queue >= 0;
     while (lane->prompts >= 0 && !wants_chunk(&s->entries[lane->prompts]))
         lane->prompts = s->entries[lane->prompts].next_prompt;
-    int queued = s->starting ? lane->queue : -1;
-    if (queued < 0 || lane->prompts < 0) return queued < 0 ? lane->prompts : queued;
-    return entry_before(&s->entries[queued], &s->entries[lane->prompts]) ? queued : lane->prompts;
+    *ret = (struct contender){fair_counter(&s->fair, tenant), lane->age, lane->priority, tenant,
+                              queued ? lane->queue : -1};
+    if (lane->prompts < 0) return queued;
+    const struct entry *e = &s->entries[lane->prompts];
+    if (queued && entry_before(&s->entries[lane->queue], e)) return true;
+    ret->age = e->age;
+    ret->priority = e->claim.priority;
+    ret->slot = lane->prompts;
+    return true;
 }
 
 static void contend(struct scheduler *s, int tenant) {
-    struct lane *lane = &s->lanes[tenant];
-    lane->best = best_of(s, lane);
-    if (lane->best < 0) return;
-    lane->counter = fair_counter(&s->fair, tenant);
-    s->contenders = heap_insert(&s->contest, s->contenders, tenant);
+    s->n_contenders += find_best(s, tenant, &s->contenders[s->n_contenders]);
 }
 
 /* The running prompts of each tenant, in order. */
@@ -143,20 +161,22 @@ static void list_prompts(struct scheduler *s) {
 
 /* Whether it is any use to look at waiting sequences. */
 static bool can_start(const struct scheduler *s) {
-    if (s->n_running < s->options.max_running) return true;
+    /* The least that one needs: a place, and a block beside those kept for the others. */
+    if (has_room(s, 1)) return true;
+    if (s->n_running == 0) return false;
     const struct entry *last = &s->entries[s->running[s->n_running - 1]];
     for (int i = 0; i < s->n_waiting_lanes; i++)
-        if (gives_way(last, &s->entries[s->lanes[s->waiting_lanes[i]].queue])) return true;
+        if (last->paused || last->claim.priority > s->lanes[s->waiting_lanes[i]].priority)
+            return true;
     return false;
 }
 
 static void call_contenders(struct scheduler *s) {
-    s->starting = can_start(s);
-    s->n_parked = 0;
-    list_prompts(s);
+    s->n_contenders = 0;
     for (int i = 0; i < s->n_listed; i++) contend(s, s->listed[i]);
     for (int i = 0; s->starting && i < s->n_waiting_lanes; i++)
         if (s->lanes[s->waiting_lanes[i]].prompts < 0) contend(s, s->waiting_lanes[i]);
+    for (int i = s->n_contenders / 2 - 1; i >= 0; i--) sift(s, i);
 }
 
 static void plan(struct scheduler *s, struct entry *e, int n) {
@@ -173,25 +193,31 @@ static void plan_decodes(struct scheduler *s) {
     }
 }
 
+/* Starts it if need be. Without room, or behind a leader, it gets nothing. */
+static void serve(struct scheduler *s, int slot) {
+    struct entry *e = &s->entries[slot];
+    if (e->state == ENTRY_WAITING) try_start(s, slot);
+    int pending = e->known - e->done;
+    if (e->state == ENTRY_RUNNING) plan(s, e, pending < s->budget ? pending : s->budget);
+}
+
 static void plan_prompts(struct scheduler *s) {
-    s->contest.before = contends_before;
-    s->contest.arg = s;
+    s->starting = can_start(s);
+    s->n_parked = 0;
+    list_prompts(s);
     call_contenders(s);
-    while (s->budget > 0 && s->contenders >= 0) {
-        int tenant = s->contenders;
-        struct lane *lane = &s->lanes[tenant];
-        s->contenders = heap_remove(&s->contest, s->contenders, tenant);
-        int slot = lane->best;
-        struct entry *e = &s->entries[slot];
-        /* Preemption, and the end of starting, may have changed what is best. */
-        if (slot == best_of(s, lane)) {
-            if (e->state == ENTRY_WAITING) try_start(s, slot);
-            int pending = e->known - e->done;
-            if (e->state == ENTRY_RUNNING) plan(s, e, pending < s->budget ? pending : s->budget);
+    while (s->budget > 0 && s->n_contenders > 0) {
+        struct contender *first = &s->contenders[0], best;
+        bool was_starting = s->starting;
+        /* Preemption may have changed what is best. */
+        if (find_best(s, first->tenant, &best) && best.slot == first->slot) serve(s, best.slot);
+        if (was_starting && !s->starting) {
+            call_contenders(s);
+            continue;
         }
-        contend(s, tenant);
+        if (!find_best(s, first->tenant, first)) *first = s->contenders[--s->n_contenders];
+        if (s->n_contenders > 0) sift(s, 0);
     }
-    s->contenders = -1;
     for (int i = 0; i < s->n_listed; i++) s->lanes[s->listed[i]].prompts = -1;
 }
 
