@@ -37,7 +37,7 @@ enum {
 
 struct http_header {
     const char *name; /* static */
-    char value[192];
+    char *value;      /* the exchange's */
 };
 
 struct http_exchange {

@@ -56,6 +56,8 @@ void http_suspend(struct http_exchange *x);
 void http_resume(struct http_exchange *x);
 void http_tell_left(struct http_exchange *x);
 
+void http_free_headers(struct http_exchange *x);
+
 /* Its body's bytes are others' again. */
 void http_release_body(struct http_exchange *x);
 

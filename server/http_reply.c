@@ -15,6 +15,9 @@
 static const int64_t STALL_NS = 30 * INT64_C(1000000000); /* a reader that takes nothing */
 static const int64_t PING_NS = 15 * INT64_C(1000000000);  /* proxies cut silence after 50 s */
 
+/* Of clients without chunks; with them it is the connection's own memory that is filled. */
+enum { STREAM_BLOCK = 4 << 10 };
+
 void http_tell_left(struct http_exchange *x) {
     void (*left)(void *keeper) = x->left;
     x->left = NULL;
@@ -58,11 +61,14 @@ void http_client(const struct http_exchange *x, char *ret, size_t size) {
 
 /* -- Answers ------------------------------------------------------------------------------- */
 
+void http_free_headers(struct http_exchange *x) {
+    while (x->n_headers > 0) free(x->headers[--x->n_headers].value);
+}
+
 void http_header(struct http_exchange *x, const char *name, const char *value) {
-    if (x->n_headers == HTTP_MAX_HEADERS) return;
-    struct http_header *header = &x->headers[x->n_headers++];
-    header->name = name;
-    snprintf(header->value, sizeof header->value, "%s", value);
+    char *copy = x->n_headers < HTTP_MAX_HEADERS ? strdup(value) : NULL;
+    if (!copy) return; /* an answer without it is better than none */
+    x->headers[x->n_headers++] = (struct http_header){name, copy};
 }
 
 static void add_headers(struct http_exchange *x, struct MHD_Response *response, const char *type) {
@@ -71,6 +77,7 @@ static void add_headers(struct http_exchange *x, struct MHD_Response *response, 
     MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
     for (int i = 0; i < x->n_headers; i++)
         MHD_add_response_header(response, x->headers[i].name, x->headers[i].value);
+    http_free_headers(x);
     if (x->http->cors) {
         MHD_add_response_header(response, "Access-Control-Allow-Origin", x->http->cors);
         MHD_add_response_header(response, "Access-Control-Expose-Headers", "X-Request-Id");
@@ -160,8 +167,7 @@ void http_stream_open(struct http_exchange *x) {
     http_header(x, "Cache-Control", "no-cache");
     http_header(x, "X-Accel-Buffering", "no");
     answer(x, 200, "text/event-stream",
-           MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, HTTP_CONNECTION_MEMORY / 2,
-                                             read_stream, x, NULL));
+           MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, STREAM_BLOCK, read_stream, x, NULL));
 }
 
 static void cut_off(struct http_exchange *x, const char *why) {

@@ -23,6 +23,7 @@ static void unlink_exchange(struct http *h, struct http_exchange *x) {
 
 static void free_exchange(struct http_exchange *x) {
     if (x->response) MHD_destroy_response(x->response);
+    http_free_headers(x);
     text_deinit(&x->body);
     text_deinit(&x->out);
     free(x);
