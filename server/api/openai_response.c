@@ -30,7 +30,8 @@ static void add_usage(struct text *out, const struct openai_usage *usage) {
         return;
     }
     text_addf(out,
-              "{\"input_tokens\":%d,\"input_tokens_details\":{\"cached_tokens\":%d},"
+              "{\"input_tokens\":%d,\"input_tokens_details\":"
+              "{\"cached_tokens\":%d,\"cache_write_tokens\":0},"
               "\"output_tokens\":%d,\"output_tokens_details\":{\"reasoning_tokens\":0},"
               "\"total_tokens\":%d}",
               usage->n_prompt, usage->n_cached, usage->n_generated,

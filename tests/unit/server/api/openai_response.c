@@ -52,7 +52,8 @@ Test(openai_response, object) {
         "\"model\":\"m\\\"\",\"output\":[" MESSAGE(
             "completed",
             PART) "]" WISHES
-                  ",\"usage\":{\"input_tokens\":3,\"input_tokens_details\":{\"cached_tokens\":2},"
+                  ",\"usage\":{\"input_tokens\":3,\"input_tokens_details\":"
+                  "{\"cached_tokens\":2,\"cache_write_tokens\":0},"
                   "\"output_tokens\":4,\"output_tokens_details\":{\"reasoning_tokens\":0},"
                   "\"total_tokens\":7}}");
     r.status = "in_progress";
