@@ -105,7 +105,14 @@ void report_print_json(const struct report *r, FILE *out) {
             seconds(r), r->tokens, r->retries, r->n_held, r->n_dropped, report_fairness(r));
     for (int i = 0; i < OUTCOMES; i++)
         fprintf(out, ",\"%s\":%" PRIu64, outcomes[i], report_total(r, (enum outcome)i));
-    fprintf(out, ",\"key_tokens\":[");
+    fprintf(out, ",\"kinds\":{");
+    for (int kind = 0; kind < CASE_KINDS; kind++) {
+        fprintf(out, "%s\"%s\":{", kind ? "," : "", cases_name((enum case_kind)kind));
+        for (int i = 0; i < OUTCOMES; i++)
+            fprintf(out, "%s\"%s\":%" PRIu64, i ? "," : "", outcomes[i], r->counts[kind][i]);
+        fprintf(out, "}");
+    }
+    fprintf(out, "},\"key_tokens\":[");
     for (int i = 0; i < r->n_keys; i++) fprintf(out, "%s%" PRIu64, i ? "," : "", r->key_tokens[i]);
     fprintf(out, "],\"ms\":{");
     for (int s = 0; s < SPANS; s++) {

@@ -95,7 +95,7 @@ static void take_answer(struct user *u) {
     int64_t now = (int64_t)uv_hrtime(), took = now - u->since_ns;
     const struct reply *reply = &u->reply;
     const char *why = NULL;
-    bool refused = (reply->status == 429 || reply->status == 503) && u->question.status == 200;
+    bool refused = (reply->status == 429 || reply->status == 503);
     if (c->ids && strcmp(reply->id, u->question.id) != 0)
         why = "the answer has another request's id";
     if (refused) {
