@@ -142,9 +142,13 @@ static int check_request(struct openai_request *r, const struct openai_limits *l
 
 /* -- The body ------------------------------------------------------------------------------ */
 
-static int load(json_t **ret, struct prescan *found, char *body, size_t n, struct api_error *err) {
-    static const struct prescan_limits limits = {OPENAI_MAX_DEPTH, OPENAI_MAX_CONTAINERS,
-                                                 OPENAI_MAX_VALUES};
+static int load(json_t **ret, struct prescan *found, enum openai_kind kind, char *body, size_t n,
+                struct api_error *err) {
+    static const char *const ids[OPENAI_KINDS] = {[OPENAI_COMPLETION] = "prompt",
+                                                  [OPENAI_EMBEDDING] = "input",
+                                                  [OPENAI_DETOKENIZE] = "tokens"};
+    const struct prescan_limits limits = {OPENAI_MAX_DEPTH, OPENAI_MAX_CONTAINERS,
+                                          OPENAI_MAX_VALUES, ids[kind]};
     struct error why;
     if (prescan_json(found, body, n, &limits, &why) < 0)
         return api_error_set(err, API_ERROR_INVALID, found->key, "%s", why.text);
@@ -190,7 +194,9 @@ int openai_parse(struct openai_request **ret, enum openai_kind kind, char *body,
     struct openai_request *r = calloc(1, sizeof *r);
     if (!r) return api_error_set(err, API_ERROR_MEMORY, NULL, "out of memory");
     set_defaults(r, kind, limits);
-    int code = load(&root, &found, body, n, err);
+    int code = load(&root, &found, kind, body, n, err);
+    r->scanned = found.ids;
+    r->n_scanned = found.n_ids;
     if (code == 0) code = read_fields(r, root, limits, err);
     if (code == 0) code = check_request(r, limits, err);
     json_decref(root);
@@ -216,6 +222,7 @@ void openai_request_free(struct openai_request *r) {
     }
     free(r->messages);
     free(r->instructions);
+    free(r->scanned);
     free(r->bias);
     for (int i = 0; i < r->n_stops; i++) free(r->stops[i]);
     free(r);

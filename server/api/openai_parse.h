@@ -89,6 +89,8 @@ struct openai_request {
     char request_id[OPENAI_MAX_ID + 1]; /* "" = none */
     char *instructions;                 /* of a response; are in messages, too */
     bool base64, return_token_strs;
+    int32_t *scanned; /* (n_scanned) the prompt's ids, until a prompt takes them; else NULL */
+    size_t n_scanned;
     char ignored[OPENAI_MAX_IGNORED]; /* "a, b": fields that were there for nothing */
 };
 

@@ -49,6 +49,20 @@ static int read_ids(struct openai_prompt *p, const json_t *value, const char *pa
     return 0;
 }
 
+/* The ids that were taken out of the body before it was parsed. */
+static int take_scanned(struct openai_request *r, const char *path,
+                        const struct openai_limits *limits, struct api_error *err) {
+    for (size_t i = 0; i < r->n_scanned; i++)
+        if (r->scanned[i] >= limits->vocab)
+            return api_error_set(err, API_ERROR_INVALID, path,
+                                 "'%s': element %zu is not a token id below %d", path, i,
+                                 limits->vocab);
+    r->prompts[0].ids = r->scanned;
+    r->prompts[0].n_ids = r->n_scanned;
+    r->scanned = NULL;
+    return 0;
+}
+
 static int read_one(struct openai_prompt *p, const json_t *value, const char *path,
                     const struct openai_limits *limits, struct api_error *err) {
     if (json_is_string(value)) return read_text(p, value, path, err);
@@ -74,6 +88,7 @@ int openai_prompt_parse(struct openai_request *r, const struct openai_field *f, 
         return api_error_set(err, API_ERROR_INVALID, f->name, "'%s' holds more than %zu prompts",
                              f->name, most);
     if (add_prompts(r, n, err) < 0) return -ENOMEM;
+    if (r->scanned) return take_scanned(r, f->name, limits, err);
     if (!list) return read_one(&r->prompts[0], value, f->name, limits, err);
     for (size_t i = 0; i < n; i++) {
         char path[32];
@@ -101,6 +116,7 @@ int openai_prompt_tokens(struct openai_request *r, const struct openai_field *f,
                              f->name);
     if (add_prompts(r, 1, err) < 0) return -ENOMEM;
     if (json_array_size(value) == 0) return 0;
+    if (r->scanned) return take_scanned(r, f->name, limits, err);
     return read_ids(&r->prompts[0], value, f->name, limits, err);
 }
 

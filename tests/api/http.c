@@ -108,7 +108,7 @@ Test(http, large_bodies_are_refused_before_they_are_read) {
 }
 
 Test(http, amplifying_bodies_are_refused_cheaply) {
-    static const char *const pieces[] = {"{},", "[],", "0,", "\"\",", "[[[[[[[["};
+    static const char *const pieces[] = {"{},", "[],", "[0],", "-1,", "\"\",", "[[[[[[[["};
     static const char head[] = "{\"prompt\":[", tail[] = "0]}";
     enum { SIZE = 2000000 };
     char *body = malloc(SIZE + 64);
@@ -123,6 +123,27 @@ Test(http, amplifying_bodies_are_refused_cheaply) {
                   client_string(root, "error.message"));
         json_decref(root);
     }
+    free(body);
+    client_stop(s);
+}
+
+/* As many as fit the body, and no tree of JSON is made of them. */
+Test(http, token_ids_are_read_by_the_hundred_thousand) {
+    enum { N = 600000 };
+    char *body = malloc(N * 3 + 64), *at = stpcpy(body, "{\"max_tokens\":2,\"prompt\":[");
+    for (int i = 0; i < N; i++) at = stpcpy(at, i ? ",97" : "98");
+    strcpy(at, "]}");
+    struct client_server s = client_start(quiet);
+    json_t *root = client_json(s, COMPLETIONS, body, 200);
+    cr_expect(json_integer_value(client_at(root, "usage.prompt_tokens")) == N);
+    cr_expect(!strcmp(client_string(root, "choices.0.text"), "ba"));
+    json_decref(root);
+    memcpy(at - 2, "99", 2);
+    memcpy(at - 3, ",256]}", 7);
+    root = client_json(s, COMPLETIONS, body, 400);
+    cr_expect(strstr(client_string(root, "error.message"), "element 599999 is not a token id"),
+              "%s", client_string(root, "error.message"));
+    json_decref(root);
     free(body);
     client_stop(s);
 }
