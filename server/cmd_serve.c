@@ -12,13 +12,6 @@
 #include "server/server.h"
 #include "server/settings.h"
 
-static enum log_level level_of(const char *name) {
-    static const char *const names[] = {"error", "warn", "info", "debug"};
-    enum log_level level = LOG_ERROR;
-    while (level < LOG_DEBUG && strcmp(names[level], name) != 0) level++;
-    return level;
-}
-
 static void log_settings(const struct settings *settings) {
     char *line = NULL;
     size_t n = 0;
@@ -67,10 +60,11 @@ int cmd_serve(int argc, char **argv) {
     struct settings settings;
     struct server *s = NULL;
     struct error err;
+    enum log_level level;
     if (settings_parse(&settings, argc, argv, &err) < 0) return cli_end(CLI_USAGE, argv[0], &err);
     if (settings.help) return 0;
     json_quota_install();
-    log_set_level(level_of(settings.log_level));
+    if (log_level_find(&level, settings.log_level) == 0) log_set_level(level);
     log_set_format(!strcmp(settings.log_format, "json"));
     if (server_open(&s, &settings, &err) < 0) return cli_end(CLI_FAILED, argv[0], &err);
     int r = server_run(s, print_start, &err);

@@ -52,6 +52,7 @@ struct http_exchange {
     int64_t queue_ns, first_ns;          /* since start_ns, until the first step and text; -1 */
     const char *finish;                  /* static */
     char key[64];                        /* name of the API key; "" = none */
+    int tenant;                          /* see tenants.h */
     bool close;                          /* the connection ends with this answer */
     void (*left)(void *keeper);
     /* The reader is slow: true; it has caught up: false. NULL: the keeper does not care. */

@@ -80,7 +80,7 @@ static void add_headers(struct http_exchange *x, struct MHD_Response *response, 
     http_free_headers(x);
     if (x->http->cors) {
         MHD_add_response_header(response, "Access-Control-Allow-Origin", x->http->cors);
-        MHD_add_response_header(response, "Access-Control-Expose-Headers", "X-Request-Id");
+        MHD_add_response_header(response, "Access-Control-Expose-Headers", "*");
         MHD_add_response_header(response, "Vary", "Origin");
     }
     if (x->close) MHD_add_response_header(response, "Connection", "close");
@@ -119,15 +119,26 @@ void http_reply_static(struct http_exchange *x, int status, const char *type, co
            MHD_create_response_from_buffer(n, (void *)bytes, MHD_RESPMEM_PERSISTENT));
 }
 
+/* The first is HTTP's and has seconds, the others are those of OpenAI's clients. */
+static void add_retry(struct http_exchange *x, const struct api_error *e) {
+    char value[24];
+    int64_t ms =
+        e->retry_ns ? (e->retry_ns + 999999) / 1000000 : (int64_t)api_error_retry(e->kind) * 1000;
+    if (e->retry == API_RETRY_NEVER) {
+        http_header(x, "x-should-retry", "false");
+    } else if (ms) {
+        snprintf(value, sizeof value, "%lld", (long long)(ms + 999) / 1000);
+        http_header(x, "Retry-After", value);
+        snprintf(value, sizeof value, "%lld", (long long)ms);
+        http_header(x, "retry-after-ms", value);
+        http_header(x, "x-should-retry", "true");
+    }
+}
+
 void http_reply_error(struct http_exchange *x, const struct api_error *e) {
     struct text body = {0};
-    int retry = api_error_retry(e->kind);
     if (x->status || x->gone) return;
-    if (retry) {
-        char seconds[16];
-        snprintf(seconds, sizeof seconds, "%d", retry);
-        http_header(x, "Retry-After", seconds);
-    }
+    add_retry(x, e);
     api_error_render(&body, e);
     http_reply(x, api_error_status(e->kind), "application/json", &body);
 }

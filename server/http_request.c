@@ -7,6 +7,8 @@
 #include "server/http_parts.h"
 #include "server/loop.h"
 
+enum { SHORT_BODY = 64 << 10 };
+
 static void link_exchange(struct http *h, struct http_exchange *x) {
     x->next = h->first;
     if (h->first) h->first->prev = x;
@@ -77,6 +79,14 @@ static bool may_skip_body(const struct http_exchange *x) {
     return !strcmp(x->method, "POST") || !strcmp(x->method, "PUT");
 }
 
+/* A short body that is on its way is read before it is refused, so that the connection goes on and
+ * the answer is not lost in a reset. */
+static bool is_short(const struct http_exchange *x) {
+    const char *length = http_get(x, MHD_HTTP_HEADER_CONTENT_LENGTH);
+    if (!length || http_get(x, MHD_HTTP_HEADER_EXPECT)) return false;
+    return !x->close && strtoull(length, NULL, 10) <= SHORT_BODY;
+}
+
 /* Proxies may be asked with a whole URL, and RFC 9112 has every server take one. */
 static const char *path_of(const char *url) {
     size_t scheme = !strncasecmp(url, "http://", 7) ? 7 : !strncasecmp(url, "https://", 8) ? 8 : 0;
@@ -105,7 +115,7 @@ static enum MHD_Result begin(struct http *h, struct MHD_Connection *connection, 
     *ctx = x;
     check_headers(x);
     if (x->gone) return MHD_NO;
-    return x->response && may_skip_body(x) ? queue_answer(x) : MHD_YES;
+    return x->response && may_skip_body(x) && !is_short(x) ? queue_answer(x) : MHD_YES;
 }
 
 void http_release_body(struct http_exchange *x) {

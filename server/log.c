@@ -1,8 +1,10 @@
 #include "server/log.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -13,6 +15,16 @@ static _Atomic int threshold = LOG_INFO;
 static bool as_json;
 
 void log_set_level(enum log_level level) { threshold = (int)level; }
+
+static const char *const names[] = {"error", "warn", "info", "debug"};
+
+int log_level_find(enum log_level *ret, const char *name) {
+    int level = LOG_ERROR;
+    while (level <= LOG_DEBUG && strcmp(names[level], name) != 0) level++;
+    if (level > LOG_DEBUG) return -EINVAL;
+    *ret = (enum log_level)level;
+    return 0;
+}
 
 bool log_wants(enum log_level level) { return (int)level <= threshold; }
 
@@ -29,7 +41,6 @@ static void add_time(struct text *line) {
 }
 
 static void begin(struct text *line, enum log_level level) {
-    static const char *const names[] = {"error", "warn", "info", "debug"};
     if (as_json) text_adds(line, "{\"time\":\"");
     add_time(line);
     if (as_json)

@@ -18,6 +18,9 @@ struct access_record;
 enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 
 void log_set_level(enum log_level level);
+
+/* -EINVAL: no level is called so. */
+int log_level_find(enum log_level *ret, const char *name);
 void log_set_format(bool json);
 
 bool log_wants(enum log_level level);

@@ -25,7 +25,7 @@ struct loop {
     uv_poll_t poll;
     uv_timer_t timeout, tick;
     uv_async_t async;
-    uv_signal_t term, interrupt;
+    uv_signal_t term, interrupt, hangup;
     struct MHD_Daemon *daemon;
     struct loop_hooks hooks;
     uint64_t tick_ms;
@@ -78,17 +78,26 @@ static void on_signal(uv_signal_t *handle, int number) {
     run_daemon(l);
 }
 
+static void on_hangup(uv_signal_t *handle, int number) {
+    struct loop *l = handle->data;
+    (void)number;
+    l->hooks.hangup(l->hooks.arg);
+    run_daemon(l);
+}
+
 static int init_handles(struct loop *l) {
     int r = uv_loop_init(&l->uv);
     if (r < 0) return r;
     l->uv_ready = true;
     l->timeout.data = l->tick.data = l->async.data = l->term.data = l->interrupt.data = l;
+    l->hangup.data = l;
     l->poll.data = l;
     if ((r = uv_timer_init(&l->uv, &l->timeout)) < 0) return r;
     if ((r = uv_timer_init(&l->uv, &l->tick)) < 0) return r;
     if ((r = uv_async_init(&l->uv, &l->async, on_async)) < 0) return r;
     if ((r = uv_signal_init(&l->uv, &l->term)) < 0) return r;
-    return uv_signal_init(&l->uv, &l->interrupt);
+    if ((r = uv_signal_init(&l->uv, &l->interrupt)) < 0) return r;
+    return uv_signal_init(&l->uv, &l->hangup);
 }
 
 int loop_open(struct loop **ret, const struct loop_hooks *hooks, struct error *err) {
@@ -100,6 +109,7 @@ int loop_open(struct loop **ret, const struct loop_hooks *hooks, struct error *e
     /* A signal that comes before loop_run() waits for it. */
     if (r == 0) r = uv_signal_start(&l->term, on_signal, SIGTERM);
     if (r == 0) r = uv_signal_start(&l->interrupt, on_signal, SIGINT);
+    if (r == 0 && hooks->hangup) r = uv_signal_start(&l->hangup, on_hangup, SIGHUP);
     if (r < 0) {
         loop_close(l);
         return error_set(err, r, "event loop: %s", uv_strerror(r));

@@ -23,6 +23,7 @@ struct loop_hooks {
     void (*wake)(void *arg);                        /* somebody called loop_wake() */
     void (*tick)(void *arg);                        /* the clock moved on */
     void (*signal)(void *arg, int number, int nth); /* SIGTERM or SIGINT, nth from 1 */
+    void (*hangup)(void *arg);                      /* SIGHUP; NULL: it ends the process */
     void *arg;
 };
 

@@ -105,6 +105,27 @@ void metrics_observe(struct metrics *m, enum metrics_fact fact, double value) {
 
 void metrics_ended(struct metrics *m, enum metrics_reason reason) { m->reasons[reason]++; }
 
+void metrics_cancelled(struct metrics *m, enum metrics_stage stage) { m->cancelled[stage]++; }
+
+const char *metrics_stage_name(enum metrics_stage stage) {
+    static const char *const names[] = {"queued", "prefill", "decode", "done-unread"};
+    return names[stage];
+}
+
+static void render_cancelled(struct text *out, const struct metrics *m) {
+    static const char name[] = "gptqt_requests_cancelled_total";
+    prom_head(out, name, "counter", "Requests that were cancelled or left, by how far they were.");
+    for (int i = 0; i < METRICS_STAGES; i++) {
+        struct text labels = {0};
+        prom_label(&labels, "state", metrics_stage_name((enum metrics_stage)i));
+        if (labels.failed)
+            out->failed = true;
+        else
+            prom_sample(out, name, labels.data, (double)m->cancelled[i]);
+        text_deinit(&labels);
+    }
+}
+
 static void render_replies(struct text *out, const struct metrics *m) {
     static const char name[] = "gptqt_http_requests_total";
     prom_head(out, name, "counter", "Answered requests; status 0: client left.");
@@ -166,6 +187,7 @@ void metrics_render(struct text *out, const struct metrics *m, const char *vllm,
                 "Clients that left before their answer.", NULL, (double)m->disconnects);
     prom_family(out, "gptqt_scrapes_total", "counter", "Answers like this one.", NULL,
                 (double)m->scrapes);
+    render_cancelled(out, m);
     render_reasons(out, m, vllm);
     for (int i = 0; i < N_SERIES; i++) render_series(out, m, i, vllm, context);
 }

@@ -42,6 +42,14 @@ enum metrics_fact {
 
 enum metrics_reason { METRICS_STOP, METRICS_LENGTH, METRICS_ABORT, METRICS_ERROR };
 
+enum metrics_stage { /* of a request that was cancelled, or whose client left */
+                     METRICS_IN_QUEUE,
+                     METRICS_IN_PREFILL,
+                     METRICS_IN_DECODE,
+                     METRICS_UNREAD, /* its answer was complete */
+                     METRICS_STAGES
+};
+
 struct metrics_histogram {
     uint64_t counts[METRICS_BUCKETS + 1]; /* the last one: above all edges */
     double sum;
@@ -51,6 +59,7 @@ struct metrics {
     uint64_t replies[METRICS_ROUTES][METRICS_STATUSES];
     struct metrics_histogram series[METRICS_SERIES];
     uint64_t reasons[METRICS_REASONS]; /* why choices ended */
+    uint64_t cancelled[METRICS_STAGES];
     uint64_t disconnects;
     uint64_t scrapes;
 };
@@ -60,6 +69,8 @@ void metrics_reply(struct metrics *m, int route, int status);
 
 void metrics_observe(struct metrics *m, enum metrics_fact fact, double value);
 void metrics_ended(struct metrics *m, enum metrics_reason reason);
+void metrics_cancelled(struct metrics *m, enum metrics_stage stage);
+const char *metrics_stage_name(enum metrics_stage stage);
 
 /* Adds all of it. vllm: the labels of vLLM's series; numbers of tokens have buckets up to
  * context, 0 = all. */

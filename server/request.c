@@ -28,6 +28,10 @@ static void choice_deinit(struct choice *c) {
 
 static void request_free(struct request *r) {
     if (!r) return;
+    if (r->pass.entered) {
+        struct openai_usage usage = request_usage(r);
+        gate_leave(r->server, &r->pass, usage.n_prompt + usage.n_generated);
+    }
     for (int i = 0; r->choices && i < r->n_choices; i++) choice_deinit(&r->choices[i]);
     free(r->choices);
     openai_request_free(r->wanted);
@@ -78,8 +82,20 @@ static void on_pressure(void *keeper, bool high) {
             engine_pause(r->server->engine, r->choices[i].ticket, high);
 }
 
+/* How far it has come. */
+static enum metrics_stage stage_of(const struct request *r) {
+    enum metrics_stage stage = METRICS_IN_QUEUE;
+    for (int i = 0; i < r->n_choices; i++) {
+        const struct choice *c = &r->choices[i];
+        if (c->text_ns) return METRICS_IN_DECODE;
+        if (c->queued_ns) stage = METRICS_IN_PREFILL;
+    }
+    return stage;
+}
+
 static void on_left(void *keeper) {
     struct request *r = keeper;
+    metrics_cancelled(&r->server->metrics, stage_of(r));
     request_times_note(r, r->exchange);
     detach(r);
     cancel(r);
@@ -229,8 +245,6 @@ static struct request *request_new(struct server *s, struct http_exchange *x,
         r->choices[i].index = i;
         r->choices[i].stop = r->choices[i].stop_id = -1;
     }
-    if (s->settings->request_timeout)
-        r->deadline_ns = r->start_ns + s->settings->request_timeout * 1000000000;
     return r;
 }
 
@@ -242,20 +256,26 @@ static int first_wave(const struct request *r) {
     return (int)most;
 }
 
-static void begin(struct request *r, struct http_exchange *x) {
-    struct api_error e;
+static void attach(struct request *r, struct http_exchange *x) {
     prepare_render(r);
     link_request(r);
     r->exchange = x;
     x->keeper = r;
     x->left = on_left;
     x->pressure = on_pressure;
+}
+
+static void begin(struct request *r, struct http_exchange *x) {
+    struct api_error e;
+    attach(r, x);
     if (request_submit(r, first_wave(r), &e) < 0) {
+        gate_overloaded(r->server, &e);
         fail(r, &e);
         free_if_over(r);
     }
 }
 
+/* Takes wanted. */
 static void start_wanted(struct server *s, struct http_exchange *x, struct openai_request *wanted) {
     struct api_error e;
     struct request *r = request_new(s, x, wanted);
@@ -263,14 +283,57 @@ static void start_wanted(struct server *s, struct http_exchange *x, struct opena
         openai_request_free(wanted);
         api_error_set(&e, API_ERROR_MEMORY, NULL, "out of memory");
         http_reply_error(x, &e);
-        return;
+    } else if (gate_enter(s, &r->pass, x, wanted, first_wave(r), &e) < 0) {
+        request_free(r);
+        http_reply_error(x, &e);
+    } else {
+        begin(r, x);
     }
-    begin(r, x);
 }
 
-static void on_parsed(void *arg, struct http_exchange *x, struct openai_request *wanted,
-                      const struct api_error *e) {
-    struct server *s = arg;
+/* The prompts alone go to the engine, to be counted. */
+static struct request *explained(struct server *s, struct http_exchange *x,
+                                 struct openai_request *wanted) {
+    int width = wanted->best_of > wanted->n ? wanted->best_of : wanted->n;
+    wanted->task = ENGINE_TOKENIZE;
+    wanted->n = wanted->best_of = 1;
+    wanted->stream = wanted->echo = false;
+    wanted->n_logprobs = wanted->n_prompt_logprobs = -1;
+    struct request *r = request_new(s, x, wanted);
+    if (!r) return NULL;
+    r->form = &answer_explain;
+    r->asked_width = width;
+    r->guessed_tokens = gate_prompt_tokens(wanted);
+    r->pass.tenant = x->tenant;
+    return r;
+}
+
+/* Takes wanted. */
+static void explain_wanted(struct server *s, struct http_exchange *x,
+                           struct openai_request *wanted) {
+    struct api_error e;
+    struct request *r = explained(s, x, wanted);
+    if (!r) {
+        openai_request_free(wanted);
+        api_error_set(&e, API_ERROR_MEMORY, NULL, "out of memory");
+        http_reply_error(x, &e);
+        return;
+    }
+    attach(r, x);
+    if (request_submit(r, r->n_choices, &e) == 0) return;
+    /* Nobody counts for a server that is full; what it would answer is known all the same. */
+    detach(r);
+    if (e.kind == API_ERROR_QUEUE)
+        request_explain_answer(r, x, false);
+    else
+        http_reply_error(x, &e);
+    free_if_over(r);
+}
+
+typedef void starter(struct server *s, struct http_exchange *x, struct openai_request *wanted);
+
+static void go_on(struct server *s, struct http_exchange *x, struct openai_request *wanted,
+                  const struct api_error *e, starter *start) {
     struct api_error late;
     if (wanted && check_body(s, x, &late) < 0) {
         openai_request_free(wanted);
@@ -279,23 +342,43 @@ static void on_parsed(void *arg, struct http_exchange *x, struct openai_request 
         http_reply_error(x, e);
     } else {
         tell_wanted(wanted, x);
-        start_wanted(s, x, wanted);
+        start(s, x, wanted);
     }
 }
 
-void request_start(struct server *s, struct http_exchange *x, enum openai_kind kind) {
-    const struct parse_hook hook = {on_parsed, s};
+static void on_parsed(void *arg, struct http_exchange *x, struct openai_request *wanted,
+                      const struct api_error *e) {
+    go_on(arg, x, wanted, e, start_wanted);
+}
+
+static void on_explained(void *arg, struct http_exchange *x, struct openai_request *wanted,
+                         const struct api_error *e) {
+    go_on(arg, x, wanted, e, explain_wanted);
+}
+
+static void read_body(struct server *s, struct http_exchange *x, enum openai_kind kind,
+                      const struct parse_hook *hook, starter *start) {
     struct openai_request *wanted = NULL;
     struct openai_limits limits;
     struct api_error e;
     set_limits(&limits, s);
     if (x->body.n > PARSE_JOB_BYTES && check_body(s, x, &e) == 0 &&
-        parse_job_start(s->loop, x, kind, &limits, &hook) == 0)
+        parse_job_start(s->loop, x, kind, &limits, hook) == 0)
         return;
     if (request_parse(s, &wanted, x, kind, &e) < 0)
         http_reply_error(x, &e);
     else
-        start_wanted(s, x, wanted);
+        start(s, x, wanted);
+}
+
+void request_start(struct server *s, struct http_exchange *x, enum openai_kind kind) {
+    const struct parse_hook hook = {on_parsed, s};
+    read_body(s, x, kind, &hook, start_wanted);
+}
+
+void request_explain(struct server *s, struct http_exchange *x, enum openai_kind kind) {
+    const struct parse_hook hook = {on_explained, s};
+    read_body(s, x, kind, &hook, explain_wanted);
 }
 
 /* -- Events -------------------------------------------------------------------------------- */
@@ -431,13 +514,33 @@ void request_tick(struct server *s, int64_t now_ns) {
     struct request *next;
     for (struct request *r = s->requests; r; r = next) {
         next = r->next;
-        if (!r->exchange || !r->deadline_ns || now_ns < r->deadline_ns) continue;
+        int64_t limit = r->pass.total_ns;
+        if (!r->exchange || !limit || now_ns - r->start_ns < limit) continue;
         struct api_error e;
-        api_error_set(&e, API_ERROR_TIMEOUT, NULL, "the request took longer than %lld s",
-                      (long long)s->settings->request_timeout);
+        api_error_set(&e, API_ERROR_TIMEOUT, NULL, "the request took longer than %.3f s",
+                      (double)limit / 1e9);
         fail(r, &e);
         free_if_over(r);
     }
+}
+
+static bool is_called(const struct request *r, const char *id) {
+    return !strcmp(r->id, id) || !strcmp(r->own_id, id) || !strcmp(r->exchange->request_id, id);
+}
+
+int request_cancel(struct server *s, const char *id, int tenant, enum metrics_stage *ret) {
+    struct request *next;
+    int n = 0;
+    for (struct request *r = s->requests; r; r = next) {
+        next = r->next;
+        if (!r->exchange || r->pass.tenant != tenant || !is_called(r, id)) continue;
+        *ret = stage_of(r);
+        metrics_cancelled(&s->metrics, *ret);
+        fail_with(r, API_ERROR_CANCELLED, "the request was cancelled by DELETE /v1/requests");
+        free_if_over(r);
+        n++;
+    }
+    return n;
 }
 
 void request_abort_all(struct server *s, enum api_error_kind kind, const char *message) {

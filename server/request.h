@@ -17,6 +17,7 @@
 
 #include "server/api/api_error.h"
 #include "server/api/openai_parse.h"
+#include "server/metrics.h"
 
 struct engine_event;
 struct http_exchange;
@@ -31,11 +32,18 @@ int request_parse(struct server *s, struct openai_request **ret, struct http_exc
  * OPENAI_DETOKENIZE, which needs no engine. */
 void request_start(struct server *s, struct http_exchange *x, enum openai_kind kind);
 
+/* Answers what this request would cost, and whether it would be taken. */
+void request_explain(struct server *s, struct http_exchange *x, enum openai_kind kind);
+
 /* Takes the event. */
 void request_event(struct engine_event *event);
 
 /* Ends what is over its time. */
 void request_tick(struct server *s, int64_t now_ns);
+
+/* Ends this tenant's requests of this id: the answer's or X-Request-Id. Returns their number, which
+ * is above 1 when a client has given several the same id, and how far the last one had come. */
+int request_cancel(struct server *s, const char *id, int tenant, enum metrics_stage *ret);
 
 /* Ends all requests with this error. */
 void request_abort_all(struct server *s, enum api_error_kind kind, const char *message);

@@ -21,6 +21,7 @@
 #include "server/api/openai_logprobs.h"
 #include "server/api/openai_parse.h"
 #include "server/api/openai_render.h"
+#include "server/gate.h"
 #include "server/text.h"
 
 struct http_exchange;
@@ -62,7 +63,7 @@ struct answer_form { /* members that a form does not need are NULL */
 };
 
 extern const struct answer_form answer_completion, answer_chat, answer_response, answer_embedding,
-    answer_tokens;
+    answer_tokens, answer_explain;
 
 struct request {
     struct server *server;
@@ -72,11 +73,14 @@ struct request {
     struct choice *choices; /* (n_choices) */
     int n_choices, n_submitted, n_running;
     int width;                              /* choices of each prompt: n, or best_of */
+    int asked_width;                        /* of the request that is explained, */
+    int64_t guessed_tokens;                 /* and of its prompts */
     char own_id[OPENAI_MAX_ID + 1], id[96]; /* the second is the answer's */
     struct openai_render render;
-    struct text head;              /* of a stream's chunks */
-    int sequence;                  /* number of the next typed event */
-    int64_t start_ns, deadline_ns; /* 0 = none */
+    struct text head; /* of a stream's chunks */
+    int sequence;     /* number of the next typed event */
+    struct gate_pass pass;
+    int64_t start_ns;
     struct request *prev, *next;
 };
 
@@ -85,6 +89,9 @@ int request_submit(struct request *r, int n, struct api_error *e);
 
 /* The error that the engine's words mean; they begin with a field: "stop: a string is empty". */
 int request_engine_error(struct api_error *e, int code, const char *message);
+
+/* The answer of /v1/explain; exact: the choices' outcomes have the tokens. */
+void request_explain_answer(struct request *r, struct http_exchange *x, bool exact);
 
 /* The prompt of several choices counts once. */
 struct openai_usage request_usage(const struct request *r);

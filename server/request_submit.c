@@ -82,6 +82,7 @@ static void set_claim(struct engine_claim *claim, const struct request *r, uint6
     claim->priority = r->wanted->priority;
     claim->salt = r->wanted->salt;
     claim->group = r->width > 1 ? group : 0;
+    gate_claim(r->server, &r->pass, r->start_ns, claim);
 }
 
 static void set_options(struct engine_request *to, const struct openai_request *from) {

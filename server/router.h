@@ -27,6 +27,12 @@ struct router_row {
     const char *body, *answer; /* names of schemas there, NULL = none */
     bool always;               /* answered also over the connection limit */
     void (*handle)(struct server *s, struct http_exchange *x);
+    unsigned flags;
+};
+
+enum {
+    ROUTER_OPEN = 1, /* needs no API key */
+    ROUTER_WORK = 2  /* goes to the engine: quotas and admission count */
 };
 
 enum { ROUTER_NO_PATH = -1, ROUTER_NO_METHOD = -2, ROUTER_ALLOW = 64 };

@@ -14,6 +14,7 @@
 #include "kernels/error.h"
 #include "server/access_log.h"
 #include "server/api/api.h"
+#include "server/gate.h"
 #include "server/http.h"
 #include "server/http_socket.h"
 #include "server/lifecycle.h"
@@ -21,9 +22,11 @@
 #include "server/loop.h"
 #include "server/model_names.h"
 #include "server/model_source.h"
+#include "server/reload.h"
 #include "server/request.h"
 #include "server/router.h"
 #include "server/settings.h"
+#include "server/tenants.h"
 
 enum { SPARE_DESCRIPTORS = 64 /* for everything that is not a connection */ };
 
@@ -36,8 +39,10 @@ static void reply_error(struct http_exchange *x, enum api_error_kind kind, const
 }
 
 static void reply_preflight(struct http_exchange *x) {
-    http_header(x, "Access-Control-Allow-Methods", "GET, POST, OPTIONS");
-    http_header(x, "Access-Control-Allow-Headers", "Content-Type, Authorization, X-Request-Id");
+    http_header(x, "Access-Control-Allow-Methods", "GET, HEAD, POST, DELETE, OPTIONS");
+    /* Clients send many headers of their own; the star does not cover Authorization. */
+    http_header(x, "Access-Control-Allow-Headers",
+                "*, Authorization, Content-Type, X-Api-Key, X-Request-Id");
     http_header(x, "Access-Control-Max-Age", "600");
     http_reply_static(x, 204, NULL, "", 0);
 }
@@ -55,6 +60,14 @@ static void reply_no_route(struct http_exchange *x, int found, const char *allow
         api_error_set(&e, API_ERROR_NOT_FOUND, NULL, "there is no '%.128s' here", x->path);
     }
     http_reply_error(x, &e);
+}
+
+/* Who may not come in is told so before his body is read. */
+static void pass_gate(struct server *s, struct http_exchange *x, const struct router_row *row) {
+    struct api_error e;
+    int r = gate_identify(s, x, row->flags & ROUTER_OPEN, &e);
+    if (r == 0 && row->flags & ROUTER_WORK) r = gate_look(s, x, &e);
+    if (r < 0) http_reply_error(x, &e);
 }
 
 static void on_admit(void *arg, struct http_exchange *x) {
@@ -75,6 +88,8 @@ static void on_admit(void *arg, struct http_exchange *x) {
     if (crowded && !router_get(found)->always) {
         x->close = true;
         reply_error(x, API_ERROR_CONNECTIONS, "too many connections");
+    } else {
+        pass_gate(s, x, router_get(found));
     }
 }
 
@@ -135,6 +150,9 @@ static void on_done(void *arg, const struct http_exchange *x) {
     struct server *s = arg;
     bool left = x->gone && !x->ended;
     metrics_reply(&s->metrics, x->route, left ? 0 : x->status);
+    if (x->gone && x->status == 200 && (x->ended || !x->streaming) &&
+        router_get(x->route)->flags & ROUTER_WORK)
+        metrics_cancelled(&s->metrics, METRICS_UNREAD);
     if (log_wants(LOG_INFO)) log_exchange(x, left);
 }
 
@@ -160,6 +178,8 @@ static void on_tick(void *arg) {
 }
 
 static void on_signal(void *arg, int number, int nth) { lifecycle_signal(arg, number, nth); }
+
+static void on_hangup(void *arg) { reload(arg); }
 
 /* -- Opening ------------------------------------------------------------------------------- */
 
@@ -246,15 +266,18 @@ static int open_http(struct server *s, struct error *err) {
 int server_open(struct server **ret, const struct settings *settings, struct error *err) {
     struct server *s = calloc(1, sizeof *s);
     if (!s) return error_set(err, -ENOMEM, "server: out of memory");
-    const struct loop_hooks hooks = {on_wake, on_tick, on_signal, s};
+    const struct loop_hooks hooks = {on_wake, on_tick, on_signal, on_hangup, s};
     s->settings = settings;
     s->created = (int64_t)time(NULL);
     set_model_name(s);
     seed_random(s);
+    int r = tenants_new(&s->tenants, server_random(s), err);
+    if (r == 0) r = gate_load(s, err);
+    if (r == 0) r = reload_log_level(s, err);
     /* A client that leaves while it is written to is an error of that write, no more. */
     signal(SIGPIPE, SIG_IGN);
     struct source *source = NULL;
-    int r = loop_open(&s->loop, &hooks, err);
+    if (r == 0) r = loop_open(&s->loop, &hooks, err);
     /* Files that are not there are found first, then the port opens, then the loading begins. */
     if (r == 0) r = model_source_open(&source, settings->model, err);
     if (r == 0 && (r = open_http(s, err)) < 0) source_close(source);
@@ -273,6 +296,7 @@ void server_close(struct server *s) {
     engine_close(s->engine);
     request_free_all(s);
     loop_close(s->loop);
+    tenants_free(s->tenants);
     free(s);
 }
 

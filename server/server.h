@@ -23,6 +23,7 @@ struct http;
 struct loop;
 struct request;
 struct settings;
+struct tenants;
 
 /* In the order of a life, see lifecycle.h. */
 enum server_state {
@@ -43,6 +44,7 @@ struct server {
     struct request *requests;       /* all that have not ended in the engine */
     struct metrics metrics;
     struct health health;
+    struct tenants *tenants;
     char model[128];      /* the served name */
     const char *names;    /* all of them, see model_names.h */
     char fingerprint[24]; /* of the model and what computes it; "" = not asked for yet */

@@ -79,6 +79,20 @@ static const struct setting table[] = {
     {"stall-timeout", "SECONDS",
      "an engine with work and no step for so long is unhealthy; 0: never", NUMBER(stall_timeout),
      60, 0, 86400},
+    {"queue-timeout", "SECONDS", "longest wait of a request for its first step; 0 is no limit",
+     NUMBER(queue_timeout), 0, 0, 86400},
+    {"first-token-timeout", "SECONDS", "longest wait for a first token; 0 is no limit",
+     NUMBER(first_token_timeout), 0, 0, 86400},
+    {"max-waiting-tokens", "N", "prompt tokens queued; more get status 429; 0 is no limit",
+     NUMBER(max_waiting_tokens), 0, 0, (int64_t)1 << 40},
+    {"max-ttft", "MS", "predicted time to a first token over which requests get status 429",
+     NUMBER(max_ttft), 0, 0, 86400000},
+    {"api-keys", "FILE", "only who shows one of these keys may ask", STRING(api_keys), NULL, NULL,
+     0, 0, 0},
+    {"api-key", "KEY", "likewise, one key; better as GPTQT_API_KEY, as others see flags",
+     STRING(api_key), NULL, NULL, 0, 0, 0},
+    {"log-level-file", "FILE", "where SIGHUP finds a new log level", STRING(log_level_file), NULL,
+     NULL, 0, 0, 0},
     {"cors", "ORIGIN", "let pages of this origin use the API", STRING(cors), NULL, NULL, 0, 0, 0},
     {"log-level", "LEVEL", "error, warn, info, debug", STRING(log_level), "info",
      "|error|warn|info|debug|", 0, 0, 0},
@@ -214,6 +228,8 @@ int settings_parse(struct settings *ret, int argc, char **argv, struct error *er
     return 0;
 }
 
+static bool is_secret(const struct setting *s) { return !strcmp(s->name, "api-key"); }
+
 void settings_print(const struct settings *settings, FILE *out) {
     struct settings c = *settings;
     for (int i = 0; i < N_SETTINGS; i++) {
@@ -221,6 +237,6 @@ void settings_print(const struct settings *settings, FILE *out) {
         if (!is_text(s))
             fprintf(out, " %s=%lld", s->name, (long long)*number_at(&c, s));
         else if (*text_at(&c, s))
-            fprintf(out, " %s=%s", s->name, *text_at(&c, s));
+            fprintf(out, " %s=%s", s->name, is_secret(s) ? "(hidden)" : *text_at(&c, s));
     }
 }

@@ -17,6 +17,8 @@ void api_completions(struct server *s, struct http_exchange *x);
 void api_chat(struct server *s, struct http_exchange *x);
 void api_embeddings(struct server *s, struct http_exchange *x);
 void api_responses(struct server *s, struct http_exchange *x);
+void api_cancel(struct server *s, struct http_exchange *x);
+void api_explain(struct server *s, struct http_exchange *x);
 void api_tokenize(struct server *s, struct http_exchange *x);
 void api_detokenize(struct server *s, struct http_exchange *x);
 void api_model(struct server *s, struct http_exchange *x);

@@ -31,6 +31,12 @@ static const struct row rows[] = {
     [API_ERROR_TIMEOUT] = {504, 0, "server_error", "request_timeout"},
     [API_ERROR_MEMORY] = {503, 1, "server_error", "out_of_memory"},
     [API_ERROR_ENGINE] = {500, 0, "server_error", "engine_error"},
+    [API_ERROR_KEY] = {401, 0, "invalid_request_error", "invalid_api_key"},
+    [API_ERROR_RATE] = {429, 1, "rate_limit_error", "rate_limit_exceeded"},
+    [API_ERROR_CANCELLED] = {499, 0, "invalid_request_error", "request_cancelled"},
+    [API_ERROR_BROKEN] = {503, 10, "server_error", "engine_failed"},
+    [API_ERROR_NO_REQUEST] = {404, 0, "invalid_request_error", "request_not_found"},
+    [API_ERROR_UPLOADS] = {503, 1, "server_error", "upload_memory_exhausted"},
 };
 
 int api_error_set(struct api_error *e, enum api_error_kind kind, const char *param,
@@ -42,6 +48,8 @@ int api_error_set(struct api_error *e, enum api_error_kind kind, const char *par
     vsnprintf(line, sizeof line, format, args);
     va_end(args);
     e->kind = kind;
+    e->retry = API_RETRY_TABLE;
+    e->retry_ns = 0;
     snprintf(e->param, sizeof e->param, "%s", param ? param : "");
     error_set(&e->error, 0, "%s", line);
     return -1;

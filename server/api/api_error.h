@@ -11,6 +11,8 @@
 #ifndef SERVER_API_API_ERROR_H
 #define SERVER_API_API_ERROR_H
 
+#include <stdint.h>
+
 #include "kernels/error.h"
 
 struct text;
@@ -33,13 +35,23 @@ enum api_error_kind {
     API_ERROR_LOADING,     /* the model is not there yet */
     API_ERROR_TIMEOUT,     /* over the request's time limit */
     API_ERROR_MEMORY,      /* out of memory */
-    API_ERROR_ENGINE       /* the engine failed */
+    API_ERROR_ENGINE,      /* the engine failed */
+    API_ERROR_KEY,         /* no API key, or one that is not known */
+    API_ERROR_RATE,        /* over the key's quota */
+    API_ERROR_CANCELLED,   /* by another request */
+    API_ERROR_BROKEN,      /* the engine has failed before */
+    API_ERROR_NO_REQUEST,  /* no request of this id runs */
+    API_ERROR_UPLOADS      /* bodies take all of their memory */
 };
+
+enum api_retry { API_RETRY_TABLE, API_RETRY_NEVER };
 
 struct api_error {
     enum api_error_kind kind;
-    char param[96];     /* the field's path, "messages[0].role"; "" = none */
-    struct error error; /* the message */
+    enum api_retry retry; /* NEVER: the same will not do later either */
+    int64_t retry_ns;     /* when it may; 0 = what the table says */
+    char param[96];       /* the field's path, "messages[0].role"; "" = none */
+    struct error error;   /* the message */
 };
 
 /* Fills the error and returns a negative number. e may be NULL. */

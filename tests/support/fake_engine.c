@@ -17,7 +17,7 @@
 #include "server/model_source.h"
 #include "server/text.h"
 
-enum mode { ECHO, HOLD, QUEUE, GATE, FLOOD, LATE, FAIL, WAIT };
+enum mode { ECHO, HOLD, QUEUE, GATE, FLOOD, LATE, FAIL, WAIT, EXPIRE };
 
 enum { FLOOD_BYTES = 16 << 10 };
 
@@ -251,6 +251,8 @@ static void step(struct engine *e, struct sequence *s) {
         end(e, s, FINISH_LENGTH);
     } else if (s->mode == LATE) {
         fail(e, s, -E2BIG, "the prompt has too many tokens");
+    } else if (s->mode == EXPIRE) {
+        fail(e, s, -ETIMEDOUT, "the queue deadline has passed");
     } else if (s->mode == FAIL && s->said) {
         fail(e, s, -EIO, "the fake failed");
     } else if (r->max_tokens && s->n_generated >= r->max_tokens) {
@@ -399,6 +401,13 @@ void engine_close(struct engine *e) {
 
 const struct engine_info *engine_get_info(const struct engine *e) { return &e->info; }
 
+/* How far the deadlines are apart, which does not depend on the clock. */
+static void tell_limits(struct text *out, const struct engine_claim *claim) {
+    text_addf(out, "%d%d%d %lld %lld", claim->queue_ns != 0, claim->first_ns != 0,
+              claim->total_ns != 0, (long long)(claim->first_ns - claim->queue_ns) / 1000000,
+              (long long)(claim->total_ns - claim->first_ns) / 1000000);
+}
+
 static void set_output(struct sequence *s, const char *text, size_t n) {
     const struct engine_request *r = s->request;
     const struct sampler_params *p = &r->sampling;
@@ -412,6 +421,11 @@ static void set_output(struct sequence *s, const char *text, size_t n) {
     } else if (!strncmp(text, "@claim", 6)) {
         text_addf(&s->output, "%d %d %d %d %d %d", r->claim.priority, r->claim.salt != 0,
                   r->claim.group != 0, r->truncate_prompt, r->no_special, r->keep_special);
+    } else if (!strncmp(text, "@tenant", 7)) {
+        text_addf(&s->output, "%d %g %llx", r->claim.tenant, (double)r->claim.weight,
+                  (unsigned long long)r->claim.salt);
+    } else if (!strncmp(text, "@limits", 7)) {
+        tell_limits(&s->output, &r->claim);
     } else if (s->mode == GATE) {
         text_adds(&s->output, "abcdefghijklmnopqrstuvwxyz");
     } else {
@@ -424,7 +438,7 @@ static enum mode mode_of(const char *text) {
         const char *word;
         enum mode mode;
     } modes[] = {{"@hold", HOLD}, {"@queue", QUEUE}, {"@gate", GATE}, {"@flood", FLOOD},
-                 {"@late", LATE}, {"@fail", FAIL},   {"@wait", WAIT}};
+                 {"@late", LATE}, {"@fail", FAIL},   {"@wait", WAIT}, {"@expire", EXPIRE}};
     for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
         if (!strncmp(text, modes[i].word, strlen(modes[i].word))) return modes[i].mode;
     return ECHO;
@@ -433,6 +447,7 @@ static enum mode mode_of(const char *text) {
 static void read_prompt(struct engine *e, struct sequence *s) {
     const struct engine_request *r = s->request;
     struct text text = {0};
+    long long busy_tokens = e->stats.waiting_tokens;
     size_t n = 0;
     if (r->text) {
         text_add(&text, r->text, n = r->text_len);
@@ -445,6 +460,10 @@ static void read_prompt(struct engine *e, struct sequence *s) {
     }
     text_add(&text, "", 0);
     s->mode = mode_of(text.data);
+    if (!strncmp(text.data, "@busy ", 6))
+        sscanf(text.data + 6, "%lld %lf %lf", &busy_tokens, &e->stats.prefill_rate,
+               &e->stats.step_seconds);
+    e->stats.waiting_tokens = busy_tokens;
     if (!strncmp(text.data, "@open ", 6)) e->permits += atoi(text.data + 6);
     set_output(s, text.data, text.n);
     size_t cut = r->truncate_prompt > 0 && text.n > (size_t)r->truncate_prompt

@@ -18,6 +18,9 @@
  *   @flood           gives 16 KiB of text in each step, without an end
  *   @seed, @params   tells the seed, or the sampling parameters
  *   @claim           tells the priority, whether it has a salt, a group, and other options
+ *   @tenant, @limits tells the tenant, weight and salt, or which deadlines there are
+ *   @busy N R S      from now on N prompt tokens wait, R are computed in a second, steps take S
+ *   @expire          fails with -ETIMEDOUT
  *   @best            tells the seed, and is likeliest where that is 3 modulo 4
  *   @cached          half of its tokens were found computed
  *   @full, @long     submission fails with -EAGAIN, -E2BIG
