@@ -282,6 +282,30 @@ Test(http, other_origins_are_let_in_only_when_asked_for) {
     }
 }
 
+Test(http, preflights_allow_what_the_api_takes_and_never_credentials) {
+    static const char *const flags[] = {"--log-level", "error",  "--cors", "http://a.b",
+                                        "--api-key",   "secret", NULL};
+    struct client_server s = client_start(flags);
+    static const char *const requests[] = {
+        "OPTIONS /v1/requests/a HTTP/1.1\r\nHost: x\r\nOrigin: http://evil\r\n"
+        "Access-Control-Request-Method: DELETE\r\n\r\n",
+        "GET /v1/models HTTP/1.1\r\nHost: x\r\nOrigin: http://evil\r\n\r\n"};
+    for (int i = 0; i < 2; i++) {
+        struct client c = client_open(s);
+        client_send(&c, requests[i]);
+        struct client_reply r = client_reply(&c);
+        /* A preflight has no key; what follows it needs one. */
+        cr_expect(r.status == (i ? 401 : 204));
+        cr_expect(strstr(r.head, "Access-Control-Allow-Origin: http://a.b\r\n"));
+        cr_expect(!strstr(r.head, "evil") && !strstr(r.head, "Allow-Credentials"));
+        cr_expect(strstr(r.head, "Vary: Origin\r\n"));
+        cr_expect(!!strstr(r.head, "DELETE") == !i && !!strstr(r.head, "Authorization") == !i);
+        client_reply_free(&r);
+        client_close(&c);
+    }
+    client_stop(s);
+}
+
 Test(http, facts_are_there_for_routers_and_people) {
     struct client_server s = client_start(quiet);
     json_t *root = client_json(s, "/v1/models", NULL, 200);
