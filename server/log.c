@@ -1,6 +1,7 @@
 #include "server/log.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -13,6 +14,7 @@
 
 static _Atomic int threshold = LOG_INFO;
 static bool as_json;
+static _Atomic long lost;
 
 void log_set_level(enum log_level level) { threshold = (int)level; }
 
@@ -49,16 +51,18 @@ static void begin(struct text *line, enum log_level level) {
         text_addf(line, " %-5s ", names[level]);
 }
 
-/* One write, so that lines of several threads do not mix. */
+long log_lost(void) { return lost; }
+
+/* A pipe that says it is writable takes PIPE_BUF bytes, and lines are shorter. One write, so that
+ * lines of several threads do not mix. */
 static void end(struct text *line) {
     if (as_json) text_adds(line, "}");
     for (size_t i = 0; i < line->n; i++)
         if ((unsigned char)line->data[i] < ' ' || line->data[i] == 0x7f) line->data[i] = '?';
     text_adds(line, "\n");
-    if (!line->failed) {
-        ssize_t written = write(STDERR_FILENO, line->data, line->n);
-        (void)written;
-    }
+    struct pollfd out = {.fd = STDERR_FILENO, .events = POLLOUT};
+    bool ready = !line->failed && poll(&out, 1, 0) == 1 && out.revents & POLLOUT;
+    if (!ready || write(STDERR_FILENO, line->data, line->n) != (ssize_t)line->n) lost++;
     text_deinit(line);
 }
 

@@ -3,11 +3,12 @@
  * Owns      level and format, the only mutable globals of the server.
  * Borrows   the arguments during the call.
  * Thread    log_set_format() before threads start; the rest any.
- * Fails     never; a line that cannot be written is lost.
+ * Fails     never; a line that cannot be written at once is lost, and counted.
  * Cost      one formatted write.
  *
  * A line is time, level, text, or as JSON an object with these members. Control characters in
- * it become '?', or are escaped, so what a client sends cannot forge a line. */
+ * it become '?', or are escaped, so what a client sends cannot forge a line. A reader of the log
+ * that has stopped must not stop the loop, so nothing here waits for one. */
 #ifndef SERVER_LOG_H
 #define SERVER_LOG_H
 
@@ -22,6 +23,9 @@ void log_set_level(enum log_level level);
 /* -EINVAL: no level is called so. */
 int log_level_find(enum log_level *ret, const char *name);
 void log_set_format(bool json);
+
+/* Lines that were lost. */
+long log_lost(void);
 
 bool log_wants(enum log_level level);
 

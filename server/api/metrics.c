@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "server/http.h"
+#include "server/log.h"
 #include "server/prom.h"
 #include "server/server.h"
 
@@ -144,6 +145,7 @@ static void add_process(struct text *out, const struct server *s) {
         {"gptqt_connections", "gauge", "Open connections.", http_connections(s->http)},
         {"gptqt_exchanges_active", "gauge", "Requests without a whole answer.",
          http_active(s->http)},
+        {"gptqt_log_lines_lost_total", "counter", "Lines that nobody took.", (double)log_lost()},
         {"gptqt_upload_bytes", "gauge", "Bodies of requests that are not answered yet.",
          (double)http_uploads(s->http)},
         {"process_start_time_seconds", "gauge", "When the process started, since 1970.",

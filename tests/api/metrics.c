@@ -273,3 +273,24 @@ Test(metrics, log_is_one_object_a_line) {
     close(fd);
     close(saved);
 }
+
+Test(metrics, log_that_nobody_reads_does_not_stop_the_server) {
+    static const char *const flags[] = {"--log-format", "json", NULL};
+    int ends[2], saved = dup(STDERR_FILENO);
+    cr_assert(pipe(ends) == 0 && dup2(ends[1], STDERR_FILENO) >= 0);
+    struct client_server s = client_start(flags);
+    dup2(saved, STDERR_FILENO);
+    struct client c = client_open(s);
+    for (int i = 0; i < 1000; i++) { /* some 200 KB, and a pipe takes 64 */
+        client_get(&c, "/version");
+        struct client_reply r = client_reply(&c);
+        cr_assert(r.status == 200);
+        client_reply_free(&r);
+    }
+    client_close(&c);
+    client_until(s, "gptqt_log_lines_lost_total", 100);
+    client_stop(s);
+    close(ends[0]);
+    close(ends[1]);
+    close(saved);
+}
