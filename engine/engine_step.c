@@ -132,6 +132,8 @@ static struct batch build_batch(struct engine *e, int n_shares) {
 
 /* -- Its results ----------------------------------------------------------------------------- */
 
+enum { MOST_PAUSE = 31 /* tokens */ };
+
 /* Reads logits in the order of shares, as many rows at a time as there is room for. */
 struct reading {
     int n_shares;
@@ -196,12 +198,16 @@ static int sample_rows(struct engine *e, struct sequence *seq, int n_guesses, st
     return n;
 }
 
-/* Fewer guesses for who is hard to guess: each costs a row of the step. */
+/* Fewer guesses for who is hard to guess, and after misses none for a while: each costs a row of
+ * the step. */
 static void adapt_guesses(struct engine *e, struct sequence *seq, int n_guesses, int n_right) {
     e->stats.draft_tokens += n_guesses;
     e->stats.draft_accepted += n_right;
     seq->n_guesses = n_right < n_guesses ? n_right + 1 : 2 * seq->n_guesses;
     if (seq->n_guesses > e->options.draft_tokens) seq->n_guesses = e->options.draft_tokens;
+    int longer = seq->pause < MOST_PAUSE ? 2 * seq->pause + 1 : seq->pause;
+    seq->pause = n_right > 0 ? 0 : longer;
+    seq->guess_from = seq->n_tokens + seq->pause;
 }
 
 static int sample(struct engine *e, struct sequence *seq, const struct scheduler_share *share,
@@ -266,7 +272,10 @@ static void guess(struct engine *e) {
         struct sequence *seq = e->sequences[i];
         if (!seq || sequence_generated(seq) == 0) continue;
         if (seq->n_guesses == 0) seq->n_guesses = e->options.draft_tokens;
-        int n = draft_next(&seq->draft, seq->tokens, seq->n_tokens, seq->guesses, seq->n_guesses);
+        int n =
+            seq->n_tokens < seq->guess_from
+                ? 0
+                : draft_next(&seq->draft, seq->tokens, seq->n_tokens, seq->guesses, seq->n_guesses);
         scheduler_draft(e->scheduler, seq->slot, n);
     }
 }

@@ -65,6 +65,7 @@ struct sequence {
     struct draft draft;
     int32_t guesses[DRAFT_MAX]; /* of the step that is being put together */
     int n_guesses;              /* to be asked for */
+    int pause, guess_from;      /* tokens to wait after a miss; n_tokens at which it ends */
 
     struct detok detok;
     struct stop stop;
