@@ -11,6 +11,7 @@
 #include "server/log.h"
 #include "server/server.h"
 #include "server/settings.h"
+#include "server/text.h"
 
 static void log_settings(const struct settings *settings) {
     char *line = NULL;
@@ -44,6 +45,23 @@ static void print_hint(const struct server *s) {
                 : "{\"prompt\":\"Once upon a time\",\"max_tokens\":64,\"stream\":true}");
 }
 
+static void log_memory(const struct server *s) {
+    const struct engine_info *info = s->info;
+    const struct budget *b = &s->budget;
+    struct text line = {0};
+    size_t model = info->weight_bytes + info->kv_bytes + info->work_bytes;
+    text_addf(&line, "memory in MiB, at most: weights %.1f, KV cache %.1f, work %.1f",
+              (double)info->weight_bytes / 1048576, (double)info->kv_bytes / 1048576,
+              (double)info->work_bytes / 1048576);
+    for (int i = 0; i < BUDGET_PARTS; i++)
+        text_addf(&line, ", %s %.1f", budget_part_name((enum budget_part)i),
+                  (double)b->parts[i] / 1048576);
+    text_addf(&line, "; together %.1f", (double)((int64_t)model + b->server) / 1048576);
+    if (b->engine) text_addf(&line, " of %.1f", (double)s->settings->memory_limit / 1048576);
+    if (!line.failed) log_line(LOG_INFO, "%s", line.data);
+    text_deinit(&line);
+}
+
 static void print_start(struct server *s) {
     const struct engine_info *info = s->info;
     log_settings(s->settings);
@@ -52,6 +70,7 @@ static void print_start(struct server *s) {
              "cache, %s",
              s->model, info->architecture, info->n_layers, info->hidden, info->bits, info->context,
              (double)info->weight_bytes / 1048576, (double)info->kv_bytes / 1048576, info->backend);
+    log_memory(s);
     print_hint(s);
     fflush(stdout);
 }

@@ -166,6 +166,7 @@ int http_open(struct http **ret, struct loop *loop, const struct http_options *o
     h->hooks = *hooks;
     h->max_body = options->max_body;
     h->max_uploads = options->max_uploads;
+    h->max_streams = options->max_streams;
     h->cors = options->cors;
     h->wires = (struct http_wires){
         .head_ns = options->head_ns, .body_ns = options->body_ns, .refuse = on_refused};
@@ -203,6 +204,8 @@ void http_close(struct http *h) {
 int http_port(const struct http *h) { return h->port; }
 
 int http_connections(const struct http *h) { return h->n_connections; }
+
+size_t http_queued(const struct http *h) { return h->n_queued; }
 
 size_t http_uploads(const struct http *h) { return h->n_uploads; }
 

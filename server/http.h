@@ -67,7 +67,8 @@ struct http_exchange {
     struct http_header headers[HTTP_MAX_HEADERS];
     int n_headers;
     struct text out;                   /* of a stream */
-    size_t out_at, n_received, n_held; /* held: of the budget for bodies */
+    size_t out_at, n_received, n_held; /* held: of the budget for bodies, */
+    size_t n_queued;                   /* and of that for streams */
     int64_t progress_ns;               /* when the stream moved last */
     bool dispatched, suspended, streaming, ended, gone, pressed;
     struct http_exchange *prev, *next;
@@ -92,6 +93,7 @@ struct http_options {
     unsigned max_connections;
     size_t max_body;
     size_t max_uploads;       /* bytes of all bodies that are not answered yet */
+    size_t max_streams;       /* bytes of all streams that are not read yet; 0 = no limit */
     const char *cors;         /* origin, or NULL */
     int64_t head_ns, body_ns; /* how long a request's parts may take to come; 0 = for ever */
 };
@@ -103,6 +105,7 @@ void http_close(struct http *h); /* closes what is open; NULL is allowed */
 int http_port(const struct http *h);        /* the one in use */
 int http_connections(const struct http *h); /* open sockets */
 size_t http_uploads(const struct http *h);  /* bytes of bodies that are not answered */
+size_t http_queued(const struct http *h);   /* bytes of streams that are not read */
 int http_active(const struct http *h);      /* exchanges with a handler and unfinished */
 
 /* Slow readers are cut off, silent streams get a comment. */

@@ -31,7 +31,7 @@ struct http {
     struct http_wires wires;
     struct http_tls tls;
     struct http_unix unix_socket;
-    size_t max_body, max_uploads, n_uploads;
+    size_t max_body, max_uploads, n_uploads, max_streams, n_queued;
     const char *cors;
     int port, n_connections, n_active;
     uint64_t serial; /* of request ids */
@@ -60,6 +60,7 @@ void http_free_headers(struct http_exchange *x);
 
 /* Its body's bytes are others' again. */
 void http_release_body(struct http_exchange *x);
+void http_release_queue(struct http_exchange *x);
 
 /* The client's id when it is harmless, else one of our own. */
 void http_set_id(struct http *h, struct http_exchange *x, const char *given);

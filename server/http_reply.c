@@ -148,6 +148,18 @@ static void press(struct http_exchange *x, bool high) {
     if (x->pressure) x->pressure(x->keeper, high);
 }
 
+static void count_queue(struct http_exchange *x) {
+    struct http *h = x->http;
+    size_t n = x->out.n - x->out_at;
+    h->n_queued += n - x->n_queued; /* modulo the size of size_t, both ways */
+    x->n_queued = n;
+}
+
+void http_release_queue(struct http_exchange *x) {
+    x->http->n_queued -= x->n_queued;
+    x->n_queued = 0;
+}
+
 /* Copies all that is queued, as each call becomes one chunk and one send. */
 static ssize_t read_stream(void *arg, uint64_t position, char *dst, size_t size) {
     (void)position;
@@ -164,6 +176,7 @@ static ssize_t read_stream(void *arg, uint64_t position, char *dst, size_t size)
             x->out_at = 0;
             text_clear(&x->out);
         }
+        count_queue(x);
         return (ssize_t)n;
     }
     if (x->ended) return MHD_CONTENT_READER_END_OF_STREAM;
@@ -187,6 +200,25 @@ static void cut_off(struct http_exchange *x, const char *why) {
     http_tell_left(x);
 }
 
+/* All streams share a budget: over it the one that holds most goes. */
+static void relieve(struct http *h) {
+    struct http_exchange *most = NULL;
+    if (!h->max_streams || h->n_queued <= h->max_streams) return;
+    for (struct http_exchange *x = h->first; x; x = x->next)
+        if (!x->gone && (!most || x->n_queued > most->n_queued)) most = x;
+    if (!most) return;
+    http_release_queue(most);
+    text_deinit(&most->out);
+    most->out_at = 0;
+    cut_off(most, "it holds most of what all slow readers may");
+}
+
+/* From where on a stream's choices rest. */
+static size_t high_mark(const struct http *h) {
+    bool scarce = h->max_streams && h->n_queued > h->max_streams / 2;
+    return scarce ? HTTP_QUEUE_HIGH / 16 : HTTP_QUEUE_HIGH;
+}
+
 void http_stream_flush(struct http_exchange *x) {
     if (x->gone) return;
     if (x->out.failed) {
@@ -197,7 +229,10 @@ void http_stream_flush(struct http_exchange *x) {
         cut_off(x, "the client reads too slowly");
         return;
     }
-    if (!x->pressed && x->out.n - x->out_at > HTTP_QUEUE_HIGH) press(x, true);
+    count_queue(x);
+    relieve(x->http);
+    if (x->gone) return;
+    if (!x->pressed && x->n_queued > high_mark(x->http)) press(x, true);
     /* Drop what was read, so that the queue's memory is bounded by what was not. */
     if (x->out_at > HTTP_QUEUE_LIMIT / 4) {
         memmove(x->out.data, x->out.data + x->out_at, x->out.n - x->out_at);

@@ -189,6 +189,7 @@ void http_completed(void *arg, struct MHD_Connection *connection, void **ctx,
     x->socket->exchange = NULL;
     if (x->dispatched) h->n_active--;
     http_release_body(x);
+    http_release_queue(x);
     h->hooks.done(h->hooks.arg, x);
     unlink_exchange(h, x);
     free_exchange(x);

@@ -212,6 +212,19 @@ static void seed_random(struct server *s) {
     s->random ^= (uint64_t)loop_now_ns() ^ (uint64_t)getpid() << 32;
 }
 
+/* libuv's threads parse large bodies; under a limit one of them has to do. */
+static int plan_memory(struct server *s, struct error *err) {
+    const struct settings *c = s->settings;
+    const struct budget_facts facts = {.limit = c->memory_limit,
+                                       .connections = c->max_connections,
+                                       .uploads = c->max_uploads,
+                                       .body = c->max_body,
+                                       .running = c->max_running,
+                                       .parsers = c->memory_limit ? 2 : 5};
+    if (c->memory_limit) setenv("UV_THREADPOOL_SIZE", "1", 1);
+    return budget_plan(&s->budget, &facts, err);
+}
+
 /* Takes the source. */
 static int open_engine(struct server *s, struct source *source, struct error *err) {
     const struct settings *c = s->settings;
@@ -228,6 +241,7 @@ static int open_engine(struct server *s, struct source *source, struct error *er
                                      .null_token = -1,
                                      .draft_tokens = (int)c->speculate,
                                      .null_rate = (double)c->null_rate,
+                                     .memory_limit = s->budget.engine,
                                      .async = true,
                                      .wake = loop_wake,
                                      .wake_arg = s->loop};
@@ -255,7 +269,8 @@ static int open_http(struct server *s, struct error *err) {
                                          .tls_key = s->settings->tls_key,
                                          .max_connections = (unsigned)s->settings->max_connections,
                                          .max_body = (size_t)s->settings->max_body,
-                                         .max_uploads = (size_t)s->settings->max_uploads,
+                                         .max_uploads = (size_t)s->budget.parts[BUDGET_UPLOADS],
+                                         .max_streams = (size_t)s->budget.parts[BUDGET_STREAMS],
                                          .cors = s->settings->cors,
                                          .head_ns = s->settings->header_timeout * 1000000000,
                                          .body_ns = s->settings->body_timeout * 1000000000};
@@ -271,7 +286,8 @@ int server_open(struct server **ret, const struct settings *settings, struct err
     s->created = (int64_t)time(NULL);
     set_model_name(s);
     seed_random(s);
-    int r = tenants_new(&s->tenants, server_random(s), err);
+    int r = plan_memory(s, err);
+    if (r == 0) r = tenants_new(&s->tenants, server_random(s), err);
     if (r == 0) r = gate_load(s, err);
     if (r == 0) r = reload_log_level(s, err);
     /* A client that leaves while it is written to is an error of that write, no more. */

@@ -16,6 +16,7 @@
 
 #include "engine/engine.h"
 #include "kernels/error.h"
+#include "server/budget.h"
 #include "server/health.h"
 #include "server/metrics.h"
 
@@ -45,6 +46,7 @@ struct server {
     struct metrics metrics;
     struct health health;
     struct tenants *tenants;
+    struct budget budget;
     char model[128];      /* the served name */
     const char *names;    /* all of them, see model_names.h */
     char fingerprint[24]; /* of the model and what computes it; "" = not asked for yet */

@@ -64,6 +64,8 @@ static const struct setting table[] = {
     {"max-body", "BYTES", "largest request body", NUMBER(max_body), 2 << 20, 1024, 1 << 30},
     {"max-uploads", "BYTES", "bodies of all requests together; more get status 503",
      NUMBER(max_uploads), 256 << 20, 1024, (int64_t)1 << 40},
+    {"memory-limit", "BYTES", "what the process may take, the model too; 0 is no limit",
+     NUMBER(memory_limit), 0, 0, (int64_t)1 << 50},
     {"max-prompt-tokens", "N", "longest prompt; 0 takes the context length",
      NUMBER(max_prompt_tokens), 0, 0, 1 << 24},
     {"request-timeout", "SECONDS", "longest life of a request; 0 is no limit",
@@ -129,11 +131,22 @@ static int set_text(struct settings *c, const struct setting *s, const char *val
     return 0;
 }
 
+/* 64K, 2M, 8G; what would not fit any range stays out of all. */
+static long long scale(long long number, char **end) {
+    static const char units[] = "KMG";
+    const char *unit = **end ? strchr(units, toupper((unsigned char)**end)) : NULL;
+    if (!unit) return number;
+    ++*end;
+    int shift = 10 * (int)(unit - units + 1);
+    return number > LLONG_MAX >> shift || number < 0 ? LLONG_MAX : number << shift;
+}
+
 static int set_number(struct settings *c, const struct setting *s, const char *value,
                       const char *who, struct error *err) {
     char *end;
     errno = 0;
     long long number = strtoll(value, &end, 10);
+    if (end > value && !strcmp(s->arg, "BYTES")) number = scale(number, &end);
     if (errno || end == value || *end || isspace((unsigned char)*value))
         return error_set(err, -EINVAL, "%s: '%.64s' is not a whole number", who, value);
     if (number < s->min || number > s->max)

@@ -28,7 +28,7 @@ struct settings {
     int64_t port, threads, max_context, max_running, max_waiting, step_tokens, kv_tokens;
     int64_t speculate; /* tokens guessed a step */
     int64_t null_rate; /* tokens a second of a null engine's sequences; 0 = no limit */
-    int64_t max_uploads;
+    int64_t max_uploads, memory_limit;                    /* bytes; 0 memory = no limit */
     int64_t max_connections, max_body, max_prompt_tokens; /* 0 prompt tokens = the context */
     int64_t request_timeout, shutdown_timeout;            /* seconds; 0 requests = no limit */
     const char *unix_socket, *unix_socket_mode, *tls_cert, *tls_key; /* NULL = none */

@@ -36,7 +36,6 @@ static const struct row rows[] = {
     [API_ERROR_CANCELLED] = {499, 0, "invalid_request_error", "request_cancelled"},
     [API_ERROR_BROKEN] = {503, 10, "server_error", "engine_failed"},
     [API_ERROR_NO_REQUEST] = {404, 0, "invalid_request_error", "request_not_found"},
-    [API_ERROR_UPLOADS] = {503, 1, "server_error", "upload_memory_exhausted"},
 };
 
 int api_error_set(struct api_error *e, enum api_error_kind kind, const char *param,

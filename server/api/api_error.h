@@ -40,8 +40,7 @@ enum api_error_kind {
     API_ERROR_RATE,        /* over the key's quota */
     API_ERROR_CANCELLED,   /* by another request */
     API_ERROR_BROKEN,      /* the engine has failed before */
-    API_ERROR_NO_REQUEST,  /* no request of this id runs */
-    API_ERROR_UPLOADS      /* bodies take all of their memory */
+    API_ERROR_NO_REQUEST   /* no request of this id runs */
 };
 
 enum api_retry { API_RETRY_TABLE, API_RETRY_NEVER };

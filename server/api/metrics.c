@@ -148,12 +148,35 @@ static void add_process(struct text *out, const struct server *s) {
         {"gptqt_log_lines_lost_total", "counter", "Lines that nobody took.", (double)log_lost()},
         {"gptqt_upload_bytes", "gauge", "Bodies of requests that are not answered yet.",
          (double)http_uploads(s->http)},
+        {"gptqt_stream_bytes", "gauge", "Text that clients have not read yet.",
+         (double)http_queued(s->http)},
         {"process_start_time_seconds", "gauge", "When the process started, since 1970.",
          (double)s->created},
         {"process_resident_memory_bytes", "gauge", "Memory in use.", resident_bytes()},
         {"process_cpu_seconds_total", "counter", "Processor time.", cpu},
     };
     add_rows(out, rows, sizeof rows / sizeof *rows, NULL);
+}
+
+static void add_arena(struct text *out, const char *arena, int64_t bytes) {
+    struct text labels = {0};
+    prom_label(&labels, "arena", arena);
+    if (labels.failed)
+        out->failed = true;
+    else
+        prom_sample(out, "gptqt_memory_bytes", labels.data, (double)bytes);
+    text_deinit(&labels);
+}
+
+static void add_memory(struct text *out, const struct server *s) {
+    prom_head(out, "gptqt_memory_bytes", "gauge", "The most that each part may take.");
+    if (s->info) {
+        add_arena(out, "weights", (int64_t)s->info->weight_bytes);
+        add_arena(out, "kv", (int64_t)s->info->kv_bytes);
+        add_arena(out, "work", (int64_t)s->info->work_bytes);
+    }
+    for (int i = 0; i < BUDGET_PARTS; i++)
+        add_arena(out, budget_part_name((enum budget_part)i), s->budget.parts[i]);
 }
 
 void api_metrics(struct server *s, struct http_exchange *x) {
@@ -170,6 +193,7 @@ void api_metrics(struct server *s, struct http_exchange *x) {
     add_info(&body, s);
     add_engine(&body, &stats);
     add_process(&body, s);
+    add_memory(&body, s);
     add_vllm(&body, &stats, vllm.data);
     add_cache_config(&body, s, &stats, vllm.data);
     metrics_render(&body, &s->metrics, vllm.data, s->info ? s->info->context : 0);

@@ -202,6 +202,47 @@ Test(admission, running_requests_are_cancelled_by_id) {
     client_stop(s);
 }
 
+/* -- Memory -------------------------------------------------------------------------------- */
+
+static double metric(struct client_server s, const char *name) {
+    struct client_reply r = client_call(s, "/metrics", NULL);
+    const char *at = strstr(r.body, name);
+    double value = -1;
+    cr_assert(at && sscanf(at + strlen(name), "%lf", &value) == 1, "%s", name);
+    client_reply_free(&r);
+    return value;
+}
+
+Test(admission, all_slow_readers_share_one_budget) {
+    const char *flags[] = {
+        "--memory-limit", "140M", "--max-connections", "100", "--max-running", "80", "--log-level",
+        "error",          NULL};
+    enum { READERS = 30 };
+    struct client_server s = client_start(flags);
+    struct client readers[READERS];
+    for (int i = 0; i < READERS; i++) {
+        readers[i] = client_open_small(s);
+        client_post(&readers[i], COMPLETIONS,
+                    "{\"prompt\":\"@flood\",\"stream\":true,\"max_tokens\":1000000}");
+    }
+    client_until(s, "gptqt_requests_paused", READERS);
+    double budget = metric(s, "\ngptqt_memory_bytes{arena=\"streams\"}");
+    double queued = metric(s, "\ngptqt_stream_bytes");
+    cr_expect(budget > 8 << 20 && budget < 9 << 20, "%g", budget);
+    cr_expect(queued > 1 << 20 && queued <= budget, "%g of %g", queued, budget);
+    for (int i = 0; i < READERS; i++) client_close(&readers[i]);
+    client_until(s, "gptqt_sequences_cancelled_total", READERS);
+    cr_expect(metric(s, "\ngptqt_stream_bytes") < 1);
+    client_stop(s);
+}
+
+Test(admission, too_small_a_memory_limit_ends_the_start) {
+    const char *flags[] = {"--memory-limit", "64M", NULL};
+    char text[2048];
+    cr_expect(client_run(flags, text, sizeof text) == 1);
+    cr_expect(strstr(text, "memory-limit: 64.0 MiB, but the server takes"), "%s", text);
+}
+
 /* -- Explaining ---------------------------------------------------------------------------- */
 
 static json_t *explain(struct client_server s, const char *body, int status) {

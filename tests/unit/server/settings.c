@@ -34,6 +34,15 @@ Test(settings, flag_beats_variable_beats_default) {
     cr_expect(!strcmp(s.model, "m"));
 }
 
+Test(settings, bytes_have_units) {
+    struct settings s;
+    struct error err;
+    cr_assert(parse(&s, &err, "--max-body", "64k") == 0 && s.max_body == 64 << 10);
+    cr_assert(parse(&s, &err, "--memory-limit", "3M") == 0 && s.memory_limit == 3 << 20);
+    cr_assert(parse(&s, &err, "--memory-limit", "2G") == 0 && s.memory_limit == INT64_C(2) << 30);
+    cr_assert(parse(&s, &err, "--memory-limit", "12345") == 0 && s.memory_limit == 12345);
+}
+
 Test(settings, wrong_values_name_their_source) {
     static const struct {
         const char *a, *b, *says;
@@ -43,6 +52,10 @@ Test(settings, wrong_values_name_their_source) {
         {"--port", "99999999999999999999", "--port: '99999999999999999999' is not a whole number"},
         {"--port", "", "--port: '' is not a whole number"},
         {"--max-body", "1023", "--max-body: 1023 is outside"},
+        {"--max-body", "1Kb", "--max-body: '1Kb' is not a whole number"},
+        {"--max-body", "K", "--max-body: 'K' is not a whole number"},
+        {"--max-body", "9999999999G", "--max-body: 9223372036854775807 is outside"},
+        {"--port", "1K", "--port: '1K' is not a whole number"},
         {"--kv", "f16|f32", "--kv: 'f16|f32' is not one of |f16|f32|"},
         {"--cors", "x\r\ny", "--cors must not hold control characters"},
         {"--log-level", "loud", "--log-level: 'loud' is not one of"},
