@@ -61,8 +61,9 @@ static int check_ids(const struct engine_request *request, const struct sequence
                      struct error *err) {
     size_t kept = engine_request_kept(request, shape->context, request->n_ids);
     if (kept > engine_request_room(request, shape->context))
-        return error_set(err, -E2BIG, "the prompt has %zu tokens, the context length is %d",
-                         request->n_ids, shape->context);
+        return error_set(err, -E2BIG,
+                         "this model's maximum context length is %d tokens, the prompt has %zu",
+                         shape->context, request->n_ids);
     for (size_t i = 0; i < request->n_ids; i++)
         if (request->ids[i] < 0 || request->ids[i] >= shape->vocab)
             return error_set(err, -EINVAL, "prompt: token %zu is %d, the vocabulary has %d", i,
@@ -101,8 +102,10 @@ static int check_prompt(const struct engine_request *request, const struct seque
         if (r < 0) return r;
         /* The template puts at least a token around each. */
         if (request->n_messages >= shape->context && !cut)
-            return error_set(err, -E2BIG, "the prompt has %d messages, the context length is %d",
-                             request->n_messages, shape->context);
+            return error_set(err, -E2BIG,
+                             "this model's maximum context length is %d tokens, the prompt has %d "
+                             "messages",
+                             shape->context, request->n_messages);
     }
     if (bytes > max_text)
         return cut ? error_set(err, -E2BIG, "the prompt has %zu bytes, limit %zu", bytes, max_text)

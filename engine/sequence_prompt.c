@@ -14,9 +14,11 @@
 static int set_tokens(struct sequence *s, int32_t *ids, size_t n, struct error *err) {
     size_t most = engine_request_room(s->request, s->shape->context);
     size_t keep = engine_request_kept(s->request, s->shape->context, n), drop = n - keep;
+    /* Words that clients of other servers look for. */
     if (keep > most)
-        return error_set(err, -E2BIG, "the prompt has %zu tokens, the context length is %d", n,
-                         s->shape->context);
+        return error_set(err, -E2BIG,
+                         "this model's maximum context length is %d tokens, the prompt has %zu",
+                         s->shape->context, n);
     if (drop > 0) memmove(ids, ids + drop, keep * sizeof *ids);
     n = keep;
     s->tokens = ids;
