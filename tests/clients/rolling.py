@@ -89,8 +89,8 @@ class Fleet:
 
     def answered(self, i):
         """Completions of the server that runs now."""
-        return sum(int(n) for n in re.findall(r'^gptqt_http_requests_total\{[^}]*/v1/completions[^}]*"200"[^}]*\} (\d+)',
-                                              self.servers[i].get("/metrics"), re.M))
+        row = r'^gptqt_http_requests_total\{[^}]*/v1/completions[^}]*"200"[^}]*\} (\d+)'
+        return sum(int(n) for n in re.findall(row, self.servers[i].get("/metrics"), re.M))
 
     def restart(self, i):
         """Returns how many requests were under way when the signal came."""
