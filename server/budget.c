@@ -17,10 +17,10 @@ const char *budget_part_name(enum budget_part part) {
     return names[part];
 }
 
-/* wanted, but not more than the share of a limit, and not less than one thing needs. */
-static int64_t portion(int64_t wanted, int64_t limit, int64_t least) {
-    if (limit && wanted > limit / SHARE) wanted = limit / SHARE;
-    return wanted > least ? wanted : least;
+/* wanted, but not more than the share of a limit, or what one thing needs if that is more. */
+static int64_t portion(int64_t wanted, int64_t limit, int64_t one) {
+    int64_t most = limit / SHARE > one ? limit / SHARE : one;
+    return limit && wanted > most ? most : wanted;
 }
 
 static double mib(int64_t bytes) { return (double)bytes / 1048576; }

@@ -45,6 +45,15 @@ Test(budget, one_body_and_one_stream_always_fit) {
     cr_expect(b.parts[BUDGET_UPLOADS] == 64 * MIB && b.parts[BUDGET_STREAMS] == HTTP_QUEUE_LIMIT);
 }
 
+Test(budget, what_was_asked_for_is_never_raised) {
+    struct budget b;
+    struct budget_facts f = usual;
+    f.uploads = 1000;
+    cr_assert(budget_plan(&b, &f, NULL) == 0 && b.parts[BUDGET_UPLOADS] == 1000);
+    f.limit = 400 * MIB;
+    cr_assert(budget_plan(&b, &f, NULL) == 0 && b.parts[BUDGET_UPLOADS] == 1000);
+}
+
 Test(budget, too_small_a_limit_is_refused_with_the_sums) {
     struct budget b = {.server = 7};
     struct budget_facts f = usual;
