@@ -138,6 +138,7 @@ struct engine_token { /* one token, when logprobs or tokens were asked for */
     int32_t id;
     bool hidden; /* a special token: its text is left out of the answer's */
     float logprob;
+    int rank; /* 1 is the model's best; 0 = unknown */
     int n_top;
     int32_t top_ids[ENGINE_MAX_LOGPROBS];
     float top_logprobs[ENGINE_MAX_LOGPROBS];

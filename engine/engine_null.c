@@ -59,7 +59,9 @@ int engine_null_init(struct engine_null *ret, const struct engine_options *optio
 void engine_null_result(const struct engine_null *n, int32_t id, int n_top,
                         struct sampler_result *ret) {
     const float floor = -9999;
-    *ret = (struct sampler_result){.id = id, .logprob = id == n->token ? 0 : floor};
+    *ret = (struct sampler_result){.id = id,
+                                   .logprob = id == n->token ? 0 : floor,
+                                   .rank = id == n->token ? 1 : 1 + id + (id < n->token)};
     if (n_top > 0) {
         ret->top_ids[0] = n->token;
         ret->n_top = 1;

@@ -324,6 +324,15 @@ static double describe(const struct sampler_work *w, int n, struct sampler_resul
     return log_sum;
 }
 
+/* Where id stands among the model's tokens. */
+static int rank_of(const float *logits, int n, int32_t id) {
+    float x = tame(logits[id]);
+    int before = 0;
+    for (int i = 0; i < id; i++) before += tame(logits[i]) >= x;
+    for (int i = id + 1; i < n; i++) before += tame(logits[i]) > x;
+    return 1 + before;
+}
+
 void sampler_describe(struct sampler_work *w, const float *logits, int32_t id, int n_top,
                       struct sampler_result *ret) {
     ret->n_top = 0;
@@ -331,6 +340,7 @@ void sampler_describe(struct sampler_work *w, const float *logits, int32_t id, i
     double log_sum = describe(w, n_top < SAMPLER_MAX_TOP ? n_top : SAMPLER_MAX_TOP, ret);
     ret->id = id;
     ret->logprob = logprob(w->values[id], log_sum);
+    ret->rank = rank_of(logits, w->n_vocab, id);
 }
 
 void sampler_next(struct sampler *s, struct sampler_work *w, const struct sampler_call *call,
@@ -338,6 +348,7 @@ void sampler_next(struct sampler *s, struct sampler_work *w, const struct sample
     double log_sum = 0;
     ret->n_top = 0;
     ret->logprob = 0;
+    ret->rank = 0;
     load(w, call->logits);
     if (call->n_top >= 0)
         log_sum = describe(w, call->n_top < SAMPLER_MAX_TOP ? call->n_top : SAMPLER_MAX_TOP, ret);
@@ -350,4 +361,5 @@ void sampler_next(struct sampler *s, struct sampler_work *w, const struct sample
     ret->id = id;
     if (call->n_top < 0) return;
     ret->logprob = logprob(tame(call->logits[id]), log_sum);
+    ret->rank = rank_of(call->logits, w->n_vocab, id);
 }

@@ -67,6 +67,7 @@ struct sampler_call {
 struct sampler_result {
     int32_t id;
     float logprob; /* of id; 0 unless asked for */
+    int rank; /* of id: 1 is the model's best, lower ids first among equals; 0 unless asked for */
     int n_top;
     int32_t top_ids[SAMPLER_MAX_TOP]; /* best first */
     float top_logprobs[SAMPLER_MAX_TOP];

@@ -135,6 +135,7 @@ struct engine_token sequence_token(const struct sequence *s, const struct sample
                              .hidden = s->detok.skip_special && s->shape->tokenizer &&
                                        tokenizer_is_special(s->shape->tokenizer, token->id),
                              .logprob = token->logprob,
+                             .rank = token->rank,
                              .n_top = token->n_top};
     memcpy(t.top_ids, token->top_ids, sizeof t.top_ids);
     memcpy(t.top_logprobs, token->top_logprobs, sizeof t.top_logprobs);

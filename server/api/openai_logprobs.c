@@ -129,8 +129,7 @@ void openai_logprobs_prompt(struct text *out, const struct engine_token *token, 
     if (n_top > token->n_top) n_top = token->n_top;
     text_adds(out, "{");
     if (!among_best(token, n_top)) {
-        /* Its rank is known only when it is among those that were computed. */
-        int rank = 0;
+        int rank = token->rank;
         for (int i = 0; i < token->n_top && !rank; i++)
             if (token->top_ids[i] == token->id) rank = i + 1;
         add_ranked(out, token->id, token->logprob, rank, piece, arg);

@@ -73,9 +73,12 @@ Test(engine_null, results_are_certain) {
     engine_null_result(&n, 1, 3, &r);
     cr_expect(r.id == 1 && r.logprob == 0 && r.n_top == 3);
     cr_expect(r.top_ids[0] == 1 && r.top_ids[1] == 0 && r.top_ids[2] == 2);
+    cr_expect_eq(r.rank, 1);
     cr_expect(r.top_logprobs[0] == 0 && r.top_logprobs[2] == -9999);
     engine_null_result(&n, 7, -1, &r);
-    cr_expect(r.id == 7 && r.logprob == -9999 && r.n_top == 0);
+    cr_expect(r.id == 7 && r.logprob == -9999 && r.n_top == 0 && r.rank == 8);
+    engine_null_result(&n, 0, 2, &r);
+    cr_expect(r.rank == 2 && r.top_ids[1] == 0);
 }
 
 Test(engine_null, picks_a_visible_token_when_none_is_named) {

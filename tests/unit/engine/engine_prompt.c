@@ -42,6 +42,8 @@ Test(engine_prompt, scores_every_token_but_the_first) {
         cr_assert_eq(t->top_ids[0], fake_model_expect(ids, i), "token %d", i);
         cr_assert(t->logprob <= t->top_logprobs[0] && t->logprob < 0);
         if (t->id == t->top_ids[0]) cr_assert_eq(t->logprob, t->top_logprobs[0]);
+        for (int k = 0; k < 2; k++) cr_assert_eq(t->id == t->top_ids[k], t->rank == k + 1);
+        cr_assert(t->rank >= 1 && t->rank <= FAKE_MODEL_VOCAB);
     }
     cr_expect_eq(r->n_generated, 3);
     desk_close(&d);

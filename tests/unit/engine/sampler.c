@@ -343,6 +343,13 @@ Test(sampler, logprobs_are_those_of_the_raw_logits) {
             cr_assert_eq(result.top_ids[i], sorted[i].id);
             cr_assert_float_eq((double)result.top_logprobs[i], sorted[i].logit - log_total, 1e-5);
         }
+        cr_assert_eq(sorted[result.rank - 1].id, result.id);
+        int place = random_range(&seed, 0, N - 1);
+        sampler_describe(work, logits, sorted[place].id, n_top, &result);
+        cr_assert_eq(result.id, sorted[place].id);
+        cr_assert_eq(result.rank, place + 1);
+        cr_assert_eq(result.n_top, n_top);
+        cr_assert_float_eq((double)result.logprob, sorted[place].logit - log_total, 1e-5);
     }
     sampler_work_free(work);
 }
