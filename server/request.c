@@ -476,7 +476,7 @@ static void on_failed(struct choice *c, const struct engine_event *event) {
     end_choice(c);
     request_times_ended(c, event);
     struct api_error e;
-    request_engine_error(&e, event->code,
+    request_engine_error(&e, c->request->wanted->kind, event->code,
                          event->text && event->text_len ? event->text : "the engine failed");
     fail(c->request, &e);
 }

@@ -87,8 +87,9 @@ struct request {
 /* Hands the next n choices to the engine, or none. */
 int request_submit(struct request *r, int n, struct api_error *e);
 
-/* The error that the engine's words mean; they begin with a field: "stop: a string is empty". */
-int request_engine_error(struct api_error *e, int code, const char *message);
+/* The error that the engine's words mean; they begin with a field: "stop: a string is empty".
+ * What the engine calls the prompt has another name in some requests. */
+int request_engine_error(struct api_error *e, enum openai_kind kind, int code, const char *message);
 
 /* The answer of /v1/explain; exact: the choices' outcomes have the tokens. */
 void request_explain_answer(struct request *r, struct http_exchange *x, bool exact);

@@ -1,4 +1,4 @@
-#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -128,7 +128,7 @@ static int hand_over(struct request *r, struct engine_request **requests, uint64
                      struct api_error *e) {
     struct error why;
     int code = engine_submit_all(r->server->engine, tickets, requests, n, &why);
-    if (code < 0) return request_engine_error(e, code, why.text);
+    if (code < 0) return request_engine_error(e, r->wanted->kind, code, why.text);
     for (int i = 0; i < n; i++) {
         r->choices[r->n_submitted].ticket = tickets[i];
         r->choices[r->n_submitted++].submitted = true;
@@ -167,11 +167,14 @@ int request_submit(struct request *r, int n, struct api_error *e) {
     return code;
 }
 
-int request_engine_error(struct api_error *e, int code, const char *message) {
+int request_engine_error(struct api_error *e, enum openai_kind kind, int code,
+                         const char *message) {
     char param[sizeof e->param] = "";
-    enum api_error_kind kind = api_error_from_errno(code);
+    enum api_error_kind error = api_error_from_errno(code);
     size_t n = strspn(message, "abcdefghijklmnopqrstuvwxyz_");
-    if (kind == API_ERROR_INVALID && n < sizeof param && message[n] == ':')
+    if (error == API_ERROR_INVALID && n < sizeof param && message[n] == ':')
         memcpy(param, message, n);
-    return api_error_set(e, kind, param, "%s", message);
+    if (!strcmp(param, "prompt") || !strcmp(param, "messages"))
+        snprintf(param, sizeof param, "%s", openai_source_name(kind));
+    return api_error_set(e, error, param, "%s", message);
 }

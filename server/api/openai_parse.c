@@ -8,24 +8,11 @@
 #include "server/api/api_error.h"
 #include "server/api/openai_fields.h"
 #include "server/api/openai_prompt.h"
+#include "server/api/openai_readers.h"
 #include "server/json_quota.h"
 #include "server/prescan.h"
 
 /* -- Fields -------------------------------------------------------------------------------- */
-
-/* Names go into a header, so what is not plain is shown as '?'. */
-static void note_ignored(struct openai_request *r, const char *name) {
-    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.";
-    size_t n = strlen(r->ignored), length = strlen(name), room = sizeof r->ignored - sizeof ", ...";
-    if (n >= 3 && !strcmp(r->ignored + n - 3, "...")) return;
-    if (n) n += strlen(strcpy(r->ignored + n, ", "));
-    if (n + length > room) {
-        strcpy(r->ignored + n, "...");
-        return;
-    }
-    for (size_t i = 0; i < length; i++) r->ignored[n + i] = strchr(plain, name[i]) ? name[i] : '?';
-    r->ignored[n + length] = 0;
-}
 
 static int read_field(struct openai_request *r, const char *name, const json_t *value,
                       const struct openai_limits *limits, struct api_error *err) {
@@ -34,7 +21,7 @@ static int read_field(struct openai_request *r, const char *name, const json_t *
     if (!f && limits->strict)
         return api_error_set(err, API_ERROR_INVALID, name, "'%.64s' is not a known field", name);
     if (f && f->read) return f->read(r, f, value, limits, err);
-    note_ignored(r, name);
+    openai_note_ignored(r, name);
     return 0;
 }
 
@@ -51,15 +38,19 @@ static int read_fields(struct openai_request *r, json_t *root, const struct open
 
 /* -- What concerns several fields at once -------------------------------------------------- */
 
-static int check_source(const struct openai_request *r, struct api_error *err) {
+const char *openai_source_name(enum openai_kind kind) {
     static const char *const names[OPENAI_KINDS] = {"prompt", "messages", "input",
                                                     "input",  "prompt",   "tokens"};
+    return names[kind];
+}
+
+static int check_source(const struct openai_request *r, struct api_error *err) {
+    const char *name = openai_source_name(r->kind);
     if (r->kind == OPENAI_TOKENIZE && r->n_prompts && r->n_messages)
         return api_error_set(err, API_ERROR_INVALID, "messages",
                              "'messages' and 'prompt' do not go together");
     if (r->n_prompts || r->n_messages) return 0;
-    return api_error_set(err, API_ERROR_INVALID, names[r->kind], "'%s' is required",
-                         names[r->kind]);
+    return api_error_set(err, API_ERROR_INVALID, name, "'%s' is required", name);
 }
 
 static int check_logprobs(struct openai_request *r, struct api_error *err) {
@@ -116,8 +107,7 @@ static int check_lengths(const struct openai_request *r, const struct openai_lim
     if (r->truncate_prompt || r->kind == OPENAI_DETOKENIZE) return 0;
     for (size_t i = 0; i < r->n_prompts; i++)
         if (r->prompts[i].n_ids > limits->max_prompt_tokens)
-            return api_error_set(err, API_ERROR_CONTEXT,
-                                 r->kind == OPENAI_EMBEDDING ? "input" : "prompt",
+            return api_error_set(err, API_ERROR_CONTEXT, openai_source_name(r->kind),
                                  "prompt %zu has %zu tokens, the limit is %zu", i,
                                  r->prompts[i].n_ids, limits->max_prompt_tokens);
     return 0;

@@ -97,6 +97,9 @@ struct openai_request {
 int openai_parse(struct openai_request **ret, enum openai_kind kind, char *body, size_t n,
                  const struct openai_limits *limits, struct api_error *err);
 
+/* The field that says what to continue: "prompt", "messages", "input" or "tokens". */
+const char *openai_source_name(enum openai_kind kind);
+
 void openai_request_free(struct openai_request *r); /* NULL is allowed */
 
 #endif

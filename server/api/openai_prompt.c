@@ -200,6 +200,32 @@ static int read_role(struct engine_message *m, const json_t *value, const char *
                          "'%s' must be system, developer, user or assistant", path);
 }
 
+/* Members of messages that are read, and those that answers have when they come back. */
+static bool is_member(const char *name) {
+    static const char *const names[] = {"role", "content", "type", "id", "status", "refusal"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (!strcmp(names[i], name)) return true;
+    return false;
+}
+
+static int check_members(struct openai_request *r, const struct chat_form *form,
+                         const json_t *value, size_t i, const struct openai_limits *limits,
+                         struct api_error *err) {
+    const char *name;
+    json_t *member;
+    json_object_foreach((json_t *)value, name, member) {
+        char path[96];
+        bool known = !strcmp(name, "name"); /* templates here have no place for it */
+        if (json_is_null(member) || is_member(name)) continue;
+        snprintf(path, sizeof path, "%s[%zu].%.40s", form->list, i, name);
+        if (limits->strict && !known)
+            return api_error_set(err, API_ERROR_INVALID, path, "'%s' is not a known field", path);
+        snprintf(path, sizeof path, "%s[].%.40s", form->list, name);
+        openai_note_ignored(r, path);
+    }
+    return 0;
+}
+
 static int check_message(const struct chat_form *form, const json_t *value, size_t i,
                          struct api_error *err) {
     static const char *const refused[] = {"tool_calls", "function_call", "audio"};
@@ -221,10 +247,12 @@ static int check_message(const struct chat_form *form, const json_t *value, size
                          "'%s': only items of type \"message\" are supported", path);
 }
 
-static int read_message(struct engine_message *m, const struct chat_form *form, const json_t *value,
-                        size_t i, struct api_error *err) {
+static int read_message(struct openai_request *r, const struct chat_form *form, const json_t *value,
+                        size_t i, const struct openai_limits *limits, struct api_error *err) {
     char path[64];
+    struct engine_message *m = &r->messages[i];
     int code = check_message(form, value, i, err);
+    if (code == 0) code = check_members(r, form, value, i, limits, err);
     if (code < 0) return code;
     snprintf(path, sizeof path, "%s[%zu].role", form->list, i);
     code = read_role(m, json_object_get(value, "role"), path, err);
@@ -238,7 +266,7 @@ static int read_message(struct engine_message *m, const struct chat_form *form, 
 }
 
 static int read_chat(struct openai_request *r, const struct chat_form *form, const json_t *value,
-                     struct api_error *err) {
+                     const struct openai_limits *limits, struct api_error *err) {
     size_t n = json_array_size(value);
     if (!json_is_array(value) || n == 0)
         return api_error_set(err, API_ERROR_INVALID, form->list,
@@ -247,7 +275,7 @@ static int read_chat(struct openai_request *r, const struct chat_form *form, con
     if (!r->messages) return no_memory(err);
     r->n_messages = (int)n;
     for (size_t i = 0; i < n; i++) {
-        int code = read_message(&r->messages[i], form, json_array_get(value, i), i, err);
+        int code = read_message(r, form, json_array_get(value, i), i, limits, err);
         if (code < 0) return code;
     }
     return 0;
@@ -257,8 +285,7 @@ int openai_prompt_messages(struct openai_request *r, const struct openai_field *
                            const json_t *value, const struct openai_limits *limits,
                            struct api_error *err) {
     (void)f;
-    (void)limits;
-    return read_chat(r, &chat_form, value, err);
+    return read_chat(r, &chat_form, value, limits, err);
 }
 
 static int read_string(char **ret, const json_t *value, const char *path, struct api_error *err) {
@@ -271,8 +298,7 @@ static int read_string(char **ret, const json_t *value, const char *path, struct
 
 int openai_prompt_items(struct openai_request *r, const struct openai_field *f, const json_t *value,
                         const struct openai_limits *limits, struct api_error *err) {
-    (void)limits;
-    if (!json_is_string(value)) return read_chat(r, &item_form, value, err);
+    if (!json_is_string(value)) return read_chat(r, &item_form, value, limits, err);
     if (json_string_length(value) == 0)
         return api_error_set(err, API_ERROR_INVALID, f->name, "'%s' must not be empty", f->name);
     r->messages = calloc(1, sizeof *r->messages);

@@ -21,6 +21,34 @@ static int no_memory(struct api_error *err) {
     return api_error_set(err, API_ERROR_MEMORY, NULL, "out of memory");
 }
 
+/* Whether the name stands in "a, b". */
+static bool is_listed(const char *list, const char *name) {
+    size_t n = strlen(name);
+    for (const char *at = list; (at = strstr(at, name)); at += n)
+        if ((at == list || at[-1] == ' ') && (!at[n] || at[n] == ',')) return true;
+    return false;
+}
+
+/* Names go into a header, so what is not plain is shown as '?'. */
+void openai_note_ignored(struct openai_request *r, const char *name) {
+    static const char plain[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.[]";
+    size_t n = strlen(r->ignored), length = strlen(name), room = sizeof r->ignored - sizeof ", ...";
+    if (!length) {
+        name = "?";
+        length = 1;
+    }
+    if (is_listed(r->ignored, name)) return;
+    if (n >= 3 && !strcmp(r->ignored + n - 3, "...")) return;
+    if (n) n += strlen(strcpy(r->ignored + n, ", "));
+    if (n + length > room) {
+        strcpy(r->ignored + n, "...");
+        return;
+    }
+    for (size_t i = 0; i < length; i++) r->ignored[n + i] = strchr(plain, name[i]) ? name[i] : '?';
+    r->ignored[n + length] = 0;
+}
+
 /* -- Plain values -------------------------------------------------------------------------- */
 
 int openai_read_real(struct openai_request *r, const struct openai_field *f, const json_t *value,

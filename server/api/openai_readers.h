@@ -23,6 +23,9 @@ openai_reader openai_read_max_tokens, openai_read_top_k, openai_read_seed, opena
     openai_read_truncate, openai_read_truncation, openai_read_salt, openai_read_id,
     openai_read_encoding, openai_read_pooling, openai_read_dimensions;
 
+/* A field without effect, for the header; names of several places once. */
+void openai_note_ignored(struct openai_request *r, const char *name);
+
 /* What JSON calls an integer may be written 16.0, and clients whose numbers are all floating
  * write it so. */
 bool openai_whole(const json_t *value, json_int_t *ret);

@@ -1,7 +1,6 @@
 #include "server/api/openapi.h"
 
 #include <ctype.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "server/api/api_error.h"
@@ -107,28 +106,23 @@ static void add_reference(struct text *out, const char *type, const char *name) 
     text_addf(out, "\"%s\":{\"schema\":{\"$ref\":\"#/components/schemas/%s\"}}", type, name);
 }
 
-static void add_error(struct text *out, const char *status, const char *description) {
-    text_addf(out, ",\"%s\":{\"description\":\"%s\",\"content\":{", status, description);
+static int status_of(int kind) { return api_error_status((enum api_error_kind)kind); }
+
+/* A status once, where its first kind of error is met, with the codes it may have. */
+static void add_status(struct text *out, int first) {
+    const char *comma = "";
+    for (int kind = 0; kind < first; kind++)
+        if (status_of(kind) == status_of(first)) return;
+    text_addf(out, ",\"%d\":{\"description\":\"", status_of(first));
+    for (int kind = first; kind < api_error_count(); kind++) {
+        const char *code = api_error_code((enum api_error_kind)kind);
+        if (status_of(kind) != status_of(first)) continue;
+        text_addf(out, "%s%s", comma, code ? code : "code null");
+        comma = ", ";
+    }
+    text_adds(out, "\",\"content\":{");
     add_reference(out, "application/json", "Error");
     text_adds(out, "}}");
-}
-
-/* A status once, with the codes it may have. */
-static void add_status(struct text *out, int first) {
-    int status = api_error_status((enum api_error_kind)first);
-    struct text codes = {0};
-    char name[8];
-    for (int kind = 0; kind < api_error_count(); kind++) {
-        const char *code = api_error_code((enum api_error_kind)kind);
-        if (api_error_status((enum api_error_kind)kind) != status) continue;
-        if (kind < first) goto known;
-        text_addf(&codes, "%s%s", codes.n ? ", " : "", code ? code : "code null");
-    }
-    text_addf(&codes, "%s", "");
-    snprintf(name, sizeof name, "%d", status);
-    add_error(out, name, codes.data ? codes.data : "");
-known:
-    text_deinit(&codes);
 }
 
 static void add_answers(struct text *out, const struct router_row *row) {
@@ -146,8 +140,9 @@ static void add_answers(struct text *out, const struct router_row *row) {
         text_adds(out, "}}");
     }
     for (int kind = 0; row->body && kind < api_error_count(); kind++) add_status(out, kind);
-    add_error(out, "default", "An error");
-    text_adds(out, "}");
+    text_adds(out, ",\"default\":{\"description\":\"An error\",\"content\":{");
+    add_reference(out, "application/json", "Error");
+    text_adds(out, "}}}");
 }
 
 /* A row's name may be that of several paths; an operation has its own. */

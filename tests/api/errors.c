@@ -115,6 +115,7 @@ Test(errors, every_wrong_field_of_a_completion_is_named) {
         {"{\"prompt\":\"@long\"}", 400, NULL, "context_length_exceeded"},
         {"{\"prompt\":\"@late\"}", 400, NULL, "context_length_exceeded"},
         {"{\"prompt\":\"@late\",\"stream\":true}", 400, NULL, "context_length_exceeded"},
+        {"{\"prompt\":\"@bad\"}", 400, "prompt", NULL},
         {"{\"prompt\":\"@full\"}", 429, NULL, "server_overloaded"},
         {"{\"prompt\":\"@fail\"}", 500, NULL, "engine_error"},
     };
@@ -194,6 +195,7 @@ Test(errors, other_endpoints_name_their_fields_too) {
         {"{\"input\":\"a\",\"dimensions\":3}", 400, "dimensions", NULL},
         {"{\"input\":\"a\",\"encoding_format\":\"hex\"}", 400, "encoding_format", NULL},
         {"{\"input\":\"a\",\"pooling\":\"max\"}", 400, "pooling", NULL},
+        {"{\"input\":[\"a\",\"@bad\"]}", 400, "input", NULL},
     };
     static const struct wrong tokenize[] = {
         {"{}", 400, "prompt", NULL},

@@ -136,14 +136,40 @@ Test(fields, are_treated_so_in_strict_mode_and_unknown_ones_refused) {
 Test(fields, many_and_odd_names_do_not_break_the_header) {
     struct client_server s = client_start(quiet);
     struct text body = {0};
-    text_adds(&body, "{\"prompt\":\"a\",\"x\\r\\ny: z\":1");
+    text_adds(&body, "{\"prompt\":\"a\",\"x\\r\\ny: z\":1,\"\":2");
     for (int i = 0; i < 200; i++) text_addf(&body, ",\"some_unknown_field_%d\":%d", i, i);
     text_adds(&body, "}");
     struct client_reply r = client_call(s, "/v1/completions", body.data);
     cr_expect(r.status == 200);
-    cr_expect(strstr(r.head, "X-Ignored-Params: x??y??z, some_unknown_field_0, "), "%s", r.head);
+    cr_expect(strstr(r.head, "X-Ignored-Params: x??y??z, ?, some_unknown_field_0, "), "%s", r.head);
     cr_expect(strstr(r.head, ", ...\r\n"), "%s", r.head);
     client_reply_free(&r);
     text_deinit(&body);
+    client_stop(s);
+}
+
+/* Members of messages are treated like fields. */
+Test(fields, of_messages_are_not_dropped_silently) {
+    static const char body[] =
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"a\",\"name\":\"n\"},"
+        "{\"role\":\"assistant\",\"content\":\"b\",\"refusal\":null,"
+        "\"name\":\"m\"},{\"role\":\"user\",\"content\":\"c\"%s}]}";
+    char text[512];
+    struct client_server s = client_start(quiet);
+    snprintf(text, sizeof text, body, ",\"cache_control\":{}");
+    struct client_reply r = client_call(s, "/v1/chat/completions", text);
+    cr_expect(r.status == 200 && is_listed(&r, "messages[].name, messages[].cache_control"), "%s",
+              r.head);
+    client_reply_free(&r);
+    client_stop(s);
+    s = client_start(strict);
+    r = client_call(s, "/v1/chat/completions", text);
+    cr_expect(r.status == 400 && strstr(r.body, "\"param\":\"messages[2].cache_control\""), "%s",
+              r.body);
+    client_reply_free(&r);
+    snprintf(text, sizeof text, body, "");
+    r = client_call(s, "/v1/chat/completions", text);
+    cr_expect(r.status == 200 && is_listed(&r, "messages[].name"), "%s", r.head);
+    client_reply_free(&r);
     client_stop(s);
 }

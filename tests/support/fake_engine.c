@@ -478,6 +478,7 @@ static int refuse(const struct engine *e, const struct engine_request *request, 
     const char *text = request->text ? request->text : "";
     if (!e->stats.ready) return error_set(err, -EBUSY, "loading");
     if (e->stats.draining) return error_set(err, -ESHUTDOWN, "draining");
+    if (!strncmp(text, "@bad", 4)) return error_set(err, -EINVAL, "prompt: it is bad");
     if (!strncmp(text, "@long", 5)) return error_set(err, -E2BIG, "the prompt is too long");
     if (!strncmp(text, "@full", 5) || e->stats.waiting > e->options.max_waiting)
         return error_set(err, -EAGAIN, "the queue is full");

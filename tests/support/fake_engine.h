@@ -24,6 +24,7 @@
  *   @best            tells the seed, and is likeliest where that is 3 modulo 4
  *   @cached          half of its tokens were found computed
  *   @full, @long     submission fails with -EAGAIN, -E2BIG
+ *   @bad             submission fails with -EINVAL, and names the prompt
  *   @late, @fail     fails with -E2BIG before it starts, with -EIO after its first token *
  * A model called "load:FIFO" loads until a line is written into that FIFO: "ready", or the reason
  * why it cannot be loaded. */
