@@ -189,7 +189,7 @@ static const struct openai_field fields[] = {
     REFUSED("add_special_tokens", H, "[false]", "true", "the template says what comes first"),
     REFUSED("echo", H, "[false]", "true", "only of a completion"),
     REFUSED("use_beam_search", C | H, "[false]", "true", "another search"),
-    REFUSED("length_penalty", C | H, "[1,1.0]", "2", "another search"),
+    REFUSED("length_penalty", C | H, "[1]", "2", "another search"),
     REFUSED("bad_words", C | H, "[[]]", "['a']", "use `logit_bias`"),
     REFUSED("allowed_token_ids", C | H, "[]", "[1]", "use `logit_bias`"),
     REFUSED("logits_processors", C | H, "[[]]", "['a']", "code of clients"),

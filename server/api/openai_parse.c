@@ -1,7 +1,6 @@
 #include "server/api/openai_parse.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -143,24 +142,18 @@ static int load(json_t **ret, struct prescan *found, enum openai_kind kind, char
     if (prescan_json(found, body, n, &limits, &why) < 0)
         return api_error_set(err, API_ERROR_INVALID, found->key, "%s", why.text);
     json_error_t where;
-    json_quota_begin(OPENAI_MAX_HEAP);
-    json_t *root = json_loadb(body, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &where);
-    if (json_quota_end() && !root)
+    int code = json_quota_load(ret, body, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL,
+                               OPENAI_MAX_HEAP, &where);
+    if (code == -E2BIG)
         return api_error_set(err, API_ERROR_TOO_LARGE, NULL,
                              "the body takes more than %d bytes of memory", OPENAI_MAX_HEAP);
-    /* jansson has no words for it everywhere. */
-    if (!root && (json_error_code(&where) == json_error_out_of_memory || !where.text[0]))
-        return api_error_set(err, API_ERROR_MEMORY, NULL, "out of memory");
-    if (!root)
+    if (code == -ENOMEM) return api_error_set(err, API_ERROR_MEMORY, NULL, "out of memory");
+    if (code < 0)
         return api_error_set(err, API_ERROR_INVALID, NULL,
                              "the body is not valid JSON: %s (byte %d)", where.text,
                              where.position);
-    if (!json_is_object(root)) {
-        json_decref(root);
-        return api_error_set(err, API_ERROR_INVALID, NULL, "the body must be a JSON object");
-    }
-    *ret = root;
-    return 0;
+    if (json_is_object(*ret)) return 0;
+    return api_error_set(err, API_ERROR_INVALID, NULL, "the body must be a JSON object");
 }
 
 static void set_defaults(struct openai_request *r, enum openai_kind kind,
@@ -189,7 +182,7 @@ int openai_parse(struct openai_request **ret, enum openai_kind kind, char *body,
     r->n_scanned = found.n_ids;
     if (code == 0) code = read_fields(r, root, limits, err);
     if (code == 0) code = check_request(r, limits, err);
-    json_decref(root);
+    json_quota_release(root);
     if (code < 0) {
         openai_request_free(r);
         return code;

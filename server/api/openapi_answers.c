@@ -29,22 +29,28 @@ static const struct openapi_answer answers[] = {
     {"Error", OBJECT("'error'",
                      "'error':" OBJECT("'message','type','param','code'",
                                        "'message':" S ",'type':" S ",'param':" OS ",'code':" OS))},
-    {"Cancelled", OBJECT("'id','object','cancelled','state'",
-                         "'id':" S ",'object':" ONLY("'request.cancelled'") ",'cancelled':" I
-                         ",'state':{'enum':['queued','prefill','decode','done-unread']}")},
+    {"Cancelled",
+     OBJECT("'id','object','cancelled','state'",
+            "'id':" S ",'object':" ONLY(
+                "'request.cancelled'") ",'cancelled':" I ",'state':{'enum':['queued','prefill','"
+                                                         "decode','done-unread']}")},
     {"ExplainRequest", "{'anyOf':[" REF("CompletionRequest") "," REF("ChatRequest") "]}"},
     {"Explanation",
      OBJECT("'object','model','prompts','sequences','prompt_tokens','estimated','max_new_tokens',"
             "'kv_blocks','kv_blocks_total','kv_blocks_free','kv_bytes','queue_position',"
             "'predicted_ttft_ms','admission'",
-            "'object':" ONLY("'explanation'") ",'model':" S ",'prompts':" I ",'sequences':" I
-            ",'prompt_tokens':" I ",'estimated':{'type':'boolean'},'max_new_tokens':" I
-            ",'kv_blocks':" I ",'kv_blocks_total':" I ",'kv_blocks_free':" I ",'kv_bytes':" I
-            ",'queue_position':" I ",'predicted_ttft_ms':{'type':['number','null']}"
-            ",'admission':" OBJECT("'verdict','status','code','reason','retry_after_ms'",
-                                   "'verdict':{'enum':['admit','refuse']},'status':" I
-                                   ",'code':" OS ",'reason':" OS
-                                   ",'retry_after_ms':{'type':['integer','null']}"))},
+            "'object':" ONLY(
+                "'explanation'") ",'model':" S ",'prompts':" I ",'sequences':" I
+                                 ",'prompt_tokens':" I
+                                 ",'estimated':{'type':'boolean'},'max_new_tokens':" I
+                                 ",'kv_blocks':" I ",'kv_blocks_total':" I ",'kv_blocks_free':" I
+                                 ",'kv_bytes':" I ",'queue_position':" I
+                                 ",'predicted_ttft_ms':{'type':['number','null']}"
+                                 ",'admission':" OBJECT(
+                                     "'verdict','status','code','reason','retry_after_ms'",
+                                     "'verdict':{'enum':['admit','refuse']},'status':" I
+                                     ",'code':" OS ",'reason':" OS
+                                     ",'retry_after_ms':{'type':['integer','null']}"))},
     {"Usage", OBJECT("'prompt_tokens','completion_tokens','total_tokens','prompt_tokens_details'",
                      "'prompt_tokens':" I ",'completion_tokens':" I ",'total_tokens':" I
                      ",'prompt_tokens_details':" OBJECT("'cached_tokens'", "'cached_tokens':" I))},
