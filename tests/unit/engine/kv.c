@@ -171,6 +171,49 @@ Test(kv, use_makes_a_known_block_young) {
     kv_free(pool);
 }
 
+/* The pool's own hash, so that a collision can be made. */
+static uint64_t mix(uint64_t h, uint64_t x) {
+    h = (h ^ x) * 0x9e3779b97f4a7c15u;
+    return h ^ (h >> 32);
+}
+
+/* Other tokens with the hash of ids, as a first block under salt 0. */
+static void collide(int32_t *other, const int32_t *ids) {
+    uint64_t start = mix(0x243f6a8885a308d3u, 0), pair[2];
+    memcpy(other, ids, BACKEND_KV_BLOCK * sizeof *ids);
+    other[1]++;
+    for (int i = 0; i < 2; i++) {
+        const int32_t *p = i == 0 ? ids : other;
+        pair[i] = mix(start, (uint64_t)(uint32_t)p[0] << 32 | (uint32_t)p[1]);
+    }
+    uint64_t second = (uint64_t)(uint32_t)ids[2] << 32 | (uint32_t)ids[3];
+    second ^= pair[0] ^ pair[1];
+    other[2] = (int32_t)(second >> 32);
+    other[3] = (int32_t)second;
+}
+
+Test(kv, a_collision_that_somebody_made_finds_nothing) {
+    struct kv_pool *pool = NULL;
+    int32_t a[2], ids[BACKEND_KV_BLOCK], other[BACKEND_KV_BLOCK], block, child;
+    cr_assert_eq(kv_new(&pool, 8), 0);
+    publish_chain(pool, a, 2, 0, 1);
+    block_ids(ids, 1, 0);
+    collide(other, ids);
+    cr_expect_eq(kv_find(pool, KV_ROOT, 0, ids), a[0]);
+    cr_expect_eq(kv_find(pool, KV_ROOT, 0, other), -1);
+    cr_assert(kv_take(pool, &block, 1));
+    cr_expect_eq(kv_publish(pool, block, KV_ROOT, 0, other), block);
+    cr_expect_eq(kv_find(pool, KV_ROOT, 0, ids), a[0]);
+    cr_expect_eq(kv_find(pool, KV_ROOT, 0, other), block);
+    /* What continues the one does not continue the other. */
+    block_ids(ids, 1, 1);
+    cr_expect_eq(kv_find(pool, a[0], 0, ids), a[1]);
+    cr_expect_eq(kv_find(pool, block, 0, ids), -1);
+    cr_assert(kv_take(pool, &child, 1));
+    cr_expect_eq(kv_publish(pool, child, block, 0, ids), child);
+    kv_free(pool);
+}
+
 /* Texts of three tokens' alphabet in a pool of few buckets: whatever is found must be right. */
 static void random_chains(uint64_t seed) {
     enum { POOL = 13, DEPTH = 4 };

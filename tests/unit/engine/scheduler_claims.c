@@ -73,6 +73,17 @@ Test(scheduler_claims, the_urgent_displaces_the_last_of_the_others) {
     mirror_close(&b);
 }
 
+Test(scheduler_claims, the_budget_of_the_displaced_goes_to_the_urgent) {
+    mirror_open(&b, small(), 64);
+    for (int i = 0; i < 4; i++) add(4, 200, 0, 3);
+    mirror_step(&b);
+    int urgent = add(100, 110, 0, 0);
+    mirror_step(&b);
+    cr_expect_eq(b.seqs[urgent]->tokens, 32 - 3);
+    finish_all();
+    mirror_close(&b);
+}
+
 Test(scheduler_claims, nobody_is_displaced_in_vain) {
     mirror_open(&b, small(), 16);
     add(100, 110, 0, 0); /* 7 blocks that stay */
@@ -365,6 +376,65 @@ Test(scheduler_claims, when_the_leader_leaves_another_leads) {
         cr_expect_leq(b.computed, 100 + 3 * 4 + 4 * 10 + (how == 1 ? 36 : 0));
         mirror_close(&b);
     }
+}
+
+/* One that is older than its leader: it came first, but was paused while the other began. */
+static void park(int *leader, int *follower) {
+    b.family = 3;
+    *follower = mirror_add(&b, 200, 210);
+    mirror_pause(&b, *follower, true);
+    *leader = mirror_add(&b, 200, 210);
+    mirror_step(&b);
+    mirror_pause(&b, *follower, false);
+    mirror_step(&b);
+    cr_assert(mirror_has_share(&b, *leader) && !mirror_has_share(&b, *follower));
+}
+
+Test(scheduler_claims, who_waits_goes_on_at_once_without_its_leader) {
+    for (int how = 0; how < 3; how++) {
+        int leader, follower;
+        mirror_open(&b, small(), 20);
+        park(&leader, &follower);
+        b.family = 0;
+        if (how == 0) mirror_remove(&b, leader);
+        if (how == 1) mirror_pause(&b, leader, true);
+        if (how == 2) add(100, 110, 0, -1); /* takes the leader's blocks */
+        mirror_step(&b);
+        cr_expect(how == 2 || mirror_has_share(&b, follower));
+        for (int i = 0; i < 60; i++) mirror_step(&b);
+        cr_expect_null(b.seqs[follower], "%d", how);
+        if (how == 1) mirror_pause(&b, leader, false);
+        finish_all();
+        mirror_close(&b);
+    }
+}
+
+Test(scheduler_claims, who_waits_for_a_leader_can_leave_or_be_paused) {
+    for (int how = 0; how < 2; how++) {
+        int leader, follower;
+        mirror_open(&b, small(), 64);
+        park(&leader, &follower);
+        if (how == 0) mirror_remove(&b, follower);
+        if (how == 1) mirror_pause(&b, follower, true);
+        mirror_step(&b);
+        cr_expect(b.n_shares == 1 && mirror_has_share(&b, leader));
+        if (how == 1) mirror_pause(&b, follower, false);
+        finish_all();
+        mirror_close(&b);
+    }
+}
+
+Test(scheduler_claims, those_that_come_together_wait_within_a_step) {
+    struct scheduler_options options = small();
+    options.step_tokens = 120;
+    mirror_open(&b, options, 64);
+    b.family = 3;
+    for (int i = 0; i < 4; i++) mirror_add(&b, 100, 110);
+    cr_expect_eq(mirror_step(&b), 1);
+    cr_expect_eq(mirror_step(&b), 4);
+    cr_expect_eq(b.computed, 100 + 1 + 3 * 4);
+    finish_all();
+    mirror_close(&b);
 }
 
 Test(scheduler_claims, nobody_waits_for_a_stranger_or_one_less_urgent) {
