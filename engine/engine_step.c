@@ -345,5 +345,7 @@ void engine_step(struct engine *e) {
     if (!e->model) engine_null_tick(&e->null, e->stats.last_step_ns);
     double seconds = (double)(e->stats.last_step_ns - start) * 1e-9;
     e->stats.busy_seconds += seconds;
-    note_duration(e, prompt_tokens, seconds);
+    /* A null engine's step lasts a tick, most of it spent waiting. */
+    bool ticks = !e->model && e->null.interval_ns > 0;
+    note_duration(e, prompt_tokens, ticks ? (double)e->null.interval_ns * 1e-9 : seconds);
 }
