@@ -29,7 +29,8 @@ static int check_options(const struct engine_options *o, struct error *err) {
         return error_set(err, -EINVAL, "max_running: must lie in 1..%d", 1 << 16);
     if (o->max_waiting < 0 || o->max_waiting > 1 << 16)
         return error_set(err, -EINVAL, "max_waiting: must lie in 0..%d", 1 << 16);
-    if (o->step_tokens < o->max_running || o->step_tokens > 1 << 20)
+    /* Steps of a null engine have a budget of their own. */
+    if ((o->step_tokens < o->max_running && !o->null) || o->step_tokens > 1 << 20)
         return error_set(err, -EINVAL, "step_tokens: must lie in %d (max_running)..%d",
                          o->max_running, 1 << 20);
     if (o->max_context < 0 || o->max_context == 1)

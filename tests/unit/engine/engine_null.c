@@ -85,6 +85,7 @@ Test(engine_null, picks_a_visible_token_when_none_is_named) {
     struct desk d;
     struct engine_options options = null_options(0);
     options.null_token = -1;
+    options.step_tokens = 1; /* fewer than max_running */
     desk_open(&d, &options, 64, true);
     int a = desk_submit(&d, desk_text("a", 2));
     desk_wait(&d, a);
