@@ -238,7 +238,8 @@ void loop_watch_start(struct loop_watch *w) {
 }
 
 void loop_watch_stop(struct loop_watch *w) {
-    if (w) uv_poll_stop(&w->poll);
+    /* libuv asks the kernel to forget the socket even when it was not watched. */
+    if (w && uv_is_active((uv_handle_t *)&w->poll)) uv_poll_stop(&w->poll);
 }
 
 static void free_watch(uv_handle_t *handle) { free(handle->data); }

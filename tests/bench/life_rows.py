@@ -1,0 +1,182 @@
+"""Rows about the life of a request and of the process."""
+import concurrent.futures
+import http.client
+import json
+import socket
+import time
+
+import serving
+from anchors import Ours, median
+
+LONG = "Once upon a time there was a little dog who liked to run and play all day . " * 14
+
+
+def post(server, body, path="/v1/completions"):
+    """A socket with the request sent."""
+    data = json.dumps(body).encode()
+    s = socket.create_connection(("127.0.0.1", server.port))
+    s.sendall(b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+              % (path.encode(), len(data)) + data)
+    return s
+
+
+def ask(server, body, path="/v1/completions"):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    text = answer.read()
+    connection.close()
+    assert answer.status == 200, (answer.status, text[:200])
+    return json.loads(text)
+
+
+def wait_for(server, condition, patience=10):
+    begun = time.monotonic()
+    while not condition(m := server.metrics()):
+        if time.monotonic() - begun > patience:
+            raise RuntimeError("the state does not come")
+    return m
+
+
+def used_blocks(m):
+    return m["gptqt_kv_blocks"] - m["gptqt_kv_blocks_free"]
+
+
+def freed_after_leaving(server, s, running):
+    """Milliseconds from the client's leaving until only `running` sequences and their blocks are there."""
+    begun = time.monotonic()
+    s.close()
+    wait_for(server, lambda m: m["gptqt_requests_running"] <= running and m["gptqt_requests_waiting"] == 0 and
+             (running or used_blocks(m) == 0))
+    return (time.monotonic() - begun) * 1000
+
+
+def cancel_states(server, stream):
+    endless = {"prompt": "Once", "max_tokens": 900, "ignore_eos": True, "stream": stream}
+    # In the midst of its answer.
+    s = post(server, endless)
+    wait_for(server, lambda m: m["gptqt_requests_running"] == 1 and m["gptqt_steps_total"] > 0)
+    if stream:
+        s.recv(4096)
+    yield "decoding", freed_after_leaving(server, s, 0)
+    # In the midst of its prompt: it has blocks, and no token yet.
+    s = post(server, {**endless, "prompt": f"{time.monotonic()} " + LONG})
+    wait_for(server, lambda m: m["gptqt_requests_running"] == 1)
+    yield "prompt", freed_after_leaving(server, s, 0)
+    # Behind others: the queue is one place long in this server.
+    holders = [post(server, endless) for _ in range(2)]
+    wait_for(server, lambda m: m["gptqt_requests_running"] == 2)
+    s = post(server, endless)
+    wait_for(server, lambda m: m["gptqt_requests_waiting"] == 1)
+    yield "queued", freed_after_leaving(server, s, 2)
+    for holder in holders:
+        holder.close()
+    wait_for(server, lambda m: m["gptqt_requests_running"] == 0)
+    # Generated, and never read.
+    done = server.metrics()["gptqt_sequences_finished_total"]
+    s = post(server, {**endless, "max_tokens": 20})
+    wait_for(server, lambda m: m["gptqt_sequences_finished_total"] > done)
+    yield "unread", freed_after_leaving(server, s, 0)
+
+
+def cancel(options):
+    times, polls, steps = {}, [], 0
+    with Ours("--max-running", "2", "--step-tokens", "64") as server:
+        for _ in range(20):
+            begun = time.monotonic()
+            server.metrics()
+            polls.append((time.monotonic() - begun) * 1000)
+        for _ in range(options.rounds):
+            for stream in (False, True):
+                for state, ms in cancel_states(server, stream):
+                    times.setdefault(f"{state}{' stream' if stream else ''}", []).append(ms)
+        m = server.metrics()
+        steps = m["gptqt_busy_seconds_total"] / m["gptqt_steps_total"] * 1000
+    worst = max(max(v) for v in times.values())
+    told = ", ".join(f"{state} {median(v):.1f}" for state, v in times.items())
+    return {"target": "cancelled: slot and KV free within a step plus 10 ms, in all states",
+            "measured": f"ms, medians: {told}; worst {worst:.1f} (a step takes {steps:.1f}, the question whether "
+                        f"{median(polls):.1f})",
+            "met": worst <= steps + 10 + median(polls), "times": times}
+
+
+def start(options):
+    listening, ready = [], []
+    for _ in range(max(5, options.rounds)):
+        port = serving.free_port()
+        begun = time.monotonic()
+        process = serving.subprocess.Popen([serving.GPTQT, "serve", serving.STORIES, "--port", str(port), "--log-level",
+                                            "error"], stdout=serving.subprocess.DEVNULL)
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                break
+            except OSError:
+                time.sleep(0.0005)
+        listening.append((time.monotonic() - begun) * 1000)
+        while True:
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.request("GET", "/health")
+            status = connection.getresponse().status
+            connection.close()
+            if status == 200:
+                break
+            time.sleep(0.001)
+        ready.append((time.monotonic() - begun) * 1000)
+        process.kill()
+        process.wait()
+    return {"target": "start: listening below 100 ms", "met": median(listening) < 100,
+            "measured": f"listening after {median(listening):.1f} ms (worst {max(listening):.1f}), ready with the story "
+                        f"model (7 MB) after {median(ready):.1f} ms", "listening": listening, "ready": ready}
+
+
+def drain(options):
+    """SIGTERM in the midst of a load: what runs ends whole, what comes is told to come back."""
+    results, times = [], []
+    for _ in range(min(3, options.rounds)):
+        with Ours("--engine", "null", "--null-rate", "50", "--max-running", "128", "--step-tokens", "512") as server:
+            run = serving.start_load(server, "--mix", "stream=2,completion=1", "--clients", 64, "--tokens", "50-100",
+                                     "--seconds", 4, "--patient", "--timeout", 8, "--expect", "first", "--ramp", 1)
+            time.sleep(3)
+            running = server.metrics()["gptqt_requests_running"]
+            begun = time.monotonic()
+            status = server.stop()
+            times.append(time.monotonic() - begun)
+            again = serving.Server(serving.STORIES, "--engine", "null", port=server.port)
+            result = serving.end_load(run)
+            again.stop()
+            results.append((status, int(running), result))
+    bad = sum(r["lost"] + r["wrong"] for _, _, r in results)
+    return {"target": "drain: no running request fails (behind proxies: tests/peers rolling)",
+            "measured": f"{len(results)} times SIGTERM with {', '.join(str(n) for _, n, _ in results)} running: {bad} lost, "
+                        f"status {', '.join(str(s) for s, _, _ in results)}, gone after {median(times):.2f} s",
+            "met": bad == 0 and not any(s for s, _, _ in results), "results": results}
+
+
+def choice_of(answer):
+    choice = answer["choices"][0]
+    return json.dumps([choice["text"], choice["logprobs"], choice["finish_reason"]])
+
+
+def determinism(options):
+    bodies = [{"prompt": LONG * 2 + f"{i % 16} and" + " big" * (i % 23), "max_tokens": 24, "temperature": 0,
+               "logprobs": 5, "ignore_eos": True} for i in range(64)]
+    with Ours("--max-running", "1") as alone:
+        single = [choice_of(ask(alone, body)) for body in bodies]
+        again = [choice_of(ask(alone, body)) for body in bodies]
+        cached = alone.metrics().get("gptqt_prefix_hit_tokens_total", 0)
+    different, widest = sum(a != b for a, b in zip(single, again)), 0
+    with Ours("--max-running", "64", "--max-waiting", "256") as server:
+        with concurrent.futures.ThreadPoolExecutor(64) as pool:
+            for _ in range(2):
+                batch = [pool.submit(ask, server, body) for body in bodies]
+                while not all(b.done() for b in batch):
+                    widest = max(widest, server.metrics()["gptqt_requests_running"])
+                different += sum(s != choice_of(b.result()) for s, b in zip(single, batch))
+    return {"target": "identical tokens and log probabilities for batch 1 and 64, cached and not",
+            "measured": f"64 prompts of 24 tokens, alone, alone again ({cached:.0f} tokens from the cache), twice together "
+                        f"({widest:.0f} at once): {different} of 192 answers differ",
+            "met": different == 0 and widest > 8 and cached > 0}
+
+
+ROWS = {"cancel": cancel, "start": start, "drain": drain, "determinism": determinism}
