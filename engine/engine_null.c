@@ -7,7 +7,8 @@
 #include "engine/tokenizer.h"
 
 static const int64_t SECOND_NS = 1000000000;
-/* Ticks that come late are made up for, so that the rate holds; not those of a stopped process. */
+static const int64_t MILLISECOND_NS = 1000000;
+/* Tokens that come late are made up for, so that the rate holds; not those of a stopped process. */
 static const int64_t MOST_LATE_NS = 50000000;
 
 static bool is_end(const struct engine_texts *t, int32_t id) {
@@ -73,9 +74,9 @@ void engine_null_result(const struct engine_null *n, int32_t id, int n_top,
     }
 }
 
-void engine_null_start(struct engine_null *n, int64_t now_ns) { n->next_ns = now_ns; }
-
-void engine_null_tick(struct engine_null *n, int64_t now_ns) {
+int64_t engine_null_due(const struct engine_null *n, int64_t due_ns, int64_t now_ns) {
+    if (n->interval_ns == 0) return 0;
+    if (due_ns == 0) return now_ns - now_ns % MILLISECOND_NS + n->interval_ns;
     int64_t oldest = now_ns - MOST_LATE_NS;
-    n->next_ns = (n->next_ns > oldest ? n->next_ns : oldest) + n->interval_ns;
+    return (due_ns > oldest ? due_ns : oldest) + n->interval_ns;
 }

@@ -6,9 +6,10 @@
  * Fails     -EINVAL for a token that does not exist.
  * Cost      choosing the token: a pass over the vocabulary. Else none.
  *
- * Everything around the model stays real: queue, steps, blocks, text, stop strings. Steps are
- * ticks that all sequences share, as a real model's are: each sequence gets one token a tick,
- * and a prompt of any length is read within the tick it comes in. */
+ * Everything around the model stays real: queue, steps, blocks, text, stop strings. A prompt of
+ * any length is read, and its first token given, at once; then each sequence has a timetable of
+ * its own. So what a client waits longer is the server's doing, and not that of a tick which all
+ * share. Timetables begin at whole milliseconds: a step serves all that are due together. */
 #ifndef ENGINE_ENGINE_NULL_H
 #define ENGINE_ENGINE_NULL_H
 
@@ -23,8 +24,8 @@ enum { ENGINE_NULL_STEP_TOKENS = 1 << 24, ENGINE_NULL_KV_TOKENS = 1 << 24 };
 
 struct engine_null {
     int32_t token;
-    int64_t interval_ns; /* of two ticks; 0 = none */
-    int64_t next_ns;     /* CLOCK_MONOTONIC of the next tick */
+    int64_t interval_ns; /* of a sequence's tokens; 0 = none */
+    int64_t next_ns;     /* CLOCK_MONOTONIC of the next step: 0 = at once */
 };
 
 /* options->null_token, or a token that is a visible word or the beginning of one. */
@@ -36,9 +37,7 @@ int engine_null_init(struct engine_null *ret, const struct engine_options *optio
 void engine_null_result(const struct engine_null *n, int32_t id, int n_top,
                         struct sampler_result *ret);
 
-/* Nothing ran before now_ns: the next tick is at once. */
-void engine_null_start(struct engine_null *n, int64_t now_ns);
-/* A tick has given tokens. */
-void engine_null_tick(struct engine_null *n, int64_t now_ns);
+/* When a sequence that was due at due_ns (0: this is its first token) gets its next token. */
+int64_t engine_null_due(const struct engine_null *n, int64_t due_ns, int64_t now_ns);
 
 #endif

@@ -199,6 +199,7 @@ static void take_mail(struct engine *e, int64_t until_ns, bool *ret_closing) {
     struct engine_mail_news news;
     engine_mail_take(&e->mail, &news, until_ns);
     append_jobs(e, news.jobs);
+    if (news.jobs || news.n_marks > 0) e->null.next_ns = 0;
     for (int i = 0; i < news.n_marks; i++) obey(e, &news.marks[i]);
     *ret_closing = news.closing;
 }
@@ -270,10 +271,7 @@ void engine_serve(struct engine *e) {
         bool was_idle = idle(e);
         take_mail(e, wait_until(e, was_idle), &closing);
         int64_t now = engine_mail_now_ns();
-        if (was_idle) {
-            e->stats.last_step_ns = now;
-            if (e->options.null) engine_null_start(&e->null, now);
-        }
+        if (was_idle) e->stats.last_step_ns = now;
         if (closing) break;
         expire(e, now);
         admit_some(e);

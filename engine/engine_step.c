@@ -46,6 +46,7 @@ static void post_last(struct engine *e, struct sequence *seq, enum engine_event_
     e->sequences[seq->place] = NULL;
     e->owners[seq->slot] = NULL;
     sequence_free(seq);
+    e->null.next_ns = 0; /* another may start */
     engine_mail_post(&e->mail, last);
 }
 
@@ -328,11 +329,29 @@ static void note_duration(struct engine *e, int prompt_tokens, double seconds) {
     }
 }
 
+/* Of the null engine: shares that are due stay, and the next step is when another is. */
+static int keep_due(struct engine *e, int n, int64_t now_ns) {
+    int kept = 0;
+    int64_t next = n > 0 ? INT64_MAX : 0;
+    for (int i = 0; i < n; i++) {
+        struct sequence *seq = e->owners[e->shares[i].slot];
+        bool due = seq->due_ns <= now_ns;
+        if (due) {
+            if (e->shares[i].samples) seq->due_ns = engine_null_due(&e->null, seq->due_ns, now_ns);
+            e->shares[kept++] = e->shares[i];
+        }
+        if (seq->due_ns < next) next = seq->due_ns;
+    }
+    e->null.next_ns = next;
+    return kept;
+}
+
 void engine_step(struct engine *e) {
     struct error err;
     int64_t start = engine_mail_now_ns();
     guess(e);
     int n = scheduler_next(e->scheduler, e->shares);
+    if (!e->model) n = keep_due(e, n, start);
     if (n == 0) return;
     int prompt_tokens = note_shares(e, n, start);
     int r = e->model ? run_model(e, n, &err) : 0;
@@ -342,7 +361,6 @@ void engine_step(struct engine *e) {
     if (r < 0) fail_all(e, err.text);
     e->stats.steps++;
     e->stats.last_step_ns = engine_mail_now_ns();
-    if (!e->model) engine_null_tick(&e->null, e->stats.last_step_ns);
     double seconds = (double)(e->stats.last_step_ns - start) * 1e-9;
     e->stats.busy_seconds += seconds;
     /* A null engine's step lasts a tick, most of it spent waiting. */

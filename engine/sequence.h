@@ -44,6 +44,7 @@ struct sequence {
     int place, slot;             /* see engine_state.h */
     int n_cached;                /* of the prompt, found computed; the scheduler says */
     int64_t queued_ns, first_ns; /* of the first step and token; 0 = not yet */
+    int64_t due_ns;              /* of the null engine: when it gets its next token */
     struct engine_event *last;   /* the engine's final event for it */
 
     int32_t *tokens; /* (n_tokens) known: the prompt, then what was generated */

@@ -120,7 +120,28 @@ Test(engine_null, keeps_its_rate) {
     double start = now();
     for (int i = 0; i < 4; i++) desk_submit(&d, desk_text("some words", 21));
     desk_wait_all(&d);
-    cr_expect_geq(now() - start, 0.09); /* 20 ticks of 5 ms, less what may be made up for */
+    cr_expect_geq(now() - start, 0.09); /* 20 times 5 ms, less what may be made up for */
+    desk_close(&d);
+}
+
+Test(engine_null, timetables_are_each_sequences_own) {
+    struct engine_null n = {.interval_ns = 10000000};
+    int64_t first = engine_null_due(&n, 0, 1000400000), late = first + 3000000;
+    cr_expect_eq(first, 1010000000);                            /* from the whole millisecond */
+    cr_expect_eq(engine_null_due(&n, first, late), 1020000000); /* made up for */
+    cr_expect_eq(engine_null_due(&n, first, first + 500000000), first + 460000000);
+    n.interval_ns = 0;
+    cr_expect_eq(engine_null_due(&n, 0, late), 0);
+}
+
+Test(engine_null, first_tokens_wait_for_nobody) {
+    struct desk d;
+    struct engine_options options = null_options(0.01);
+    double start = now();
+    desk_open(&d, &options, 64, true);
+    desk_submit(&d, desk_text("a", 0));
+    for (int i = 0; i < 5; i++) desk_wait(&d, desk_submit(&d, desk_text("b", 1)));
+    cr_expect_lt(now() - start, 60, "a first token waited for another sequence's second");
     desk_close(&d);
 }
 
@@ -138,9 +159,9 @@ Test(engine_null, mail_does_not_wait_for_the_tick) {
     desk_wait_all(&d);
     cr_expect_eq(d.records[a].finish, FINISH_CANCELLED);
     cr_expect_leq(d.records[b].n_generated, 1);
-    int c = desk_submit(&d, desk_text("c", 1)); /* an idle engine ticks at once */
+    int c = desk_submit(&d, desk_text("c", 1)); /* a first token comes at once */
     desk_wait(&d, c);
     desk_submit(&d, desk_text("d", 0));
     desk_close(&d);
-    cr_expect_lt(now() - start, 60, "something waited for a tick of 100 s");
+    cr_expect_lt(now() - start, 60, "something waited for a token of 100 s");
 }
