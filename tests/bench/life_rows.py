@@ -159,7 +159,7 @@ def choice_of(answer):
 
 
 def determinism(options):
-    bodies = [{"prompt": LONG * 2 + f"{i % 16} and" + " big" * (i % 23), "max_tokens": 24, "temperature": 0,
+    bodies = [{"prompt": LONG + f"{i % 16} and" + " big" * (i % 23), "max_tokens": 24, "temperature": 0,
                "logprobs": 5, "ignore_eos": True} for i in range(64)]
     with Ours("--max-running", "1") as alone:
         single = [choice_of(ask(alone, body)) for body in bodies]
