@@ -26,8 +26,35 @@ static void choice_deinit(struct choice *c) {
     engine_event_free(c->outcome);
 }
 
+/* How far it had come, which the last events of its choices tell. */
+static enum metrics_stage stage_of(const struct request *r) {
+    enum metrics_stage stage = METRICS_IN_QUEUE;
+    for (int i = 0; i < r->n_choices; i++) {
+        const struct choice *c = &r->choices[i];
+        if (c->text_ns) return METRICS_IN_DECODE;
+        if (c->stepped) stage = METRICS_IN_PREFILL;
+    }
+    return stage;
+}
+
+static void tell_given_up(struct request *r) {
+    enum metrics_stage stage = stage_of(r);
+    struct http_exchange *x = r->deleter;
+    struct text body = {0};
+    metrics_cancelled(&r->server->metrics, stage);
+    if (!x) return;
+    x->left = NULL;
+    text_adds(&body, "{\"id\":");
+    text_add_json(&body, r->id);
+    text_addf(&body, ",\"object\":\"request.cancelled\",\"state\":\"%s\"}",
+              metrics_stage_name(stage));
+    http_header(x, "Cache-Control", "no-store");
+    http_reply(x, 200, "application/json", &body);
+}
+
 static void request_free(struct request *r) {
     if (!r) return;
+    if (r->given_up) tell_given_up(r);
     if (r->pass.entered) {
         struct openai_usage usage = request_usage(r);
         gate_leave(r->server, &r->pass, usage.n_prompt + usage.n_generated);
@@ -82,20 +109,9 @@ static void on_pressure(void *keeper, bool high) {
             engine_pause(r->server->engine, r->choices[i].ticket, high);
 }
 
-/* How far it has come. */
-static enum metrics_stage stage_of(const struct request *r) {
-    enum metrics_stage stage = METRICS_IN_QUEUE;
-    for (int i = 0; i < r->n_choices; i++) {
-        const struct choice *c = &r->choices[i];
-        if (c->text_ns) return METRICS_IN_DECODE;
-        if (c->queued_ns) stage = METRICS_IN_PREFILL;
-    }
-    return stage;
-}
-
 static void on_left(void *keeper) {
     struct request *r = keeper;
-    metrics_cancelled(&r->server->metrics, stage_of(r));
+    r->given_up = true;
     request_times_note(r, r->exchange);
     detach(r);
     cancel(r);
@@ -450,6 +466,7 @@ static void on_done(struct choice *c, struct engine_event *event) {
     struct request *r = c->request;
     end_choice(c);
     request_times_ended(c, event);
+    c->stepped = event->queued_ns != 0;
     c->n_prompt = event->n_prompt;
     c->n_generated = event->n_generated;
     c->n_cached = event->n_cached;
@@ -475,6 +492,7 @@ static void on_done(struct choice *c, struct engine_event *event) {
 static void on_failed(struct choice *c, const struct engine_event *event) {
     end_choice(c);
     request_times_ended(c, event);
+    c->stepped = event->queued_ns != 0;
     struct api_error e;
     request_engine_error(&e, c->request->wanted->kind, event->code,
                          event->text && event->text_len ? event->text : "the engine failed");
@@ -528,19 +546,24 @@ static bool is_called(const struct request *r, const char *id) {
     return !strcmp(r->id, id) || !strcmp(r->own_id, id) || !strcmp(r->exchange->request_id, id);
 }
 
-int request_cancel(struct server *s, const char *id, int tenant, enum metrics_stage *ret) {
-    struct request *next;
-    int n = 0;
+static void on_deleter_left(void *keeper) { ((struct request *)keeper)->deleter = NULL; }
+
+/* The answer waits for the engine's last event, which is a step away and tells the state. */
+bool request_cancel(struct server *s, const char *id, struct http_exchange *x) {
+    struct request *next, *last = NULL;
     for (struct request *r = s->requests; r; r = next) {
         next = r->next;
-        if (!r->exchange || r->pass.tenant != tenant || !is_called(r, id)) continue;
-        *ret = stage_of(r);
-        metrics_cancelled(&s->metrics, *ret);
+        if (!r->exchange || r->pass.tenant != x->tenant || !is_called(r, id)) continue;
+        r->given_up = true;
         fail_with(r, API_ERROR_CANCELLED, "the request was cancelled by DELETE /v1/requests");
+        if (r->n_running) last = r;
         free_if_over(r);
-        n++;
     }
-    return n;
+    if (!last) return false;
+    last->deleter = x;
+    x->keeper = last;
+    x->left = on_deleter_left;
+    return true;
 }
 
 void request_abort_all(struct server *s, enum api_error_kind kind, const char *message) {

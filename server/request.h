@@ -13,11 +13,11 @@
 #ifndef SERVER_REQUEST_H
 #define SERVER_REQUEST_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "server/api/api_error.h"
 #include "server/api/openai_parse.h"
-#include "server/metrics.h"
 
 struct engine_event;
 struct http_exchange;
@@ -41,9 +41,9 @@ void request_event(struct engine_event *event);
 /* Ends what is over its time. */
 void request_tick(struct server *s, int64_t now_ns);
 
-/* Ends this tenant's requests of this id: the answer's or X-Request-Id. Returns their number, which
- * is above 1 when a client has given several the same id, and how far the last one had come. */
-int request_cancel(struct server *s, const char *id, int tenant, enum metrics_stage *ret);
+/* Ends the requests of the exchange's tenant with this id: the answer's or X-Request-Id, which a client
+ * may have given to several. Answers the exchange, or returns false: there is none. */
+bool request_cancel(struct server *s, const char *id, struct http_exchange *x);
 
 /* Ends all requests with this error. */
 void request_abort_all(struct server *s, enum api_error_kind kind, const char *message);

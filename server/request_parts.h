@@ -32,6 +32,7 @@ struct choice { /* one request to the engine */
     int index; /* prompts times candidates, a prompt's side by side */
     uint64_t ticket;
     bool submitted, ended; /* in the engine */
+    bool stepped;          /* when it ended, it had been computed on */
     int n_prompt, n_generated, n_cached;
     int64_t queued_ns, first_ns, text_ns; /* of its first step, first text, last text; 0 = none */
     double logprob_sum;
@@ -80,6 +81,8 @@ struct request {
     struct text head; /* of a stream's chunks */
     int sequence;     /* number of the next typed event */
     struct gate_pass pass;
+    bool given_up;                 /* by its client, */
+    struct http_exchange *deleter; /* or by this request; NULL */
     int64_t start_ns;
     struct request *prev, *next;
 };

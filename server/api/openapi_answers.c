@@ -30,10 +30,9 @@ static const struct openapi_answer answers[] = {
                      "'error':" OBJECT("'message','type','param','code'",
                                        "'message':" S ",'type':" S ",'param':" OS ",'code':" OS))},
     {"Cancelled",
-     OBJECT("'id','object','cancelled','state'",
-            "'id':" S ",'object':" ONLY(
-                "'request.cancelled'") ",'cancelled':" I ",'state':{'enum':['queued','prefill','"
-                                                         "decode','done-unread']}")},
+     OBJECT("'id','object','state'",
+            "'id':" S ",'object':" ONLY("'request.cancelled'") ",'state':{'enum':["
+                                                               "'queued','prefill','decode']}")},
     {"ExplainRequest", "{'anyOf':[" REF("CompletionRequest") "," REF("ChatRequest") "]}"},
     {"Explanation",
      OBJECT("'object','model','prompts','sequences','prompt_tokens','estimated','max_new_tokens',"

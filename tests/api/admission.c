@@ -181,7 +181,7 @@ Test(admission, running_requests_are_cancelled_by_id) {
         if (cases[i].status == 0) cr_assert(client_expect(&c, "\r\n\r\n"));
         if (i == 3) cr_assert(client_expect(&c, "\"a\""));
         /* A state is what the loop has heard of: asked after an answer that came later. */
-        client_call(s, COMPLETIONS, "{\"prompt\":\"x\"}");
+        json_decref(client_json(s, COMPLETIONS, "{\"prompt\":\"x\"}", 200));
         snprintf(wanted, sizeof wanted, "\"state\":\"%s\"", cases[i].state);
         cancel(s, "mine", 200, wanted);
         if (cases[i].status) {

@@ -31,6 +31,7 @@ struct sequence {
     size_t said;
     int n_prompt, n_generated;
     int stop, stop_id;
+    int64_t queued_ns; /* when it started; 0 = not yet */
     bool started, cancelled, paused, over;
 };
 
@@ -97,6 +98,7 @@ static struct engine_event *post(struct engine *e, const struct sequence *s,
     event->tag = s->request->tag;
     event->n_prompt = s->n_prompt;
     event->n_generated = s->n_generated;
+    event->queued_ns = s->queued_ns;
     event->n_cached = strncmp(s->prompt.data, "@cached", 7) ? 0 : s->n_prompt / 2;
     event->stop = event->stop_id = -1;
     *e->end = event;
@@ -139,6 +141,9 @@ static void start(struct engine *e, struct sequence *s) {
     e->stats.waiting--;
     e->stats.running++;
     s->started = true;
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    s->queued_ns = now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
     e->stats.prompt_tokens += s->n_prompt;
     if (s->mode == LATE) return;
     struct engine_event *event = post(e, s, ENGINE_STARTED, "", 0);
