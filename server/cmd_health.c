@@ -2,7 +2,9 @@
 
 #include <argp.h>
 #include <errno.h>
+#include <gnutls/gnutls.h>
 #include <netdb.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,14 +24,16 @@ enum { DEFAULT_PORT = 8080, TIMEOUT_S = 5, MAX_ANSWER = 8192 };
 struct args {
     const char *host, *socket, *path;
     int port;
+    bool tls;
 };
 
-enum { OPT_HOST = 256, OPT_PORT, OPT_SOCKET };
+enum { OPT_HOST = 256, OPT_PORT, OPT_SOCKET, OPT_TLS };
 
 static const struct argp_option options[] = {
     {"host", OPT_HOST, "ADDRESS", 0, "Where the server listens (GPTQT_HOST, or 127.0.0.1)", 0},
     {"port", OPT_PORT, "N", 0, "Its port (GPTQT_PORT, or 8080)", 0},
     {"unix-socket", OPT_SOCKET, "PATH", 0, "Its Unix socket (GPTQT_UNIX_SOCKET)", 0},
+    {"tls", OPT_TLS, NULL, 0, "It speaks TLS (where GPTQT_TLS_CERT is set)", 0},
     {0},
 };
 
@@ -48,6 +52,9 @@ static error_t parse(int key, char *value, struct argp_state *state) {
         return 0;
     case OPT_SOCKET:
         args->socket = value;
+        return 0;
+    case OPT_TLS:
+        args->tls = true;
         return 0;
     case ARGP_KEY_ARG:
         if (args->path) argp_error(state, "one PATH only");
@@ -72,10 +79,11 @@ static const struct argp argp = {
 
 static int defaults(struct args *args, struct error *err) {
     const char *host = getenv("GPTQT_HOST"), *port = getenv("GPTQT_PORT"),
-               *path = getenv("GPTQT_UNIX_SOCKET");
+               *path = getenv("GPTQT_UNIX_SOCKET"), *cert = getenv("GPTQT_TLS_CERT");
     *args = (struct args){.host = host && *host ? host : "127.0.0.1",
                           .socket = path && *path ? path : NULL,
-                          .port = DEFAULT_PORT};
+                          .port = DEFAULT_PORT,
+                          .tls = cert && *cert};
     if (!port || !*port) return 0;
     return cli_int(&args->port, "GPTQT_PORT", port, 1, 65535, err);
 }
@@ -116,20 +124,53 @@ static int connect_host(const char *host, int port, struct error *err) {
     return fd < 0 ? error_set(err, fd, "%.128s port %d: %s", host, port, strerror(-fd)) : fd;
 }
 
-static int exchange(int fd, const char *path, char *answer, size_t size, struct error *err) {
+/* A connection, through TLS when tls is not NULL. */
+struct line {
+    int fd;
+    gnutls_session_t tls;
+};
+
+/* The certificate is not judged: it names the outside, and this asks the same machine. */
+static int start_tls(struct line *line, gnutls_certificate_credentials_t trust, struct error *err) {
+    int r = gnutls_init(&line->tls, GNUTLS_CLIENT);
+    if (r == 0) r = gnutls_set_default_priority(line->tls);
+    if (r == 0) r = gnutls_credentials_set(line->tls, GNUTLS_CRD_CERTIFICATE, trust);
+    if (r == 0) {
+        gnutls_transport_set_int(line->tls, line->fd);
+        do r = gnutls_handshake(line->tls);
+        while (r == GNUTLS_E_INTERRUPTED);
+    }
+    return r < 0 ? error_set(err, -EPROTO, "TLS: %s", gnutls_strerror(r)) : 0;
+}
+
+static ssize_t line_send(struct line *line, const char *text, size_t n) {
+    return line->tls ? gnutls_record_send(line->tls, text, n)
+                     : send(line->fd, text, n, MSG_NOSIGNAL);
+}
+
+static ssize_t line_receive(struct line *line, char *to, size_t n) {
+    ssize_t got;
+    if (line->tls) {
+        do got = gnutls_record_recv(line->tls, to, n);
+        while (got == GNUTLS_E_INTERRUPTED);
+        return got == GNUTLS_E_PREMATURE_TERMINATION ? 0 : got;
+    }
+    do got = recv(line->fd, to, n, 0);
+    while (got < 0 && errno == EINTR);
+    return got;
+}
+
+static int exchange(struct line *line, const char *path, char *answer, size_t size,
+                    struct error *err) {
     char ask[512];
     int n = snprintf(ask, sizeof ask,
                      "GET %s HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", path);
     if (n >= (int)sizeof ask) return error_set(err, -EINVAL, "PATH is too long");
-    if (send(fd, ask, (size_t)n, MSG_NOSIGNAL) != n)
-        return error_set(err, -EIO, "cannot send: %s", strerror(errno));
+    if (line_send(line, ask, (size_t)n) != n) return error_set(err, -EIO, "cannot send");
     size_t have = 0;
     while (have + 1 < size) {
-        ssize_t got = recv(fd, answer + have, size - 1 - have, 0);
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0)
-            return error_set(err, -errno, "no answer: %s",
-                             errno == EAGAIN ? "timed out" : strerror(errno));
+        ssize_t got = line_receive(line, answer + have, size - 1 - have);
+        if (got < 0) return error_set(err, -EIO, "no answer within %d s", TIMEOUT_S);
         if (got == 0) break;
         have += (size_t)got;
     }
@@ -137,10 +178,23 @@ static int exchange(int fd, const char *path, char *answer, size_t size, struct 
     return 0;
 }
 
+static int ask(int fd, const struct args *args, char *answer, size_t size, struct error *err) {
+    struct line line = {.fd = fd};
+    gnutls_certificate_credentials_t trust = NULL;
+    int r = 0;
+    if (args->tls && gnutls_certificate_allocate_credentials(&trust) < 0)
+        return error_set(err, -ENOMEM, "out of memory");
+    if (args->tls) r = start_tls(&line, trust, err);
+    if (r == 0) r = exchange(&line, args->path ? args->path : "/health", answer, size, err);
+    if (line.tls) gnutls_deinit(line.tls);
+    if (trust) gnutls_certificate_free_credentials(trust);
+    return r;
+}
+
 static int judge(const char *answer, struct error *err) {
     const char *body = strstr(answer, "\r\n\r\n");
     if (strncmp(answer, "HTTP/1.1 ", 9) || !body)
-        return error_set(err, -EPROTO, "the answer is no HTTP; does the server use TLS?");
+        return error_set(err, -EPROTO, "the answer is no HTTP; does the server use TLS (--tls)?");
     if (body[4]) printf("%s\n", body + 4);
     if (strncmp(answer + 9, "200", 3) == 0) return 0;
     return error_set(err, -EAGAIN, "status %.3s", answer + 9);
@@ -155,7 +209,7 @@ int cmd_health(int argc, char **argv) {
     int fd =
         args.socket ? connect_unix(args.socket, &err) : connect_host(args.host, args.port, &err);
     if (fd < 0) return cli_end(CLI_FAILED, name, &err);
-    int r = exchange(fd, args.path ? args.path : "/health", answer, sizeof answer, &err);
+    int r = ask(fd, &args, answer, sizeof answer, &err);
     close(fd);
     if (r == 0) r = judge(answer, &err);
     return r < 0 ? cli_end(CLI_FAILED, name, &err) : 0;

@@ -40,7 +40,7 @@ class Server:
     def __init__(self, *arguments):
         self.process = subprocess.Popen([GPTQT, "serve", "--port", "0", "--log-level", "error", *arguments],
                                         stdout=subprocess.PIPE, text=True)
-        self.address = re.search(r"http://[0-9.:]+", self.process.stdout.readline())[0]
+        self.address = re.search(r"https?://[0-9.:]+", self.process.stdout.readline())[0]
 
     def __enter__(self):
         return self
@@ -192,6 +192,20 @@ def health_is_asked_without_another_program():
         assert "status 404" in run("health", "--port", port, "/nothing", status=1).stderr
         assert server.end() == 0
     assert "refused" in run("health", "--port", port, status=1).stderr
+    with tempfile.TemporaryDirectory() as folder:
+        cert, key, path = (os.path.join(folder, name) for name in ("cert", "key", "socket"))
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+                        "-nodes", "-keyout", key, "-out", cert, "-days", "2", "-subj", "/CN=localhost"], check=True,
+                       capture_output=True)
+        with Server("builtin", "--tls-cert", cert, "--tls-key", key) as server:
+            port = server.address.rsplit(":", 1)[1]
+            assert json.loads(run("health", "--port", port, "--tls"))["status"] == "ok"
+            assert "--tls" in run("health", "--port", port, status=1).stderr
+        with subprocess.Popen([GPTQT, "serve", "builtin", "--unix-socket", path, "--log-level", "error"],
+                              stdout=subprocess.PIPE) as process:
+            process.stdout.readline()
+            assert json.loads(run("health", "--unix-socket", path, "/health/live"))["status"]
+            process.terminate()
 
 
 def main():
