@@ -7,6 +7,7 @@ import asyncio
 import math
 import signal
 import sys
+import tempfile
 import threading
 import time
 
@@ -236,6 +237,25 @@ def a_permanent_error_is_not_asked_again():
     assert len(tries) == 1
 
 
+def keys_and_quotas_speak_the_clients_language():
+    with tempfile.NamedTemporaryFile("w") as keys:
+        keys.write("ann good\nbob rare requests-per-minute=1\ncid poor tokens-per-minute=100\n")
+        keys.flush()
+        with Server("--engine", "null", "--log-level", "error", "--api-keys", keys.name) as locked:
+            ask = {"model": MODEL, "prompt": "a", "max_tokens": 1}
+            raises(openai.AuthenticationError, lambda: client(locked).completions.create(**ask), status_code=401)
+            assert client(locked).with_options(api_key="good").completions.create(**ask).choices
+            rare = client(locked).with_options(api_key="rare")
+            rare.completions.create(**ask)
+            error = raises(openai.RateLimitError, lambda: rare.completions.create(**ask), code="rate_limit_exceeded")
+            assert 30 <= float(error.response.headers["retry-after"]) <= 60
+            tries = []
+            with httpx.Client(event_hooks={"request": [tries.append]}) as http:
+                poor = client(locked, max_retries=3, http_client=http).with_options(api_key="poor")
+                raises(openai.RateLimitError, lambda: poor.completions.create(**{**ask, "max_tokens": 300}))
+            assert len(tries) == 1, "what never fits was asked again"
+
+
 def an_end_in_the_middle_of_a_stream_is_an_error():
     with Server("--engine", "null", "--null-rate", "50", "--log-level", "error") as dying:
         stream = iter(lax(dying).completions.create(model=MODEL, prompt="a", max_tokens=400, stream=True))
@@ -275,5 +295,6 @@ with Server("--log-level", "error") as server:
         embeddings_are_equal_in_both_encodings, models_are_listed, responses_and_their_events,
         errors_have_their_classes_and_fields, a_closed_stream_is_cancelled,
         an_overloaded_server_is_asked_again_when_it_said, a_permanent_error_is_not_asked_again,
+        keys_and_quotas_speak_the_clients_language,
         an_end_in_the_middle_of_a_stream_is_an_error, langchain_works_unchanged])
 sys.exit(status)
