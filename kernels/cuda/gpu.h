@@ -52,6 +52,13 @@ static inline cudaError_t gpu_launch(void (*kernel)(P...), dim3 grid, int thread
     overlap.val.programmaticStreamSerializationAllowed = 1;
     config.attrs = &overlap;
     config.numAttrs = gpu_overlap ? 1 : 0;
+    /* More than this has to be asked for. */
+    if (shared > 48 << 10) {
+        cudaError_t code =
+            cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+        if (code != cudaSuccess) return code;
+    }
     return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 #else
