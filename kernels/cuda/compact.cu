@@ -11,7 +11,12 @@ template <int BITS, bool SHAPES> struct compact_form {
     template <int TILES> using sums = part_sums<8, TILES>; /* 4 of q v x, 4 of p x for a tile */
     /* Blocks of few_tokens() for a multiprocessor, which bound its registers: three hide the loads
      * of weights better than two, four spill. */
-    template <int TILES> static constexpr int blocks() { return TILES == 1 ? 3 : 2; }
+    template <int TILES> static constexpr int blocks() {
+        return TILES > 2                           ? 1
+               : TILES == 1 && BITS < 4 && !SHAPES ? 3
+               : TILES == 1 || BITS < 4            ? 2
+                                                   : 1;
+    }
 
     struct words {
         uint32_t codes[4 * BITS]; /* (chunk, row g or g + 8, word) */
