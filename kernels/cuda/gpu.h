@@ -52,8 +52,8 @@ static inline cudaError_t gpu_launch(void (*kernel)(P...), dim3 grid, int thread
     overlap.val.programmaticStreamSerializationAllowed = 1;
     config.attrs = &overlap;
     config.numAttrs = gpu_overlap ? 1 : 0;
-    /* More than this has to be asked for. */
-    if (shared > 48 << 10) {
+    /* Together with what the kernel declares it may be more than a kernel gets unasked. */
+    if (shared > 0) {
         cudaError_t code =
             cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
