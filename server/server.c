@@ -313,6 +313,7 @@ void server_close(struct server *s) {
     request_free_all(s);
     loop_close(s->loop);
     tenants_free(s->tenants);
+    text_deinit(&s->health_page.body);
     free(s);
 }
 

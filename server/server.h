@@ -19,6 +19,7 @@
 #include "server/budget.h"
 #include "server/health.h"
 #include "server/metrics.h"
+#include "server/text.h"
 
 struct http;
 struct loop;
@@ -36,6 +37,13 @@ enum server_state {
     SERVER_ABORTING
 };
 
+struct health_page { /* the body of /health as it was last asked for, and what it was made of */
+    struct text body;
+    struct engine_stats stats;
+    enum health_verdict verdict;
+    int64_t age_ms;
+};
+
 struct server {
     const struct settings *settings;
     struct loop *loop;
@@ -45,6 +53,7 @@ struct server {
     struct request *requests;       /* all that have not ended in the engine */
     struct metrics metrics;
     struct health health;
+    struct health_page health_page;
     struct tenants *tenants;
     struct budget budget;
     char model[128];      /* the served name */
