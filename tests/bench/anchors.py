@@ -26,9 +26,15 @@ http {{
 """
 
 
+TINY = os.path.join(serving.ROOT, "tests", "fixtures", "gguf", "model-Q8_0.gguf")
+
+
 def pinned(cpu, command):
     """On a CPU of its own, where there are two."""
     return ["taskset", "-c", str(cpu), *command] if (os.cpu_count() or 1) > 1 else command
+
+
+CLIENT = pinned(1, [])
 
 
 class Nginx(serving.Server):
@@ -56,9 +62,9 @@ class Nginx(serving.Server):
 
 
 class Ours(serving.Server):
-    def __init__(self, *flags):
+    def __init__(self, *flags, model=serving.STORIES):
         port = serving.free_port()
-        super().__init__(port=port, command=pinned(0, [serving.GPTQT, "serve", serving.STORIES, "--port", str(port),
+        super().__init__(port=port, command=pinned(0, [serving.GPTQT, "serve", model, "--port", str(port),
                                                        "--log-level", "error", "--threads", "1", *flags]))
 
     def loop_seconds(self):
@@ -67,11 +73,12 @@ class Ours(serving.Server):
 
 
 class Llama(serving.Server):
+    """llama-server with a model of half a million parameters, so that it is the server that counts."""
+
     def __init__(self, options, *flags):
         port = serving.free_port()
         super().__init__(port=port, patience=120, command=pinned(0, [
-            options.llama, "-m", options.llama_model, "--port", str(port), "--log-disable", "-t", "1", "--no-webui",
-            *flags]))
+            options.llama, "-m", TINY, "--port", str(port), "--log-disable", "-t", "1", *flags]))
 
 
 def wrk(server, path, connections, seconds, body=None):

@@ -3,6 +3,7 @@ import concurrent.futures
 import http.client
 import json
 import socket
+import tempfile
 import time
 
 import serving
@@ -179,4 +180,25 @@ def determinism(options):
             "met": different == 0 and widest > 8 and cached > 0}
 
 
-ROWS = {"cancel": cancel, "start": start, "drain": drain, "determinism": determinism}
+def fairness(options):
+    """Ten equal keys with more work than there is time for, one of them with sixteen times as much."""
+    names = [f"key-{i}" for i in range(10)]
+    runs = []
+    with tempfile.NamedTemporaryFile("w") as keys:
+        keys.writelines(f"tenant{i} {name}\n" for i, name in enumerate(names))
+        keys.flush()
+        for _ in range(min(3, options.rounds)):
+            with Ours("--api-keys", keys.name, "--max-running", "8", "--max-waiting", "512") as server:
+                runs.append(serving.load(server, "--mix", "stream=1,completion=1", "--tokens", "8-48", "--subjects", 32,
+                                         "--clients", 40, "--flood", 60, "--keys", ",".join(names), "--warmup", 2,
+                                         "--seconds", 6, "--expect", "first"))
+    index = median([r["fairness"] for r in runs])
+    shares = [sorted(r["key_tokens"]) for r in runs]
+    bad = sum(r["lost"] + r["wrong"] + r["refused"] for r in runs)
+    return {"target": "fairness: Jain's index at least 0.95 for 10 equal keys, one flooding",
+            "measured": f"{index:.4f}; the flooding key got {median([r['key_tokens'][0] for r in runs]):,.0f} tokens, the "
+                        f"others {median([s[0] for s in shares]):,.0f} to {median([s[-1] for s in shares]):,.0f}, {bad} not "
+                        "served", "met": index >= 0.95 and bad == 0, "runs": runs}
+
+
+ROWS = {"cancel": cancel, "start": start, "drain": drain, "fairness": fairness, "determinism": determinism}

@@ -83,8 +83,9 @@ def cpu_of(pid, thread=None):
     return total / 1e9
 
 
-def start_load(server, *flags):
-    return subprocess.Popen([LOAD, "--json", *map(str, flags), server.address], stdout=subprocess.PIPE, text=True)
+def start_load(server, *flags, prefix=()):
+    return subprocess.Popen([*prefix, LOAD, "--json", *map(str, flags), server.address], stdout=subprocess.PIPE,
+                            text=True)
 
 
 def end_load(process):
@@ -94,8 +95,8 @@ def end_load(process):
     return json.loads(text)
 
 
-def load(server, *flags):
-    return end_load(start_load(server, *flags))
+def load(server, *flags, prefix=()):
+    return end_load(start_load(server, *flags, prefix=prefix))
 
 
 class Claims:

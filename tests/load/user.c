@@ -106,7 +106,9 @@ static void take_answer(struct user *u) {
     }
     const char *verdict = answer_check(&u->answer, reply, c->learning);
     if (!why) why = verdict;
-    if (!why) report_span(&c->report, u->question.subject ? SPAN_WHOLE : SPAN_QUICK, took);
+    /* All that were idle are asked at once in the end; that says nothing about a probe's time. */
+    if (!why && !u->holds)
+        report_span(&c->report, u->question.subject ? SPAN_WHOLE : SPAN_QUICK, took);
     if (!reply->stream && u->question.subject && u->answer.n_generated > 0)
         report_tokens(&c->report, u->key, u->answer.n_generated);
     if (c->pace > 0 && !why) report_lateness(u);
@@ -146,12 +148,14 @@ static void on_event(void *arg, const char *data, size_t n) {
     if (!answer_event(&u->answer, data, n)) return;
     int64_t now = (int64_t)uv_hrtime();
     report_tokens(&u->crowd->report, u->key, 1);
-    if (!u->first_ns)
+    if (!u->first_ns) {
         report_span(&u->crowd->report, SPAN_FIRST, (u->first_ns = now) - u->since_ns);
-    else
+    } else {
         keep_gap(u, now - u->last_ns);
+        /* The first token comes as soon as it can, the timetable begins with the second. */
+        if (u->crowd->pace > 0) keep_due(u, now);
+    }
     u->last_ns = now;
-    if (u->crowd->pace > 0) keep_due(u, now);
 }
 
 static void on_body(void *arg, const char *bytes, size_t n) {
