@@ -191,8 +191,9 @@ struct engine_stats {
 /* What a model is, for /v1/models, start lines and `inspect`; strings live as long as the engine. */
 struct engine_info {
     const char *architecture, *method,
-        *backend;    /* "llama", "gptqt" or "none", "cpu (avx512, 2 threads)" */
-    int bits, group; /* 0 when dense */
+        *backend;             /* "llama", "gptqt" or "none", "cpu (avx512, 2 threads)" */
+    const char *backend_note; /* why auto took the CPU; "" otherwise */
+    int bits, group;          /* 0 when dense */
     int context, vocab, n_layers, hidden;
     bool has_tokenizer, has_chat_template;
     size_t weight_bytes, kv_bytes, work_bytes; /* packed weights, KV pool, all that a step needs */

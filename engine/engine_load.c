@@ -138,6 +138,7 @@ static void fill_info(struct engine *e) {
         .architecture = config_arch_name(c->arch),
         .method = c->quantization.method[0] ? c->quantization.method : "none",
         .backend = e->backend_text,
+        .backend_note = e->backend ? e->backend->note : "",
         .bits = c->quantization.bits,
         .group = c->quantization.group,
         .context = e->shape.context,

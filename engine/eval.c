@@ -207,7 +207,7 @@ int eval_continuation(struct eval_continuation *ret, struct model *m, const int3
     }
     if (r == 0)
         *ret = (struct eval_continuation){
-            .log_likelihood = 0 - e.nll, .tokens = e.tokens, .greedy = e.hits == e.tokens};
+            .log_likelihood = -e.nll, .tokens = e.tokens, .greedy = e.hits == e.tokens};
     release(&e);
     return r;
 }

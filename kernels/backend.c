@@ -1,19 +1,43 @@
 #include "kernels/backend.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/error.h"
+#include "kernels/plugin.h"
+
+static int open_cpu(struct backend **ret, const struct backend_options *options,
+                    struct error *err) {
+    const char *level = options->level ? options->level : getenv("GPTQT_CPU");
+    if (!level || !*level) level = "auto";
+    return cpu_open(ret, level, options->n_threads, err);
+}
+
+/* A GPU that is there and fails for want of memory is no reason to fall back in silence: whoever
+ * has one wants to know. Only -ENODEV is. */
+static int open_best(struct backend **ret, const struct backend_options *options,
+                     struct error *err) {
+    struct error why;
+    int r = plugin_open(ret, "cuda", &why);
+    if (r == 0) return 0;
+    if (r != -ENODEV) return error_set(err, r, "back end cuda: %s", why.text);
+    r = open_cpu(ret, options, err);
+    if (r == 0) snprintf((*ret)->note, sizeof(*ret)->note, "no GPU is used: %.200s", why.text);
+    return r;
+}
 
 int backend_open(struct backend **ret, const struct backend_options *options, struct error *err) {
     const char *name = options->name ? options->name : "auto";
-    const char *level = options->level ? options->level : getenv("GPTQT_CPU");
-    if (!level || !*level) level = "auto";
-    if (strcmp(name, "auto") && strcmp(name, "cpu"))
-        return error_set(err, -ENODEV, "no back end '%.32s' (there are auto, cpu)", name);
-    return cpu_open(ret, level, options->n_threads, err);
+    if (!strcmp(name, "cpu")) return open_cpu(ret, options, err);
+    if (!strcmp(name, "auto")) return open_best(ret, options, err);
+    if (strcmp(name, "cuda") && strcmp(name, "cuda-emu"))
+        return error_set(err, -ENODEV, "no back end '%.32s' (there are auto, cpu, cuda, cuda-emu)",
+                         name);
+    int r = plugin_open(ret, name, err);
+    return r < 0 ? error_prefix(err, r, "back end %s", name) : 0;
 }
 
 void backend_close(struct backend *be) {

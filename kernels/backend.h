@@ -44,7 +44,8 @@ enum weight_use {
 };
 
 struct backend_options {
-    const char *name;  /* "cpu" or "auto" (later "cuda"); NULL = auto */
+    const char *name;  /* "cpu", "cuda", "cuda-emu" (its emulation on the CPU, for tests) or
+                          "auto": cuda where there is a device, else cpu; NULL = auto */
     const char *level; /* CPU instruction set: "auto", "ref", "avx2", "avx512"; NULL = GPTQT_CPU
                           from the environment, else auto */
     int n_threads;     /* 0 = every processor this process may use */
@@ -140,9 +141,11 @@ struct backend {
     const struct backend_ops *ops;
     const char *name; /* "cpu" */
     char detail[96];  /* for start-up lines: "avx512, 2 threads" */
+    char note[256];   /* for start-up lines: why auto took the CPU; "" otherwise */
 };
 
-/* -ENODEV names the back ends there are; -EINVAL an unknown level. */
+/* -ENODEV names the back ends there are, or says why the device cannot be used; -EINVAL an
+ * unknown level. */
 int backend_open(struct backend **ret, const struct backend_options *options, struct error *err);
 void backend_close(struct backend *be); /* NULL is allowed */
 

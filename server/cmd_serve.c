@@ -71,6 +71,7 @@ static void print_start(struct server *s) {
              s->model, info->architecture, info->n_layers, info->hidden, info->bits, info->context,
              (double)info->weight_bytes / 1048576, (double)info->kv_bytes / 1048576, info->backend);
     log_memory(s);
+    if (info->backend_note && *info->backend_note) log_line(LOG_INFO, "%s", info->backend_note);
     print_hint(s);
     fflush(stdout);
 }

@@ -41,7 +41,7 @@ static int add_texts(struct pair *p, const struct offline *o, const json_t *cont
     if (!text) return error_set(err, -ENOMEM, "out of memory");
     memcpy(text, head, a);
     memcpy(text + a, json_string_value(continuation), b);
-    while (a > 0 && memchr(" \t\r\n", head[a - 1], 4)) a--;
+    while (a > 0 && strchr(" \t\r\n", head[a - 1])) a--;
     int32_t *before = NULL;
     int r = tokenizer_encode(o->tokenizer, text, total, 0, &p->tokens, &p->n, err);
     if (r == 0) r = tokenizer_encode(o->tokenizer, text, a, 0, &before, &p->n_context, err);

@@ -7,7 +7,7 @@
 enum { OPT_KV = 512, OPT_LEVEL };
 
 static const struct argp_option options[] = {
-    {"backend", 'b', "NAME", 0, "cpu or auto", 0},
+    {"backend", 'b', "NAME", 0, "auto, cpu, cuda or cuda-emu", 0},
     {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512 or auto", 0},
     {"threads", 't', "N", 0, "Threads (default: all processors)", 0},
     {"kv", OPT_KV, "TYPE", 0,

@@ -36,7 +36,7 @@ static const struct argp_option options[] = {
     {"min-p", OPT_MIN_P, "P", 0, "Leave out tokens below this share of the best one's", 0},
     {"repetition-penalty", OPT_REPETITION, "R", 0, "Above 1 makes known tokens less likely", 0},
     {"seed", OPT_SEED, "S", 0, "Same seed, same text (default: from the clock)", 0},
-    {"backend", 'b', "NAME", 0, "cpu or auto", 0},
+    {"backend", 'b', "NAME", 0, "auto, cpu, cuda or cuda-emu", 0},
     {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512 or auto", 0},
     {"threads", 't', "N", 0, "Threads (default: all processors)", 0},
     {"kv", OPT_KV, "TYPE", 0, "f16 (default) or f32: type of stored keys and values", 0},

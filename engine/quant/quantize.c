@@ -85,6 +85,8 @@ static int settle_options(struct quantize *q, struct error *err) {
     if (r < 0) return r;
     o->layer.n_threads = parallel_threads(o->layer.n_threads);
     o->backend.n_threads = o->layer.n_threads;
+    /* A checkpoint is the same bytes on a machine with a GPU as on one without. */
+    if (!o->backend.name) o->backend.name = "cpu";
     int limit = q->config->max_positions, ctx = o->calibration ? TEXT_CTX : OWN_CTX;
     if (o->ctx == 0) o->ctx = ctx < limit ? ctx : limit;
     if (o->ctx < 2 || o->ctx > limit)

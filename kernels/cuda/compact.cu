@@ -9,14 +9,6 @@ template <int BITS, bool SHAPES> struct compact_form {
     enum { CHUNKS = 2, MANY = 8, LEVEL_WORDS = BITS == 4 ? 4 : 2 };
     enum { WORDS = 4 * BITS + 3 + (SHAPES ? 2 : 0) };
     template <int TILES> using sums = part_sums<8, TILES>; /* 4 of q v x, 4 of p x for a tile */
-    /* Blocks of few_tokens() for a multiprocessor, which bound its registers: three hide the loads
-     * of weights better than two, four spill. */
-    template <int TILES> static constexpr int blocks() {
-        return TILES > 2                           ? 1
-               : TILES == 1 && BITS < 4 && !SHAPES ? 3
-               : TILES == 1 || BITS < 4            ? 2
-                                                   : 1;
-    }
 
     struct words {
         uint32_t codes[4 * BITS]; /* (chunk, row g or g + 8, word) */
@@ -30,7 +22,7 @@ template <int BITS, bool SHAPES> struct compact_form {
     uint32_t level[2][LEVEL_WORDS];
     int lane;
 
-    static __host__ __device__ __forceinline__ int units(int cols) { return pairs_of(cols); }
+    static __device__ __forceinline__ int units(int cols) { return pairs_of(cols); }
 
     __device__ __forceinline__ compact_form(const struct product_set &set, const struct product &p,
                                             int tile, int lane_)
@@ -143,7 +135,11 @@ template <int BITS, bool SHAPES> struct compact_form {
             }
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
-                uint2 b = columns.group(u, tile);
+                int col = first + tile * TILE_COLS + lane / 4;
+                uint2 b = {0, 0};
+                if (col < x.n_cols)
+                    b = __ldg(x.group_cols + ((size_t)u * (size_t)x.n_cols + (size_t)col) * 4 +
+                              lane % 4);
                 mma(sum.v + tile * 8 + 4, a, b.x, b.y);
             }
         }

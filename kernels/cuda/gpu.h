@@ -52,13 +52,6 @@ static inline cudaError_t gpu_launch(void (*kernel)(P...), dim3 grid, int thread
     overlap.val.programmaticStreamSerializationAllowed = 1;
     config.attrs = &overlap;
     config.numAttrs = gpu_overlap ? 1 : 0;
-    /* Together with what the kernel declares it may be more than a kernel gets unasked. */
-    if (shared > 0) {
-        cudaError_t code =
-            cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
-                                 cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-        if (code != cudaSuccess) return code;
-    }
     return cudaLaunchKernelEx(&config, kernel, static_cast<P>(args)...);
 }
 #else

@@ -4,7 +4,6 @@
 struct halves_form {
     enum { CHUNKS = 1, MANY = 8 };
     template <int TILES> using sums = part_sums<4, TILES>;
-    template <int TILES> static constexpr int blocks() { return 2; }
 
     struct words {
         uint4 step[STEPS];
@@ -13,7 +12,7 @@ struct halves_form {
     const uint4 *unit0;
     int lane;
 
-    static __host__ __device__ __forceinline__ int units(int cols) { return chunks_of(cols); }
+    static __device__ __forceinline__ int units(int cols) { return chunks_of(cols); }
 
     __device__ __forceinline__ halves_form(const struct product_set &set, const struct product &p,
                                            int tile, int lane_)

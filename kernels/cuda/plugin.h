@@ -6,15 +6,15 @@
  * Fails     open(): -ENODEV with the reason when there is no device, -ENOMEM.
  * Cost      open() starts the device, tenths of a second.
  *
- * Host and plugin are built together: the version changes with struct backend_ops or anything that
- * it takes. */
+ * Host and plugin are built together: the version changes with struct backend, struct backend_ops
+ * or anything that they take. */
 #ifndef KERNELS_CUDA_PLUGIN_H
 #define KERNELS_CUDA_PLUGIN_H
 
 struct backend;
 struct error;
 
-enum { GPU_PLUGIN_VERSION = 1 };
+enum { GPU_PLUGIN_VERSION = 2 };
 #define GPU_PLUGIN_SYMBOL "gptqt_gpu_plugin"
 
 struct gpu_plugin {
