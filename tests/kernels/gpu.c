@@ -1,5 +1,7 @@
 /* Checks a GPU plugin, emulated or real, against kernels/ref and sums in fp64:
- * gpu_check PLUGIN.so [WORD]: the parts whose name has the word. */
+ * gpu_check PLUGIN.so [WORD [N]]: the parts whose name has the word ("" is all of them); with N of
+ * 0..7 every eighth of their cases only, so that eight runs, each under another schedule of the
+ * emulation, make a whole. */
 #include <dlfcn.h>
 #include <math.h>
 #include <stdarg.h>
@@ -19,6 +21,9 @@ static struct backend *be;
 static struct ops ref;
 static long n_expectations;
 static int n_failures;
+static int eighth = -1; /* of the cases; all when negative */
+
+static bool is_left_out(int turn) { return eighth >= 0 && turn % 8 != eighth; }
 
 static void expect(bool good, const char *format, ...) {
     n_expectations++;
@@ -205,12 +210,18 @@ static const int shapes[][2] = {{1, 16},    {16, 128}, {33, 200},  {7, 1000},
                                 {130, 257}, {48, 31},  {64, 2048}, {129, 1300}};
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
+/* The contract is 2e-4. On an H200 scales of fp16 met 5e-5 at worst, compact ones 2e-5, and the
+ * emulation, whose sums round each addend to nearest, 2e-5 with both: tensor cores cut what lies
+ * below the largest addend's last bits. */
+static double tolerance_of(enum bcq_kind kind) { return kind == BCQ_FREE ? 1e-4 : 2e-5; }
+
 static void check_coded(enum bcq_kind kind) {
     static const int groups[] = {16, 128, 64, 32, 48, 24, 100, 256, 0};
     static const int widths[][2] = {{4, 5}, {1, 2}, {4, 8}, {6, 6}, {3, 4}};
     int turn = 0;
     for (int bits = 1; bits <= BCQ_MAX_BITS; bits++)
         for (size_t g = 0; g < sizeof groups / sizeof *groups; g++, turn++) {
+            if (is_left_out(turn)) continue;
             int shape = (turn * 3 + bits) % N_SHAPES, width = turn % 5;
             struct bcq_spec s = {kind, shapes[shape][0], shapes[shape][1], bits, groups[g], 0, 0,
                                  0};
@@ -222,10 +233,10 @@ static void check_coded(enum bcq_kind kind) {
             if (kind == BCQ_COMPACT_GROUP) s.n_shapes = turn % 2 ? 1 + turn : 256;
             struct matrix m;
             coded(&m, &s, false);
-            check_matrix(&m, 2e-5, turn);
+            check_matrix(&m, tolerance_of(kind), turn);
             if (g < 2) {
                 coded(&m, &s, true);
-                check_matrix(&m, 2e-5, 2);
+                check_matrix(&m, tolerance_of(kind), 2);
             }
         }
 }
@@ -237,10 +248,11 @@ static void check_free(void) { check_coded(BCQ_FREE); }
 static void check_dense(void) {
     int turn = 0;
     for (int type = 0; type < 3; type++)
-        for (int i = 0; i < N_SHAPES; i++) {
+        for (int i = 0; i < N_SHAPES; i++, turn++) {
+            if (is_left_out(turn)) continue;
             struct matrix m;
             dense(&m, (enum dtype)type, shapes[i][0], shapes[i][1]);
-            check_matrix(&m, 4e-6, turn++);
+            check_matrix(&m, 4e-6, turn);
         }
 }
 
@@ -557,6 +569,7 @@ static void check_attention(void) {
         {32, 1, 3, 0, 800, 160, false, DTYPE_F16},
     };
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        if (is_left_out((int)c)) continue;
         const struct attention_case *a = &cases[c];
         int n = 2 * a->length;
         float *q = normal((size_t)(n * a->n_heads * a->dim), 21);
@@ -599,7 +612,8 @@ static const struct {
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
 int main(int argc, char **argv) {
-    if (argc < 2) return fprintf(stderr, "usage: gpu_check PLUGIN.so [WORD]\n"), 2;
+    if (argc < 2) return fprintf(stderr, "usage: gpu_check PLUGIN.so [WORD [0..7]]\n"), 2;
+    if (argc > 3) eighth = atoi(argv[3]);
     void *library = dlopen(argv[1], RTLD_NOW);
     if (!library) return printf("Bail out! %s\n", dlerror()), 1;
     gpu_plugin_get *get;

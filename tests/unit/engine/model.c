@@ -1,5 +1,6 @@
 /* The forward pass against logits, hidden states and greedy continuations that transformers made
- * (tests/fixtures/models, tolerances from the notes beside them). */
+ * (tests/fixtures/models, tolerances from the notes beside them), on the back end that the
+ * environment's GPTQT_TEST_BACKEND names, else on every level of the CPU. */
 #include "engine/model.h"
 
 #include <criterion/criterion.h>
@@ -17,11 +18,21 @@
 
 enum { MAX_TOKENS = 160, STEPS = 32 };
 
-static const char *const names[] = {"llama-mha",  "llama-gqa",     "llama3",        "llama-wide",
-                                    "llama-bias", "opt-125m-like", "opt-350m-like", "bloom"};
+static const char *const names[] = {"llama-gqa", "opt-125m-like", "bloom",      "llama-mha",
+                                    "llama3",    "llama-wide",    "llama-bias", "opt-350m-like"};
 enum { N_NAMES = sizeof names / sizeof *names };
 
 static const char *const levels[] = {"ref", "avx2", "avx512"};
+
+static const char *backend_name(void) {
+    const char *name = getenv("GPTQT_TEST_BACKEND");
+    return name ? name : "cpu";
+}
+
+/* A GPU has no levels, and emulated it is slow: one model of each family. */
+static bool is_gpu(void) { return strcmp(backend_name(), "cpu") != 0; }
+static int n_levels(void) { return is_gpu() ? 1 : 3; }
+static int n_names(void) { return is_gpu() ? 3 : N_NAMES; }
 
 struct fixture {
     struct offline o;
@@ -41,7 +52,7 @@ static bool open_fixture(struct fixture *f, const char *name, const char *level,
     path_of(path, sizeof path, name, "");
     cr_assert_eq(source_open(&src, path, &err), 0, "%s", err.text);
     struct offline_options options = {
-        .backend = {.name = "cpu", .level = level, .n_threads = 2},
+        .backend = {.name = backend_name(), .level = level, .n_threads = 2},
         .model = {.kv_type = DTYPE_F32,
                   .max_batch_tokens = MAX_TOKENS,
                   .max_logit_rows = 8,
@@ -154,8 +165,8 @@ static void check_prompts(struct fixture *f, const char *name, const char *level
 }
 
 Test(model, logits_equal_those_of_transformers_on_every_level) {
-    for (int i = 0; i < N_NAMES; i++)
-        for (int l = 0; l < 3; l++) {
+    for (int i = 0; i < n_names(); i++)
+        for (int l = 0; l < n_levels(); l++) {
             struct fixture f;
             if (!open_fixture(&f, names[i], levels[l], false)) continue;
             check_prompts(&f, names[i], levels[l]);
@@ -164,7 +175,7 @@ Test(model, logits_equal_those_of_transformers_on_every_level) {
 }
 
 Test(model, greedy_continuations_with_the_kv_cache_equal_those_of_transformers) {
-    for (int i = 0; i < N_NAMES; i++) {
+    for (int i = 0; i < n_names(); i++) {
         struct fixture f;
         cr_assert(open_fixture(&f, names[i], NULL, false));
         for (int p = 0; p < 2; p++) {
@@ -190,7 +201,7 @@ Test(model, greedy_continuations_with_the_kv_cache_equal_those_of_transformers) 
 }
 
 Test(model, block_by_block_gives_the_hidden_states_of_transformers) {
-    for (int i = 0; i < N_NAMES; i++) {
+    for (int i = 0; i < n_names(); i++) {
         struct fixture f;
         struct error err;
         cr_assert(open_fixture(&f, names[i], NULL, true));
@@ -228,8 +239,8 @@ Test(model, block_by_block_gives_the_hidden_states_of_transformers) {
 
 /* The promise that a request's tokens do not depend on its company rests on this. */
 Test(model, logits_do_not_depend_on_batch_or_chunks) {
-    for (int i = 0; i < N_NAMES; i++)
-        for (int l = 0; l < 3; l++) {
+    for (int i = 0; i < n_names(); i++)
+        for (int l = 0; l < n_levels(); l++) {
             struct fixture f;
             if (!open_fixture(&f, names[i], levels[l], false)) continue;
             size_t n, m;

@@ -1,0 +1,156 @@
+"""The server on an emulated GPU: gpu.py GPTQT STORIES EMULATION.so [CUDA.so]
+
+The same greedy tokens as on the CPU, plain and streaming; what is said without a device; a device
+that fails ends requests with an error and turns health. With CUDA.so, the plugin itself, on a machine
+without a GPU. TAP.
+"""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+
+GPTQT, STORIES, EMULATION = map(os.path.abspath, sys.argv[1:4])
+CUDA = os.path.abspath(sys.argv[4]) if len(sys.argv) > 4 else None
+N = 8
+
+
+class Server:
+    def __init__(self, *arguments, **variables):
+        self.log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            [GPTQT, "serve", STORIES, "--port", "0", "--max-context", "64", "--kv-tokens", "128", *arguments],
+            stdout=subprocess.PIPE, stderr=self.log, text=True, env=dict(os.environ, **variables))
+        found = re.search(r"http://[0-9.:]+", self.process.stdout.readline())
+        self.address = found and found[0]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.process.stdout.close()
+        self.log.close()
+
+    def ask(self, path, body=None):
+        request = urllib.request.Request(self.address + path, json.dumps(body).encode() if body else None,
+                                         {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=240) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as e:
+            return e.code, e.read().decode()
+
+    def end(self):
+        """The exit status and what the log says."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(timeout=60)
+        self.log.seek(0)
+        return status, self.log.read()
+
+
+def folder_with(library):
+    """A folder of plugins in which this library goes by the GPU's name."""
+    folder = tempfile.TemporaryDirectory()
+    if library:
+        os.symlink(library, os.path.join(folder.name, "libgptqt-cuda.so"))
+    return folder
+
+
+def answers(server):
+    """Greedy answers, one of them streamed."""
+    body = {"prompt": "Once upon a time", "max_tokens": N, "temperature": 0}
+    status, text = server.ask("/v1/completions", body)
+    assert status == 200, text
+    plain = json.loads(text)["choices"][0]["text"]
+    chat = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": N, "temperature": 0, "stream": True}
+    status, text = server.ask("/v1/chat/completions", chat)
+    assert status == 200, text
+    frames = [json.loads(f[6:]) for f in text.split("\n\n") if f.startswith("data: {")]
+    return plain, "".join(c["delta"].get("content") or "" for f in frames for c in f["choices"])
+
+
+def the_gpu_answers_as_the_cpu_does():
+    with Server("--backend", "cpu") as server:
+        want = answers(server)
+        assert server.end()[0] == 0
+    assert all(len(text) > N for text in want), want
+    for seed in "0", "5":
+        with Server("--backend", "cuda-emu", GPTQT_EMU_SEED=seed) as server:
+            assert answers(server) == want
+            assert "cuda-emu" in server.ask("/v1/models")[1]
+            assert server.end()[0] == 0
+
+
+def check_no_gpu(library, reason, **variables):
+    """auto serves from the CPU and says why in one line; cuda is an error of one line."""
+    with folder_with(library) as folder:
+        variables["GPTQT_PLUGIN_DIR"] = folder
+        with Server("--backend", "auto", **variables) as server:
+            assert '"cpu (' in server.ask("/v1/models")[1]
+            status, log = server.end()
+            lines = [line for line in log.splitlines() if "no GPU is used" in line]
+            assert status == 0 and len(lines) == 1 and reason in lines[0], log
+        with Server("--backend", "cuda", **variables) as server:
+            status, log = server.end()
+            assert status == 1 and "back end cuda" in log and reason in log, (status, log)
+
+
+def without_a_plugin_auto_is_the_cpu_and_cuda_an_error():
+    check_no_gpu(None, "libgptqt-cuda.so")
+
+
+def without_a_device_auto_is_the_cpu_and_cuda_an_error():
+    check_no_gpu(EMULATION, "no CUDA-capable device", GPTQT_EMU_DEVICES="0")
+
+
+def without_a_driver_auto_is_the_cpu_and_cuda_an_error():
+    check_no_gpu(CUDA, "no GPU: ")
+
+
+def a_device_that_fails_ends_requests_and_turns_health():
+    with Server("--backend", "cuda-emu", GPTQT_EMU_FAIL_LAUNCH="200") as server:
+        body = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0}
+        status, text = server.ask("/v1/completions", body)
+        assert status == 500 and json.loads(text)["error"]["message"], (status, text)
+        assert "launch failure" in text, text
+        status, text = server.ask("/health")
+        assert status == 503, (status, text)
+        status, text = server.ask("/v1/completions", body)
+        assert status >= 500, (status, text)
+        server.end()
+
+
+def a_device_without_room_says_what_it_lacks():
+    with Server("--backend", "cuda-emu", GPTQT_EMU_FAIL_ALLOC="40") as server:
+        status, log = server.end()
+        assert status == 1 and "MiB on the device" in log, (status, log)
+
+
+def main():
+    tests = [the_gpu_answers_as_the_cpu_does, without_a_plugin_auto_is_the_cpu_and_cuda_an_error,
+             without_a_device_auto_is_the_cpu_and_cuda_an_error, without_a_driver_auto_is_the_cpu_and_cuda_an_error,
+             a_device_that_fails_ends_requests_and_turns_health, a_device_without_room_says_what_it_lacks]
+    print(f"TAP version 13\n1..{len(tests)}")
+    bad = 0
+    for test in tests:
+        if test is without_a_driver_auto_is_the_cpu_and_cuda_an_error and (not CUDA or os.path.exists("/dev/nvidia0")):
+            print(f"ok - {test.__name__} # SKIP {'there is a GPU' if CUDA else 'not built with -Dcuda=enabled'}")
+            continue
+        try:
+            test()
+            print(f"ok - {test.__name__}", flush=True)
+        except Exception as e:  # a failed test must not hide the others
+            bad += 1
+            print(f"not ok - {test.__name__}\n# {type(e).__name__}: {str(e)[:1500]!r}", flush=True)
+    return 1 if bad else 0
+
+
+sys.exit(main())
