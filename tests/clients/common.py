@@ -1,6 +1,7 @@
 """What the programs of this folder share: servers of our own and the running of tests (TAP)."""
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -14,9 +15,17 @@ STORIES = os.path.join(ROOT, "deploy/models/stories")
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """One that stays free while its server is restarted: not of those that connections get."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as f:
+        end = int(f.read().split()[0])
+    while True:
+        port = random.randrange(min(10000, end // 2), end)
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 def wait_for(what, condition, seconds=30):
@@ -39,7 +48,9 @@ class Server:
                                         stdout=subprocess.PIPE, stderr=out, text=True)
         if out:
             out.close()
-        self.address = re.search(r"http://[0-9.:]+", self.process.stdout.readline())[0]
+        line = self.process.stdout.readline()
+        assert line, f"the server does not start: status {self.process.wait(timeout=30)}"
+        self.address = re.search(r"http://[0-9.:]+", line)[0]
         self.port = int(self.address.rsplit(":", 1)[1])
         wait_for("the server is ready", self.is_ready)
 
