@@ -52,22 +52,22 @@ def freed_after_leaving(server, s, running):
     return (time.monotonic() - begun) * 1000
 
 
+def endless(stream):
+    return {"prompt": "Once", "max_tokens": 400, "ignore_eos": True, "stream": stream}
+
+
 def cancel_states(server, stream):
-    endless = {"prompt": "Once", "max_tokens": 900, "ignore_eos": True, "stream": stream}
+    """On the null engine at 100 tokens a second, whose sequences last as long as they are needed."""
     # In the midst of its answer.
-    s = post(server, endless)
-    wait_for(server, lambda m: m["gptqt_requests_running"] == 1 and m["gptqt_steps_total"] > 0)
+    s = post(server, endless(stream))
+    wait_for(server, lambda m: m["gptqt_requests_running"] == 1)
     if stream:
         s.recv(4096)
     yield "decoding", freed_after_leaving(server, s, 0)
-    # In the midst of its prompt: it has blocks, and no token yet.
-    s = post(server, {**endless, "prompt": f"{time.monotonic()} " + LONG})
-    wait_for(server, lambda m: m["gptqt_requests_running"] == 1)
-    yield "prompt", freed_after_leaving(server, s, 0)
-    # Behind others: the queue is one place long in this server.
-    holders = [post(server, endless) for _ in range(2)]
+    # Behind others: two run in this server.
+    holders = [post(server, endless(stream)) for _ in range(2)]
     wait_for(server, lambda m: m["gptqt_requests_running"] == 2)
-    s = post(server, endless)
+    s = post(server, endless(stream))
     wait_for(server, lambda m: m["gptqt_requests_waiting"] == 1)
     yield "queued", freed_after_leaving(server, s, 2)
     for holder in holders:
@@ -75,30 +75,42 @@ def cancel_states(server, stream):
     wait_for(server, lambda m: m["gptqt_requests_running"] == 0)
     # Generated, and never read.
     done = server.metrics()["gptqt_sequences_finished_total"]
-    s = post(server, {**endless, "max_tokens": 20})
+    s = post(server, {**endless(stream), "max_tokens": 4})
     wait_for(server, lambda m: m["gptqt_sequences_finished_total"] > done)
     yield "unread", freed_after_leaving(server, s, 0)
 
 
+def cancel_prompt(server, stream):
+    """With a model, in the midst of a prompt that takes it several steps."""
+    s = post(server, {**endless(stream), "prompt": f"{time.monotonic()} " + LONG, "max_tokens": 20})
+    wait_for(server, lambda m: m["gptqt_requests_running"] == 1)
+    return freed_after_leaving(server, s, 0)
+
+
 def cancel(options):
-    times, polls, steps = {}, [], 0
-    with Ours("--max-running", "2", "--step-tokens", "64") as server:
+    times, polls = {}, []
+    # Not on one CPU: there the loop would wait for the engine's thread, which is another matter.
+    flags = [serving.STORIES, "--max-running", "2", "--threads", "1"]
+    with serving.Server(*flags, "--engine", "null", "--null-rate", "100") as null, \
+            serving.Server(*flags, "--step-tokens", "16") as model:
         for _ in range(20):
             begun = time.monotonic()
-            server.metrics()
+            null.metrics()
             polls.append((time.monotonic() - begun) * 1000)
-        for _ in range(options.rounds):
+        for _ in range(2 * options.rounds):
             for stream in (False, True):
-                for state, ms in cancel_states(server, stream):
-                    times.setdefault(f"{state}{' stream' if stream else ''}", []).append(ms)
-        m = server.metrics()
-        steps = m["gptqt_busy_seconds_total"] / m["gptqt_steps_total"] * 1000
+                kind = " stream" if stream else ""
+                for state, ms in cancel_states(null, stream):
+                    times.setdefault(state + kind, []).append(ms)
+                times.setdefault("prompt" + kind, []).append(cancel_prompt(model, stream))
+        m = model.metrics()
+        step = m["gptqt_busy_seconds_total"] / m["gptqt_steps_total"] * 1000
     worst = max(max(v) for v in times.values())
     told = ", ".join(f"{state} {median(v):.1f}" for state, v in times.items())
     return {"target": "cancelled: slot and KV free within a step plus 10 ms, in all states",
-            "measured": f"ms, medians: {told}; worst {worst:.1f} (a step takes {steps:.1f}, the question whether "
-                        f"{median(polls):.1f})",
-            "met": worst <= steps + 10 + median(polls), "times": times}
+            "measured": f"ms, medians of {2 * options.rounds}: {told}; worst {worst:.1f} (with the time to ask for it, "
+                        f"{median(polls):.1f}; a step of the model takes {step:.1f})",
+            "met": worst <= step + 10 + median(polls), "times": times}
 
 
 def start(options):
