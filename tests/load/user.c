@@ -99,7 +99,9 @@ static void take_answer(struct user *u) {
     if (c->ids && strcmp(reply->id, u->question.id) != 0)
         why = "the answer has another request's id";
     if (refused) {
-        if (!why && reply->retry_after < 0) why = "a refusal without Retry-After";
+        /* To a probe 503 is the truth about this server; it is asked anew anyway. */
+        if (!why && reply->retry_after < 0 && u->question.kind != CASE_HEALTH)
+            why = "a refusal without Retry-After";
         report_span(&c->report, SPAN_REFUSAL, took);
         end_question(u, why ? OUTCOME_WRONG : OUTCOME_REFUSED, why);
         return;
