@@ -149,6 +149,7 @@ static void admit(struct engine *e, struct engine_job *job) {
 
 /* At least one request, so that a stream of long ones is taken too. */
 static void admit_some(struct engine *e) {
+    if (e->jobs) e->null.next_ns = 0; /* they are on no timetable yet */
     for (size_t bytes = 0; e->jobs && bytes < ADMIT_BYTES;) {
         struct engine_job *job = next_job(e);
         if (job->request) {
@@ -248,7 +249,7 @@ static bool idle(const struct engine *e) {
 
 /* Until when to wait for mail. */
 static int64_t wait_until(const struct engine *e, bool is_idle) {
-    int64_t next = is_idle ? ENGINE_MAIL_FOREVER : e->null.next_ns;
+    int64_t next = is_idle ? ENGINE_MAIL_FOREVER : e->jobs ? 0 : e->null.next_ns;
     return earlier(next, scheduler_deadline(e->scheduler));
 }
 

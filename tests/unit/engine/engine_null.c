@@ -3,6 +3,7 @@
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -164,4 +165,31 @@ Test(engine_null, mail_does_not_wait_for_the_tick) {
     desk_submit(&d, desk_text("d", 0));
     desk_close(&d);
     cr_expect_lt(now() - start, 60, "something waited for a token of 100 s");
+}
+
+/* More text than is tokenized at one go: the rest of it is in nobody's timetable. */
+Test(engine_null, admission_does_not_wait_for_the_tick) {
+    enum { N = 4, BYTES = 60000 };
+    static char text[BYTES + 1];
+    struct desk d;
+    struct engine_options options = null_options(0.01);
+    struct engine_request *requests[N];
+    struct error err;
+    uint64_t tickets[N];
+    memset(text, 'a', BYTES);
+    desk_open(&d, &options, 64, true);
+    for (int i = 0; i < N; i++) {
+        requests[i] = desk_text(text, 0);
+        requests[i]->truncate_prompt = 4;
+    }
+    cr_assert_eq(engine_submit_all(d.engine, tickets, requests, N, &err), 0, "%s", err.text);
+    int n_started = 0;
+    for (double start = now(); n_started < N && now() - start < 30; sched_yield())
+        for (struct engine_event *event = engine_poll(d.engine), *next; event; event = next) {
+            next = event->next;
+            n_started += event->kind == ENGINE_STARTED;
+            engine_event_free(event);
+        }
+    cr_expect_eq(n_started, N, "%d of %d were admitted before a token of 100 s", n_started, N);
+    desk_close(&d);
 }
