@@ -268,10 +268,12 @@ static int read_samples(struct engine *e, int n_shares, struct error *err) {
 /* -- A step ---------------------------------------------------------------------------------- */
 
 static void guess(struct engine *e) {
+    const int *slots;
     if (e->options.draft_tokens == 0 || !e->model) return;
-    for (int i = 0; i < e->capacity; i++) {
-        struct sequence *seq = e->sequences[i];
-        if (!seq || sequence_generated(seq) == 0) continue;
+    int n_running = scheduler_running(e->scheduler, &slots);
+    for (int i = 0; i < n_running; i++) {
+        struct sequence *seq = e->owners[slots[i]];
+        if (sequence_generated(seq) == 0) continue;
         if (seq->n_guesses == 0) seq->n_guesses = e->options.draft_tokens;
         int n =
             seq->n_tokens < seq->guess_from

@@ -308,6 +308,11 @@ void scheduler_draft(struct scheduler *s, int slot, int n) {
     e->drafts = n;
 }
 
+int scheduler_running(const struct scheduler *s, const int **ret_slots) {
+    *ret_slots = s->running;
+    return s->n_running;
+}
+
 void scheduler_get_stats(const struct scheduler *s, struct scheduler_stats *stats) {
     *stats = s->stats;
     stats->running = s->n_running;

@@ -82,6 +82,10 @@ void scheduler_grow(struct scheduler *s, int slot, int n);
  * budget and blocks nothing else wants, maybe none; asked for anew for each step. */
 void scheduler_draft(struct scheduler *s, int slot, int n);
 
+/* The slots (returned: how many) of those that run, in the order in which they keep their blocks;
+ * valid until the next scheduler call that may move one. */
+int scheduler_running(const struct scheduler *s, const int **ret_slots);
+
 /* A paused sequence gets no share. It keeps its blocks until somebody wants them. */
 void scheduler_pause(struct scheduler *s, int slot, bool paused);
 

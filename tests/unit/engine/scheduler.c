@@ -63,6 +63,27 @@ Test(scheduler, a_full_queue_says_try_again) {
     mirror_close(&b);
 }
 
+Test(scheduler, tells_who_runs_in_their_order) {
+    static struct mirror b;
+    const int *slots;
+    int slot[6];
+    mirror_open(&b, small(), 16);
+    cr_expect_eq(scheduler_running(b.s, &slots), 0);
+    for (int i = 0; i < 6; i++) {
+        struct engine_claim claim = {.priority = i == 2 ? -1 : 0};
+        slot[i] = mirror_add_claim(&b, 5, 30, false, &claim);
+    }
+    mirror_step(&b);
+    mirror_pause(&b, slot[0], true);
+    int order[] = {slot[2], slot[1], slot[3], slot[0]}; /* two of the six wait */
+    cr_assert_eq(scheduler_running(b.s, &slots), 4);
+    for (int i = 0; i < 4; i++) cr_expect_eq(slots[i], order[i], "place %d", i);
+    mirror_step(&b); /* the paused one gives its place to the next that waits */
+    cr_assert_eq(scheduler_running(b.s, &slots), 4);
+    cr_expect_eq(slots[3], slot[4]);
+    mirror_close(&b);
+}
+
 Test(scheduler, cuts_a_prompt_into_chunks_of_the_budget) {
     static struct mirror b;
     mirror_open(&b, small(), 16);
