@@ -73,7 +73,6 @@ struct engine_claim {
     float weight;     /* of that tenant's share; 0 = 1 */
     int priority;     /* lower runs first; equal ones share fairly */
     uint64_t salt;    /* prompt beginnings are shared among equal salts only */
-    uint64_t group;   /* requests of one group (not 0) and submission have the same prompt */
     int64_t queue_ns; /* CLOCK_MONOTONIC deadlines, 0 = none: of the first step, */
     int64_t first_ns; /* of the first token, */
     int64_t total_ns; /* of the end */

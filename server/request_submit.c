@@ -78,10 +78,9 @@ static bool copy_lists(struct engine_request *to, const struct openai_request *f
 }
 
 /* Whose request it is, how urgent, and with whom it may share keys and values. */
-static void set_claim(struct engine_claim *claim, const struct request *r, uint64_t group) {
+static void set_claim(struct engine_claim *claim, const struct request *r) {
     claim->priority = r->wanted->priority;
     claim->salt = r->wanted->salt;
-    claim->group = r->width > 1 ? group : 0;
     gate_claim(r->server, &r->pass, r->start_ns, claim);
 }
 
@@ -109,13 +108,13 @@ static void set_options(struct engine_request *to, const struct openai_request *
 
 /* Choices of one prompt differ by their seed, and a given seed repeats all of them. NULL: out of
  * memory. */
-static struct engine_request *make(struct request *r, struct choice *c, uint64_t group) {
+static struct engine_request *make(struct request *r, struct choice *c) {
     struct openai_request *wanted = r->wanted;
     int nth = c->index % r->width;
     struct engine_request *to = engine_request_new();
     if (!to) return NULL;
     set_options(to, wanted);
-    set_claim(&to->claim, r, group);
+    set_claim(&to->claim, r);
     to->seed = wanted->has_seed ? wanted->seed + (uint64_t)nth : server_random(r->server);
     to->tag = (uint64_t)(uintptr_t)c;
     if (set_prompt(to, wanted, c->index / r->width, nth == r->width - 1) && copy_lists(to, wanted))
@@ -148,12 +147,10 @@ static void take_back(struct request *r, int choice, struct engine_request *requ
 
 int request_submit(struct request *r, int n, struct api_error *e) {
     struct engine_request **requests = calloc((size_t)n, sizeof *requests);
-    uint64_t *tickets = calloc((size_t)n, sizeof *tickets), group = 0;
+    uint64_t *tickets = calloc((size_t)n, sizeof *tickets);
     bool made = requests && tickets;
     for (int i = 0; made && i < n; i++) {
-        struct choice *c = &r->choices[r->n_submitted + i];
-        if (c->index % r->width == 0) group = ++r->server->serial;
-        requests[i] = make(r, c, group);
+        requests[i] = make(r, &r->choices[r->n_submitted + i]);
         made = requests[i] != NULL;
     }
     int code = made ? hand_over(r, requests, tickets, n, e)

@@ -65,12 +65,12 @@ Test(completions, answer_in_one_piece) {
          "7"},
         {COMPLETIONS, "{\"prompt\":[\"@best\",\"x\"],\"seed\":6,\"best_of\":3}", "choices.1.text",
          "x"},
-        {COMPLETIONS, "{\"prompt\":\"@claim\",\"max_tokens\":99}", "choices.0.text", "0 0 0 0 0 0"},
+        {COMPLETIONS, "{\"prompt\":\"@claim\",\"max_tokens\":99}", "choices.0.text", "0 0 0 0 0"},
         {COMPLETIONS,
          "{\"prompt\":\"@claim\",\"max_tokens\":99,\"priority\":-7,\"cache_salt\":\"s\",\"n\":2,"
          "\"truncate_prompt_tokens\":-1,\"add_special_tokens\":false,"
          "\"skip_special_tokens\":false}",
-         "choices.1.text", "-7 1 1 -1 1 1"},
+         "choices.1.text", "-7 1 -1 1 1"},
         {COMPLETIONS, "{\"prompt\":\"a\",\"request_id\":\"my:1\"}", "id", "cmpl-my:1"},
         {CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]}",
          "choices.0.message.content", "hi"},

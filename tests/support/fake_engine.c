@@ -424,8 +424,8 @@ static void set_output(struct sequence *s, const char *text, size_t n) {
                   (double)p->presence_penalty, (double)p->repetition_penalty, p->n_bias,
                   r->min_tokens, r->ignore_eos);
     } else if (!strncmp(text, "@claim", 6)) {
-        text_addf(&s->output, "%d %d %d %d %d %d", r->claim.priority, r->claim.salt != 0,
-                  r->claim.group != 0, r->truncate_prompt, r->no_special, r->keep_special);
+        text_addf(&s->output, "%d %d %d %d %d", r->claim.priority, r->claim.salt != 0,
+                  r->truncate_prompt, r->no_special, r->keep_special);
     } else if (!strncmp(text, "@tenant", 7)) {
         text_addf(&s->output, "%d %g %llx", r->claim.tenant, (double)r->claim.weight,
                   (unsigned long long)r->claim.salt);

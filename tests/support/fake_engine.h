@@ -17,7 +17,7 @@
  *   @open N          gives N permits to the gates
  *   @flood           gives 16 KiB of text in each step, without an end
  *   @seed, @params   tells the seed, or the sampling parameters
- *   @claim           tells the priority, whether it has a salt, a group, and other options
+ *   @claim           tells the priority, whether it has a salt, and other options
  *   @tenant, @limits tells the tenant, weight and salt, or which deadlines there are
  *   @busy N R S      from now on N prompt tokens wait, R are computed in a second, steps take S
  *   @expire          fails with -ETIMEDOUT
