@@ -227,8 +227,10 @@ static int grant_drafts(struct scheduler *s, struct entry *e) {
     if (e->known - e->done != 1 || e->plan != 1) return 0;
     /* One that follows the last right draft must fit too. */
     if (n > e->max - e->known - 1) n = e->max - e->known - 1;
+    /* As in has_room(): a guess is not worth what another is preempted for in the next step. */
     while (n > 0 && e->n_blocks < kv_blocks_for(e->known + n))
-        if (!blocks_take(s, e, 1)) n = e->n_blocks * BACKEND_KV_BLOCK - e->known;
+        if (kv_free_blocks(s->kv) <= s->n_running || !blocks_take(s, e, 1))
+            n = e->n_blocks * BACKEND_KV_BLOCK - e->known;
     return n > 0 ? n : 0;
 }
 

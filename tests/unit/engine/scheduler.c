@@ -342,6 +342,19 @@ Test(scheduler, drafts_stay_within_the_length) {
     mirror_close(&b);
 }
 
+Test(scheduler, drafts_displace_nobody) {
+    static struct mirror b;
+    mirror_open(&b, small(), 4);
+    int first = mirror_add(&b, 15, 60), second = mirror_add(&b, 15, 60);
+    mirror_step(&b);
+    scheduler_draft(b.s, first, 20); /* two blocks, and there are two */
+    mirror_step(&b);
+    mirror_step(&b);
+    cr_expect(mirror_has_share(&b, first) && mirror_has_share(&b, second));
+    cr_expect_eq(mirror_stats(&b).preemptions, 0);
+    mirror_close(&b);
+}
+
 /* -- All together ------------------------------------------------------------------------------ */
 
 /* Random load on a random machine; everything but what is removed early must finish. */
