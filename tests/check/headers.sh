@@ -3,7 +3,7 @@
 set -u
 cd "${1:?the repository root}"
 bad=0
-for header in $(find kernels engine server web -name '*.h'); do
+for header in $(find kernels engine server web -name '*.h' -o -name '*.cuh'); do
     case $header in
     kernels/cuda/plugin.h) compile="${CC:-cc} -std=c17 -x c" ;;
     kernels/cuda/*) compile="${CXX:-c++} -std=c++17 -x c++" ;; # CUDA, as the emulation sees it

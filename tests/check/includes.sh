@@ -10,7 +10,7 @@ complain() {
 }
 
 scan() { # folder: every quoted include as 'file path'
-    grep -rnE '^[[:space:]]*#[[:space:]]*include[[:space:]]*[<"]' --include='*.[ch]' --include='*.cu*' "$1" |
+    grep -rnE '^[[:space:]]*#[[:space:]]*include[[:space:]]*[<"]' --include='*.[ch]' --include='*.cu*' --include='*.cc' "$1" |
         sed -E 's/^([^:]+):[0-9]+:[[:space:]]*#[[:space:]]*include[[:space:]]*([<"])([^>"]+)[>"].*/\1 \2 \3/'
 }
 

@@ -41,7 +41,11 @@ int n_threads, n_waiting, n_done, current;
 place barrier_at;
 std::vector<int> ready;
 std::map<std::pair<const char *, int>, char *> arrays;
-std::vector<char *> allocated;
+struct piece {
+    char *at;
+    size_t bytes;
+};
+std::vector<piece> allocated;
 char *dynamic_bytes;
 uint64_t random_state;
 
@@ -53,9 +57,10 @@ uint64_t draw() {
 }
 
 char *poisoned(size_t bytes) {
-    char *p = static_cast<char *>(aligned_alloc(16, (bytes + 15) / 16 * 16 + 16));
+    char *p = static_cast<char *>(aligned_alloc(16, (bytes + FENCE + 15) / 16 * 16));
     memset(p, 0xff, bytes);
-    allocated.push_back(p);
+    memset(p + bytes, FENCE_BYTE, FENCE);
+    allocated.push_back({p, bytes});
     return p;
 }
 
@@ -116,7 +121,12 @@ void run_block() {
         if (threads[i].what != DONE)
             fault(threads[i].at, "deadlock: thread %d of %d waits for a part of the block only", i,
                   n_threads);
-    for (char *p : allocated) free(p);
+    for (const piece &p : allocated) {
+        if (!fence_is_whole(p.at + p.bytes, FENCE))
+            fault(threads[0].at, "a thread wrote past the end of %zu bytes of shared memory",
+                  p.bytes);
+        free(p.at);
+    }
     allocated.clear();
     arrays.clear();
 }
@@ -132,6 +142,13 @@ void fault(place at, const char *format, ...) {
     va_end(args);
     fflush(stderr);
     _Exit(99);
+}
+
+bool fence_is_whole(const void *fence, size_t bytes) {
+    const unsigned char *at = static_cast<const unsigned char *>(fence);
+    for (size_t i = 0; i < bytes; i++)
+        if (at[i] != FENCE_BYTE) return false;
+    return true;
 }
 
 int lane() { return current % WARP; }

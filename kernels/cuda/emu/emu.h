@@ -4,7 +4,7 @@
  * Borrows   kernel arguments are copied at launch, as on a GPU.
  * Thread    one.
  * Fails     as the runtime does; a kernel that breaks a rule ends the process with a message that
- *           names file and line (or is noted, see emu_expect_fault()).
+ *           names file and line, and status 99.
  * Cost      about 30 ns for a thread's barrier or shuffle.
  *
  * Every CUDA thread is a fiber. A fiber leaves only at a barrier or a warp operation; which one

@@ -51,6 +51,10 @@ extern indices here;
 
 [[noreturn]] void fault(place at, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
+enum { FENCE = 32, FENCE_BYTE = 0xa5 }; /* behind shared and device memory; no NaN */
+/* Whether nobody wrote there. */
+bool fence_is_whole(const void *fence, size_t bytes);
+
 void block_barrier(place at);
 /* Lanes of mask meet; each sees what the others brought: slot(lane) until its next warp
  * operation. */

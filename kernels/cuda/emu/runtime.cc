@@ -16,6 +16,7 @@ namespace {
 enum { MAX_THREADS = 1024, MAX_SHARED = 227 * 1024, MAX_GRID_YZ = 65535 };
 
 std::map<const char *, size_t> pinned; /* start and size */
+std::map<void *, size_t> memory;       /* all of it, size */
 std::set<cudaStream_t> streams;
 long n_allocations, n_launches;
 cudaError_t last;
@@ -41,12 +42,24 @@ bool is_pinned(const void *p) {
 
 cudaError_t allocate(void **p, size_t bytes) {
     if (fails("GPTQT_EMU_FAIL_ALLOC", ++n_allocations)) return note(cudaErrorMemoryAllocation);
-    size_t rounded = (bytes + 255) / 256 * 256;
-    void *got = bytes < (size_t)1 << 40 ? aligned_alloc(256, rounded ? rounded : 256) : nullptr;
+    size_t rounded = (bytes + emu::FENCE + 255) / 256 * 256;
+    void *got = bytes < (size_t)1 << 40 ? aligned_alloc(256, rounded) : nullptr;
     if (!got) return note(cudaErrorMemoryAllocation);
-    memset(got, 0xff, rounded);
+    memset(got, 0xff, bytes);
+    memset(static_cast<char *>(got) + bytes, emu::FENCE_BYTE, rounded - bytes);
+    memory[got] = bytes;
     *p = got;
     return cudaSuccess;
+}
+
+void release(void *p) {
+    auto it = memory.find(p);
+    if (p && it == memory.end()) emu::fault(EMU_HERE, "%p is freed and was not allocated", p);
+    if (p && !emu::fence_is_whole(static_cast<char *>(p) + it->second, emu::FENCE))
+        emu::fault(EMU_HERE, "something wrote past the end of %zu bytes of device memory",
+                   it->second);
+    if (p) memory.erase(it);
+    free(p);
 }
 
 } // namespace
@@ -121,7 +134,7 @@ cudaError_t cudaMalloc(void **p, size_t bytes) { return allocate(p, bytes); }
 /* Waits for everything queued, as the runtime does. */
 cudaError_t cudaFree(void *p) {
     for (cudaStream_t stream : streams) cudaStreamSynchronize(stream);
-    free(p);
+    release(p);
     return cudaSuccess;
 }
 
@@ -132,8 +145,9 @@ cudaError_t cudaMallocHost(void **p, size_t bytes) {
 }
 
 cudaError_t cudaFreeHost(void *p) {
+    for (cudaStream_t stream : streams) cudaStreamSynchronize(stream);
     pinned.erase(static_cast<char *>(p));
-    free(p);
+    release(p);
     return cudaSuccess;
 }
 
