@@ -71,6 +71,13 @@ void http_header(struct http_exchange *x, const char *name, const char *value) {
     x->headers[x->n_headers++] = (struct http_header){name, copy};
 }
 
+/* The star is for browsers that know it, and means nothing where cookies go along. */
+static const char exposed[] =
+    "*, Allow, Retry-After, Server-Timing, WWW-Authenticate, X-Ignored-Params, X-Request-Id, "
+    "openai-processing-ms, retry-after-ms, x-should-retry, x-ratelimit-limit-requests, "
+    "x-ratelimit-limit-tokens, x-ratelimit-remaining-requests, x-ratelimit-remaining-tokens, "
+    "x-ratelimit-reset-requests, x-ratelimit-reset-tokens";
+
 static void add_headers(struct http_exchange *x, struct MHD_Response *response, const char *type) {
     if (type) MHD_add_response_header(response, "Content-Type", type);
     MHD_add_response_header(response, "X-Request-Id", x->request_id);
@@ -80,7 +87,7 @@ static void add_headers(struct http_exchange *x, struct MHD_Response *response, 
     http_free_headers(x);
     if (x->http->cors) {
         MHD_add_response_header(response, "Access-Control-Allow-Origin", x->http->cors);
-        MHD_add_response_header(response, "Access-Control-Expose-Headers", "*");
+        MHD_add_response_header(response, "Access-Control-Expose-Headers", exposed);
         MHD_add_response_header(response, "Vary", "Origin");
     }
     if (x->close) MHD_add_response_header(response, "Connection", "close");
@@ -160,11 +167,18 @@ void http_release_queue(struct http_exchange *x) {
     x->n_queued = 0;
 }
 
+/* After an error from here libmicrohttpd forgets the connection until those before it have timed
+ * out, and it counts among the open ones. When the end of the stream cannot be sent, it goes. */
+static ssize_t end_of_gone(const struct http_exchange *x) {
+    shutdown(x->socket->wire.fd, SHUT_RDWR);
+    return MHD_CONTENT_READER_END_OF_STREAM;
+}
+
 /* Copies all that is queued, as each call becomes one chunk and one send. */
 static ssize_t read_stream(void *arg, uint64_t position, char *dst, size_t size) {
     (void)position;
     struct http_exchange *x = arg;
-    if (x->gone) return MHD_CONTENT_READER_END_WITH_ERROR;
+    if (x->gone) return end_of_gone(x);
     size_t n = x->out.n - x->out_at;
     if (n > size) n = size;
     if (n) {

@@ -120,6 +120,13 @@ static ssize_t refuse(struct http_wire *w, int flags) {
 /* Makes the library read once more, which it does when the socket says so. */
 static void poke(struct http_wire *w) { shutdown(w->fd, SHUT_RD); }
 
+/* A client that closed right behind the bytes that were read. libmicrohttpd takes a short read for
+ * the last one there is, and no event would come any more. */
+static bool has_left(const struct http_wire *w) {
+    char byte;
+    return !w->session && recvfrom(w->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT, NULL, NULL) == 0;
+}
+
 static void note_part(struct http_wire *w, enum http_guard_part before, uint64_t n_before) {
     enum http_guard_part part = http_guard_part(&w->guard);
     if (part == HTTP_GUARD_BETWEEN) {
@@ -140,6 +147,8 @@ static ssize_t judge(struct http_wire *w, void *buf, size_t n, int flags) {
     size_t good = http_guard_feed(&w->guard, buf, (size_t)got);
     if (!w->guard.fault) {
         note_part(w, before, n_before);
+        bool unfinished = http_guard_part(&w->guard) != HTTP_GUARD_BETWEEN;
+        if (unfinished && (size_t)got < n && has_left(w)) poke(w);
         return got;
     }
     if (good == 0) return refuse(w, flags);

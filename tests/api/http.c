@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include "tests/support/client.h"
 
@@ -265,6 +266,45 @@ Test(http, page_is_served_with_a_policy_and_a_tag) {
     client_stop(s);
 }
 
+/* Asks until at most three are open: an idle one, the one that asks, the one that asked before. */
+static void expect_few_connections(struct client_server s) {
+    static const char name[] = "\ngptqt_connections ";
+    time_t end = time(NULL) + 20;
+    for (int n = 4; n > 3;) {
+        struct client_reply r = client_call(s, "/metrics", NULL);
+        const char *found = strstr(r.body, name);
+        cr_assert(found);
+        n = atoi(found + strlen(name));
+        cr_assert(n <= 3 || time(NULL) < end, "%d connections stay open", n);
+        client_reply_free(&r);
+    }
+}
+
+/* Whatever they were at, and although older connections have not timed out. */
+Test(http, connections_of_clients_that_left_are_closed) {
+    struct client_server s = client_start(quiet);
+    struct client idle = client_open(s);
+    client_send(&idle, "GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+    struct client_reply r = client_reply(&idle);
+    client_reply_free(&r);
+    for (int i = 0; i < 10; i++) {
+        struct client stream = client_open(s);
+        client_post(&stream, COMPLETIONS, "{\"prompt\":\"@hold\",\"stream\":true}");
+        cr_assert(client_expect(&stream, "HTTP/1.1 200"));
+        client_close(&stream);
+    }
+    expect_few_connections(s);
+    for (int i = 0; i < 40; i++) {
+        struct client part = client_open(s);
+        client_send(&part, i % 2 ? POST "Host: x\r\nContent-Length: 100\r\n\r\n{\"prompt\":"
+                                 : POST "Host: x\r\nConte");
+        client_close(&part);
+    }
+    expect_few_connections(s);
+    client_close(&idle);
+    client_stop(s);
+}
+
 Test(http, other_origins_are_let_in_only_when_asked_for) {
     static const char *const open_flags[] = {"--log-level", "error", "--cors", "http://a.b", NULL};
     static const char preflight[] = "OPTIONS /v1/completions HTTP/1.1\r\nHost: x\r\nOrigin: "
@@ -299,6 +339,8 @@ Test(http, preflights_allow_what_the_api_takes_and_never_credentials) {
         cr_expect(strstr(r.head, "Access-Control-Allow-Origin: http://a.b\r\n"));
         cr_expect(!strstr(r.head, "evil") && !strstr(r.head, "Allow-Credentials"));
         cr_expect(strstr(r.head, "Vary: Origin\r\n"));
+        cr_expect(strstr(r.head, "Access-Control-Expose-Headers: *, ") &&
+                  strstr(r.head, ", Retry-After, ") && strstr(r.head, ", X-Ignored-Params, "));
         cr_expect(!!strstr(r.head, "DELETE") == !i && !!strstr(r.head, "Authorization") == !i);
         client_reply_free(&r);
         client_close(&c);
