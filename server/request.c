@@ -57,7 +57,8 @@ static void request_free(struct request *r) {
     if (r->given_up) tell_given_up(r);
     if (r->pass.entered) {
         struct openai_usage usage = request_usage(r);
-        gate_leave(r->server, &r->pass, usage.n_prompt + usage.n_generated);
+        bool is_free = r->wanted->task == ENGINE_TOKENIZE; /* nothing was taken for it either */
+        gate_leave(r->server, &r->pass, is_free ? 0 : usage.n_prompt + usage.n_generated);
     }
     for (int i = 0; r->choices && i < r->n_choices; i++) choice_deinit(&r->choices[i]);
     free(r->choices);

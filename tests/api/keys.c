@@ -199,6 +199,18 @@ Test(keys, requests_and_tokens_a_minute_are_metered) {
     stop(s);
 }
 
+/* It is a request, but computes no tokens. */
+Test(keys, counting_tokens_costs_none) {
+    struct client_server s = start("ann ka tokens-per-minute=4\n");
+    for (int i = 0; i < 2; i++) {
+        struct client_reply r = ask(s, "POST", "/tokenize", ANN, "{\"prompt\":\"a long text\"}");
+        cr_expect(r.status == 200 && strstr(r.head, "x-ratelimit-remaining-tokens: 4\r\n"), "%s",
+                  r.head);
+        client_reply_free(&r);
+    }
+    stop(s);
+}
+
 Test(keys, hangup_reads_them_again) {
     struct client_server s = start("ann ka\n");
     cr_expect(status_of(s, BOB, "{\"prompt\":\"a\"}") == 401);
