@@ -73,11 +73,13 @@ static int check_best_of(const struct openai_request *r, struct api_error *err) 
                          "a 'best_of' above 'n' does not go with 'stream'");
 }
 
+/* What a copy takes. */
 static size_t prompt_bytes(const struct openai_request *r) {
+    enum { MESSAGE = 96 }; /* the struct, and two allocations of the least size */
     size_t n = 0;
     for (size_t i = 0; i < r->n_prompts; i++)
         n += r->prompts[i].text_len + r->prompts[i].n_ids * sizeof *r->prompts[i].ids;
-    for (int i = 0; i < r->n_messages; i++) n += strlen(r->messages[i].content);
+    for (int i = 0; i < r->n_messages; i++) n += MESSAGE + strlen(r->messages[i].content);
     return n;
 }
 
@@ -115,6 +117,7 @@ static int check_lengths(const struct openai_request *r, const struct openai_lim
 static int check_request(struct openai_request *r, const struct openai_limits *limits,
                          struct api_error *err) {
     struct error why;
+    if (r->max_completion_tokens) r->max_tokens = r->max_completion_tokens;
     if (check_source(r, err) < 0) return -EINVAL;
     if (check_lengths(r, limits, err) < 0) return -E2BIG;
     if (check_best_of(r, err) < 0) return -EINVAL;

@@ -35,7 +35,7 @@ enum {
     OPENAI_MAX_IGNORED = 176,     /* bytes; more names are an ellipsis */
     OPENAI_MAX_CHOICES = 128,     /* prompts times n: each is a sequence in the engine */
     OPENAI_MAX_INPUTS = 2048,     /* of one request for embeddings */
-    OPENAI_MAX_COPIES = 64 << 20, /* bytes of a prompt times n */
+    OPENAI_MAX_COPIES = 64 << 20, /* bytes of a prompt times n, with 96 for each message */
     OPENAI_MAX_DEPTH = 64,
     OPENAI_MAX_CONTAINERS = 1 << 14,
     OPENAI_MAX_VALUES = 400000, /* about 40 bytes of heap each */
@@ -73,6 +73,7 @@ struct openai_request {
     bool has_seed, stream, include_usage, echo, ignore_eos, logprobs_on;
     uint64_t seed;
     int n, best_of, max_tokens, min_tokens; /* as the engine's: 0 = up to the context, -1 = none */
+    int max_completion_tokens;              /* 0 = absent; max_tokens is the same then */
     int n_logprobs, n_prompt_logprobs;      /* -1 = none */
     char *stops[ENGINE_MAX_STOPS];
     int n_stops;

@@ -90,6 +90,35 @@ Test(openai_parse, damaged_bodies_do_no_harm) {
     }
 }
 
+Test(openai_parse, max_completion_tokens_beats_max_tokens_wherever_it_stands) {
+    static const char *const members[] = {"\"max_tokens\":5,\"max_completion_tokens\":9",
+                                          "\"max_completion_tokens\":9,\"max_tokens\":5",
+                                          "\"max_completion_tokens\":9", "\"max_tokens\":9"};
+    for (size_t i = 0; i < sizeof members / sizeof *members; i++) {
+        char body[160];
+        snprintf(body, sizeof body, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}],%s}",
+                 members[i]);
+        struct openai_request *r = parse(OPENAI_CHAT, body, strlen(body));
+        cr_expect(r && r->max_tokens == 9, "%s", members[i]);
+        openai_request_free(r);
+    }
+}
+
+/* Each choice has its own copy: thousands of empty messages are many bytes, too. */
+Test(openai_parse, messages_times_choices_are_bounded) {
+    static const char message[] = "{\"role\":\"user\",\"content\":\"\"}";
+    for (int n = 1; n <= 128; n += 127) {
+        char *body = malloc(10000 * sizeof message + 64), *at = body;
+        at += sprintf(at, "{\"n\":%d,\"messages\":[", n);
+        for (int i = 0; i < 10000; i++) at += sprintf(at, i ? ",%s" : "%s", message);
+        at += sprintf(at, "]}");
+        struct openai_request *r = parse(OPENAI_CHAT, body, (size_t)(at - body));
+        cr_expect_eq(r != NULL, n == 1);
+        openai_request_free(r);
+        free(body);
+    }
+}
+
 Test(openai_parse, more_choices_than_places_are_a_mistake_and_no_overload) {
     struct openai_limits limits = limits_of();
     limits.max_choices = 4;
