@@ -178,7 +178,14 @@ static void arrive(struct driver *d) {
     }
 }
 
-static void on_arrivals(uv_timer_t *timer) { arrive(timer->data); }
+/* Every millisecond: clients that began at the same moment would be served at the same ones. */
+static void on_arrivals(uv_timer_t *timer) {
+    struct driver *d = timer->data;
+    if (d->options.rate > 0)
+        arrive(d);
+    else if (d->phase == RUNNING)
+        begin_users(d);
+}
 
 static void on_tick(uv_timer_t *timer) {
     struct driver *d = timer->data;
@@ -213,7 +220,7 @@ static void begin_running(struct driver *d) {
     report_restart(&d->crowd.report, d->start_ns);
     d->warm = d->options.warmup <= 0;
     begin_users(d);
-    if (d->options.rate > 0) uv_timer_start(&d->arrivals, on_arrivals, 1, 1);
+    if (d->options.rate > 0 || d->options.ramp > 0) uv_timer_start(&d->arrivals, on_arrivals, 1, 1);
 }
 
 static void advance(struct driver *d) {
