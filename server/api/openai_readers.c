@@ -119,10 +119,12 @@ static void write_value(struct text *out, const json_t *value, int depth) {
         }
         text_adds(out, "]");
     } else if (json_is_object(value)) {
+        bool first = true;
         text_adds(out, "{");
         json_object_foreach((json_t *)value, name, member) {
             if (out->n > 64) return;
-            text_addf(out, "%s'%.64s':", out->data[out->n - 1] == '{' ? "" : ",", name);
+            text_addf(out, "%s'%.64s':", first ? "" : ",", name);
+            first = false;
             write_value(out, member, depth + 1);
         }
         text_adds(out, "}");
