@@ -23,8 +23,9 @@ enum {
 static const float least_step = 1e-30f;
 
 /* Lanes are independent and no multiply is fused with an add, so every version of a function
- * gives the same bits. */
-#if defined(__x86_64__) && defined(__gnu_linux__)
+ * gives the same bits. ThreadSanitizer is called by the code that picks a version, which runs
+ * before it is loaded. */
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__SANITIZE_THREAD__)
 #define WIDE_VERSIONS __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
 #else
 #define WIDE_VERSIONS
