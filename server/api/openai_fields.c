@@ -36,9 +36,9 @@ enum {
 
 #define IDS  "'type':'array','minItems':1,'items':{'type':'integer','minimum':0,'maximum':@}"
 #define TEXT "'type':'string','minLength':1"
-#define PROMPT                                                                                     \
-    "'anyOf':[{" TEXT "},{'type':'array','minItems':1,'maxItems':128,'items':{" TEXT "}},{" IDS    \
-    "},{'type':'array','minItems':1,'maxItems':128,'items':{" IDS "}}]"
+#define PROMPT(most)                                                                               \
+    "'anyOf':[{" TEXT "},{'type':'array','minItems':1,'maxItems':" #most ",'items':{" TEXT         \
+    "}},{" IDS "},{'type':'array','minItems':1,'maxItems':" #most ",'items':{" IDS "}}]"
 #define STOP    "'type':'string','minLength':1,'pattern':'^[^\\\\x00]+$'"
 #define CONTENT "{'type':'string','pattern':'^[^\\\\x00]*$'}"
 #define PART(t)                                                                                    \
@@ -55,7 +55,7 @@ enum {
 static const struct openai_field fields[] = {
     OTHER("model", ALL, openai_read_model, 0, 0, 0, "'type':['string','null']", "'builtin'",
           "one of the served names, empty or absent; another one is 404"),
-    OTHER("prompt", C, openai_prompt_parse, 0, 0, 0, PROMPT, "['a',[98]]",
+    OTHER("prompt", C, openai_prompt_parse, 0, 0, 0, PROMPT(128), "['a',[98]]",
           "a string, a list of strings, token ids, or a list of such lists"),
     OTHER("messages", H, openai_prompt_messages, 0, 0, 0,
           "'type':'array','minItems':1,'items':" MESSAGE("'text'"),
@@ -69,7 +69,7 @@ static const struct openai_field fields[] = {
           "'anyOf':[{'type':'string','minLength':1,'pattern':'^[^\\\\x00]+$'},{'type':'array',"
           "'minItems':1,'items':" MESSAGE("'input_text','output_text','text'") "}]",
           "'a'", "a string, or a list of messages whose content is a string or text parts"),
-    OTHER("input", E, openai_prompt_parse, 0, 0, 0, PROMPT, "['a','b']",
+    OTHER("input", E, openai_prompt_parse, 0, 0, 0, PROMPT(2048), "['a','b']",
           "as `prompt`; up to 2048 of them"),
     OTHER("prompt", T, openai_prompt_text, 0, 0, 0, "'type':['string','null']", "'a'",
           "a string; this or `messages`"),

@@ -173,3 +173,34 @@ Test(fields, of_messages_are_not_dropped_silently) {
     client_reply_free(&r);
     client_stop(s);
 }
+
+static void send_prompts(struct client_server s, enum openai_kind kind, size_t n, int status) {
+    struct text list = {0};
+    text_adds(&list, "[");
+    for (size_t i = 0; i < n; i++) text_addf(&list, "%s[97]", i ? "," : "");
+    text_adds(&list, "]");
+    struct client_reply r = ask(s, kind, kinds[kind].field, list.data);
+    cr_expect(r.status == status, "%s, %zu prompts: %d %.200s", kinds[kind].path, n, r.status,
+              r.body);
+    client_reply_free(&r);
+    text_deinit(&list);
+}
+
+/* The document's limit is the server's, to the last prompt. */
+Test(fields, hold_as_many_prompts_as_their_schema_says) {
+    struct client_server s = client_start(quiet);
+    static const struct {
+        enum openai_kind kind;
+        size_t most;
+    } limits[] = {{OPENAI_COMPLETION, OPENAI_MAX_CHOICES}, {OPENAI_EMBEDDING, OPENAI_MAX_INPUTS}};
+    for (size_t i = 0; i < sizeof limits / sizeof *limits; i++) {
+        const struct openai_field *f =
+            openai_field_find(kinds[limits[i].kind].field, limits[i].kind);
+        char item[32];
+        snprintf(item, sizeof item, "'maxItems':%zu,", limits[i].most);
+        cr_expect(strstr(f->schema, item), "%s: %s", f->name, f->schema);
+        send_prompts(s, limits[i].kind, limits[i].most, 200);
+        send_prompts(s, limits[i].kind, limits[i].most + 1, 400);
+    }
+    client_stop(s);
+}
