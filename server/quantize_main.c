@@ -1,4 +1,3 @@
-#include <argp.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,242 +9,11 @@
 #include "kernels/error.h"
 #include "server/cli.h"
 #include "server/progress.h"
+#include "server/quantize_args.h"
 
 static const char name[] = "gptqt-quantize";
 
 const char *argp_program_version = "gptqt-quantize " GPTQT_VERSION;
-
-struct args {
-    const char *model, *out;
-    struct quantize_options o;
-    bool json;
-};
-
-enum {
-    OPT_METHOD = 256,
-    OPT_PARAMS,
-    OPT_SCALE_BITS,
-    OPT_BIAS_BITS,
-    OPT_STEP_BITS,
-    OPT_RANGES,
-    OPT_ASYMMETRIC,
-    OPT_WEIGHTING,
-    OPT_ACT_ORDER,
-    OPT_NO_ACT_ORDER,
-    OPT_MIN_MSE,
-    OPT_BCQ_BIAS,
-    OPT_DAMP,
-    OPT_REFINE,
-    OPT_WINDOWS,
-    OPT_CTX,
-    OPT_SEED,
-    OPT_STATIC,
-    OPT_STATE_MEMORY,
-    OPT_STOP_AFTER,
-    OPT_LEVEL,
-    OPT_FORCE,
-    OPT_JSON
-};
-
-static const struct argp_option options[] = {
-    {NULL, 0, NULL, 0, "What is stored:", 1},
-    {"bits", 'b', "N", 0, "Bits per weight, 1 to 4 (3)", 1},
-    {"group", 'g', "N", 0, "Weights that share scales: 16, 32, 64, 128 or row (16)", 1},
-    {"params", OPT_PARAMS, "KIND", 0,
-     "compact (default: small integers, a shape per row), compact-group (a shape per group) or "
-     "free "
-     "(fp16 scale per bit)",
-     1},
-    {"scale-bits", OPT_SCALE_BITS, "N", 0, "Bits of a group's scale, compact kinds (4)", 1},
-    {"bias-bits", OPT_BIAS_BITS, "N", 0, "Bits of a group's bias, compact kinds (5)", 1},
-    {NULL, 0, NULL, 0, "How the codes are found:", 2},
-    {"method", OPT_METHOD, "NAME", 0, "gptqt (default), gptq, rtn, bcq or gptq-bcq", 2},
-    {"step-bits", OPT_STEP_BITS, "N", 0, "Bits of the integer grid of step one (bits + 2; 5 at 4)",
-     2},
-    {"ranges", OPT_RANGES, "N", 0, "Range factors explored, 2 to 40 (10)", 2},
-    {"asymmetric", OPT_ASYMMETRIC, NULL, 0, "Explore both ends of the range on their own (slow)",
-     2},
-    {"weighting", OPT_WEIGHTING, "NAME", 0,
-     "What an error in a column weighs when codebooks are chosen: diag (default), none, u", 2},
-    {"act-order", OPT_ACT_ORDER, NULL, 0, "Columns by falling input energy (default)", 2},
-    {"no-act-order", OPT_NO_ACT_ORDER, NULL, 0, "Columns as they come", 2},
-    {"min-mse", OPT_MIN_MSE, NULL, 0, "gptq, rtn: shrink each range to the least error", 2},
-    {"bcq-bias", OPT_BCQ_BIAS, NULL, 0, "bcq: fit a bias as well", 2},
-    {"damp", OPT_DAMP, "X", 0, "Share of the mean diagonal added to it (0.01)", 2},
-    {"refine", OPT_REFINE, "N", 0, "Rounds of refit and coordinate descent afterwards (0)", 2},
-    {NULL, 0, NULL, 0, "Calibration:", 3},
-    {"calibration", 'f', "FILE", 0, "UTF-8 text; without one the model writes its own", 3},
-    {"windows", OPT_WINDOWS, "N", 0, "Windows of the text (64)", 3},
-    {"ctx", OPT_CTX, "N", 0, "Tokens of a window (1024; own text 512)", 3},
-    {"seed", OPT_SEED, "N", 0, "Of the own text (0)", 3},
-    {"static", OPT_STATIC, NULL, 0, "Inputs from the unquantized model, not the coded blocks", 3},
-    {"state-memory", OPT_STATE_MEMORY, "MIB", 0,
-     "Hidden states kept in memory; more go to a file in $TMPDIR (2048)", 3},
-    {NULL, 0, NULL, 0, "Running:", 4},
-    {"threads", 't', "N", 0, "Threads (default: all processors)", 4},
-    {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512 or auto", 4},
-    {"force", OPT_FORCE, NULL, 0, "Replace what is at OUT", 4},
-    {"stop-after", OPT_STOP_AFTER, "N", 0, "Stop after N blocks; the next run goes on there", 4},
-    {"json", OPT_JSON, NULL, 0, "Print the result as JSON", 4},
-    {0},
-};
-
-/* Index of text in a list of names that ends where name_of() gives NULL. */
-static int pick(const char *flag, const char *text, const char *(*name_of)(int), int *ret,
-                struct error *err) {
-    for (int i = 0; name_of(i); i++) {
-        if (strcmp(name_of(i), text) != 0 || !*text) continue;
-        *ret = i;
-        return 0;
-    }
-    return error_set(err, -1, "%s '%.40s': no such choice, see --help", flag, text);
-}
-
-static const char *method_name(int i) { return quantize_method_name((enum layer_method)i); }
-
-static const char *kind_name(int i) { return quantize_kind_name((enum bcq_kind)i); }
-
-static const char *weighting_name(int i) {
-    return quantize_weighting_name((enum layer_weighting)i);
-}
-
-static int group_size(struct args *args, const char *text, struct error *err) {
-    if (!strcmp(text, "row")) {
-        args->o.layer.group = 0;
-        return 0;
-    }
-    int group, r = cli_int(&group, "--group", text, 16, 128, err);
-    if (r < 0) return r;
-    if (group & (group - 1))
-        return error_set(err, -1, "--group '%s': 16, 32, 64, 128 or row is needed", text);
-    args->o.layer.group = group;
-    return 0;
-}
-
-static int method_option(struct args *args, int key, const char *value, struct error *err) {
-    struct layer_options *l = &args->o.layer;
-    int choice = 0, r = 0;
-    float number = 0.0f;
-    switch (key) {
-    case OPT_METHOD:
-        r = pick("--method", value, method_name, &choice, err);
-        l->method = (enum layer_method)choice;
-        return r;
-    case OPT_PARAMS:
-        r = pick("--params", value, kind_name, &choice, err);
-        l->kind = (enum bcq_kind)choice;
-        return r;
-    case OPT_WEIGHTING:
-        r = pick("--weighting", value, weighting_name, &choice, err);
-        l->weighting = (enum layer_weighting)choice;
-        return r;
-    case OPT_DAMP:
-        r = cli_float(&number, "--damp", value, 0.0f, 10.0f, err);
-        /* The decimal that was typed, not its nearest float. */
-        l->damp = strtod(value, NULL);
-        return r;
-    case OPT_STEP_BITS:
-        return cli_int(&l->step_bits, "--step-bits", value, 1, 6, err);
-    case OPT_RANGES:
-        return cli_int(&l->n_ranges, "--ranges", value, 2, 40, err);
-    case OPT_REFINE:
-        return cli_int(&l->refine, "--refine", value, 0, 100, err);
-    case OPT_ASYMMETRIC:
-        l->asymmetric = true;
-        return 0;
-    case OPT_ACT_ORDER:
-        l->act_order = true;
-        return 0;
-    case OPT_NO_ACT_ORDER:
-        l->act_order = false;
-        return 0;
-    case OPT_MIN_MSE:
-        l->min_mse = true;
-        return 0;
-    case OPT_BCQ_BIAS:
-        l->bcq_bias = true;
-        return 0;
-    default:
-        return 1;
-    }
-}
-
-static int other_option(struct args *args, int key, const char *value, struct error *err) {
-    struct quantize_options *o = &args->o;
-    int mebibytes = 0, r;
-    switch (key) {
-    case 'b':
-        return cli_int(&o->layer.bits, "--bits", value, 1, BCQ_MAX_BITS, err);
-    case 'g':
-        return group_size(args, value, err);
-    case OPT_SCALE_BITS:
-        return cli_int(&o->layer.scale_bits, "--scale-bits", value, 1, 8, err);
-    case OPT_BIAS_BITS:
-        return cli_int(&o->layer.bias_bits, "--bias-bits", value, 2, 8, err);
-    case 'f':
-        o->calibration = value;
-        return 0;
-    case OPT_WINDOWS:
-        return cli_int(&o->windows, "--windows", value, 1, 1 << 16, err);
-    case OPT_CTX:
-        return cli_int(&o->ctx, "--ctx", value, 2, 1 << 20, err);
-    case OPT_SEED:
-        return cli_seed(&o->seed, "--seed", value, err);
-    case OPT_STATIC:
-        o->is_static = true;
-        return 0;
-    case OPT_STATE_MEMORY:
-        r = cli_int(&mebibytes, "--state-memory", value, 1, 1 << 24, err);
-        o->state_memory = (size_t)mebibytes << 20;
-        return r;
-    case 't':
-        return cli_int(&o->layer.n_threads, "--threads", value, 1, 256, err);
-    case OPT_LEVEL:
-        o->backend.level = value;
-        return 0;
-    case OPT_FORCE:
-        o->force = true;
-        return 0;
-    case OPT_STOP_AFTER:
-        return cli_int(&o->stop_after, "--stop-after", value, 1, 1 << 16, err);
-    case OPT_JSON:
-        args->json = true;
-        return 0;
-    default:
-        return 1;
-    }
-}
-
-static error_t parse(int key, char *value, struct argp_state *state) {
-    struct args *args = state->input;
-    struct error err;
-    if (key == ARGP_KEY_ARG) {
-        if (state->arg_num > 1) argp_error(state, "MODEL and OUT are enough");
-        *(state->arg_num ? &args->out : &args->model) = value;
-        return 0;
-    }
-    if (key == ARGP_KEY_END) {
-        if (!args->out) argp_error(state, "MODEL and OUT are needed");
-        if (layer_check(&args->o.layer, &err) < 0) argp_error(state, "%s", err.text);
-        return 0;
-    }
-    int r = method_option(args, key, value, &err);
-    if (r > 0) r = other_option(args, key, value, &err);
-    if (r > 0) return ARGP_ERR_UNKNOWN;
-    if (r < 0) argp_error(state, "%s", err.text);
-    return 0;
-}
-
-static const struct argp argp = {
-    options,
-    parse,
-    "MODEL OUT",
-    "Quantizes a model's linear layers to binary codes.\vMODEL is a directory in Hugging Face form "
-    "or "
-    "a GGUF file; OUT becomes a checkpoint directory. An interrupted run goes on where it stopped.",
-    NULL,
-    NULL,
-    NULL};
 
 /* What is shown while the work goes on. */
 struct display {
@@ -297,7 +65,7 @@ static void print_json(const struct quantize_summary *s, double seconds) {
     json_decref(o);
 }
 
-static void print_text(const struct args *args, const struct quantize_summary *s,
+static void print_text(const struct quantize_args *args, const struct quantize_summary *s,
                        const struct display *d, double seconds) {
     printf("%lld weights in %d blocks, %.3f bits each, %.0f s; calibrated on %d windows of %d%s\n",
            (long long)s->n_weights, s->n_layers, s->bits_per_weight, seconds, s->windows, s->ctx,
@@ -310,7 +78,7 @@ static void print_text(const struct args *args, const struct quantize_summary *s
     if (d->n_resumed) printf("%d matrices came from an earlier run\n", d->n_resumed);
 }
 
-static int run(const struct args *args, struct error *err) {
+static int run(const struct quantize_args *args, struct error *err) {
     struct display display = {.stage = -1, .quiet = args->json};
     struct quantize_events events = {show_progress, show_matrix, show_note, &display};
     struct quantize_summary summary;
@@ -332,10 +100,8 @@ static int run(const struct args *args, struct error *err) {
 }
 
 int main(int argc, char **argv) {
-    struct args args = {0};
-    quantize_defaults(&args.o);
-    argp_err_exit_status = CLI_USAGE;
-    argp_parse(&argp, argc, argv, 0, NULL, &args);
+    struct quantize_args args;
+    quantize_args_parse(&args, argc, argv);
     struct error err = {{0}};
     int r = run(&args, &err);
     return r < 0 ? cli_end(CLI_FAILED, name, &err) : 0;

@@ -1,0 +1,25 @@
+/* quantize_args.h - the command line of gptqt-quantize.
+ *
+ * Owns      nothing.
+ * Borrows   argv for as long as the result is used.
+ * Thread    the main thread.
+ * Fails     by ending the program with CLI_USAGE and a line that names the flag and its range.
+ * Cost      none to speak of.
+ *
+ * Options that came from here have passed layer_check(). */
+#ifndef SERVER_QUANTIZE_ARGS_H
+#define SERVER_QUANTIZE_ARGS_H
+
+#include <stdbool.h>
+
+#include "engine/quant/quantize.h"
+
+struct quantize_args {
+    const char *model, *out;
+    struct quantize_options o;
+    bool json;
+};
+
+void quantize_args_parse(struct quantize_args *ret, int argc, char **argv);
+
+#endif
