@@ -25,12 +25,12 @@ done || exit 1
 
 scan engine | while read -r file kind path; do
     case $kind$path in
-    '"'engine/quant/*) case $file in engine/quant/*) ;; *) complain "$file" "$path" ;; esac ;;
+    '"'engine/quant/* | '"'engine/train/*) case $file in engine/quant/* | engine/train/*) ;; *) complain "$file" "$path" ;; esac ;;
     '"'engine/*) ;;
     '"'kernels/backend.h | '"'kernels/weights.h | '"'kernels/error.h | '"'kernels/float16.h) ;;
     '"'*) complain "$file" "$path" ;;
     '<'microhttpd.h | '<'uv.h) complain "$file" "$path" ;;
-    '<'cblas.h | '<'lapacke.h | '<'openblas*) case $file in engine/quant/*) ;; *) complain "$file" "$path" ;; esac ;;
+    '<'cblas.h | '<'lapacke.h | '<'openblas*) case $file in engine/quant/* | engine/train/*) ;; *) complain "$file" "$path" ;; esac ;;
     esac
     [ $bad = 0 ] || exit 1
 done || exit 1
@@ -38,7 +38,7 @@ done || exit 1
 scan server | while read -r file kind path; do
     case $kind$path in
     '"'server/* | '"'web/assets.h | '"'kernels/error.h) ;;
-    '"'engine/quant/*) case $file in server/quantize_*) ;; *) complain "$file" "$path" ;; esac ;;
+    '"'engine/quant/* | '"'engine/train/*) case $file in server/quantize_*) ;; *) complain "$file" "$path" ;; esac ;;
     '"'engine/kv.h | '"'engine/scheduler.h | '"'engine/sequence.h) complain "$file" "$path" ;;
     '"'engine/*) ;;
     '"'kernels/backend.h | '"'kernels/weights.h)
