@@ -7,8 +7,9 @@
  * Fails     into the answer.
  * Cost      that of the answer's bytes.
  *
- * request.c knows how requests live and not what answers look like; an answer_*.c knows one form
- * of answer and not how requests live. struct answer_form is all that lies between. */
+ * request.c begins requests, request_events.c carries the engine's events to them, request_life.c
+ * ends them; none knows what answers look like. An answer_*.c knows one form of answer and not how
+ * requests live. struct answer_form is all that lies between. */
 #ifndef SERVER_REQUEST_PARTS_H
 #define SERVER_REQUEST_PARTS_H
 
@@ -86,6 +87,18 @@ struct request {
     int64_t start_ns;
     struct request *prev, *next;
 };
+
+/* Makes x the request's and the request one of the server's. */
+void request_attach(struct request *r, struct http_exchange *x);
+/* Lets go of the exchange; what still runs ends unheard. */
+struct http_exchange *request_detach(struct request *r);
+/* Ends the client's side with an error; in a stream that has begun it is an event. */
+void request_fail(struct request *r, const struct api_error *e);
+void request_fail_with(struct request *r, enum api_error_kind kind, const char *message);
+/* Frees an attached request that neither a client nor the engine has to do with any more. */
+void request_free_if_over(struct request *r);
+/* One that was never attached; NULL is allowed. */
+void request_free(struct request *r);
 
 /* Hands the next n choices to the engine, or none. */
 int request_submit(struct request *r, int n, struct api_error *e);

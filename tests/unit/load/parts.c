@@ -137,7 +137,8 @@ Test(events, are_cut_in_pieces_of_any_size) {
 
 /* -- Answers ------------------------------------------------------------------------------- */
 
-static struct subject subject = {.prompt = "ab", .max_tokens = 2};
+static char prompt[] = "ab";
+static struct subject subject = {.prompt = prompt, .max_tokens = 2};
 
 static const char *judge(enum case_kind shape, struct known *known, const char *const *events,
                          const char *body) {
