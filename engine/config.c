@@ -173,6 +173,10 @@ static void take_quantization(struct fields *f, struct config_quantization *q) {
         fields_text(&s, "quant_method", family, sizeof family, NULL);
         if (strcmp(family, "gptqt") != 0)
             fields_fail(&s, -ENOTSUP, "quant_method '%s': only gptqt is supported", family);
+        if (json_object_get(object, "shard"))
+            fields_fail(
+                &s, -ENOTSUP,
+                "shard: holds some of a model's blocks; gptqt-quantize --merge joins parts");
         fields_text(&s, "method", q->method, sizeof q->method, "gptqt");
         q->bits = (int)fields_int(&s, "bits", 1, BCQ_MAX_BITS, FIELDS_REQUIRED);
         q->group = (int)fields_int(&s, "group_size", 0, MAX_WIDTH, 0);

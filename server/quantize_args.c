@@ -28,6 +28,8 @@ enum {
     OPT_STATIC,
     OPT_STATE_MEMORY,
     OPT_STOP_AFTER,
+    OPT_LAYERS,
+    OPT_MERGE,
     OPT_LEVEL,
     OPT_FORCE,
     OPT_JSON
@@ -72,6 +74,9 @@ static const struct argp_option options[] = {
     {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512 or auto", 4},
     {"force", OPT_FORCE, NULL, 0, "Replace what is at OUT", 4},
     {"stop-after", OPT_STOP_AFTER, "N", 0, "Stop after N blocks; the next run goes on there", 4},
+    {"layers", OPT_LAYERS, "A:B", 0,
+     "Only blocks A to B-1 (of A: to the last), as a part for --merge; needs --static", 4},
+    {"merge", OPT_MERGE, NULL, 0, "Join parts: the arguments are OUT PART...", 4},
     {"json", OPT_JSON, NULL, 0, "Print the result as JSON", 4},
     {0},
 };
@@ -157,6 +162,23 @@ static int method_option(struct quantize_args *args, int key, const char *value,
     }
 }
 
+/* "A:B" or "A:". */
+static int layer_range(struct quantize_options *o, const char *text, struct error *err) {
+    const char *colon = strchr(text, ':');
+    char first[16];
+    if (!colon || (size_t)(colon - text) >= sizeof first)
+        return error_set(err, -1, "--layers '%.40s': A:B is needed", text);
+    memcpy(first, text, (size_t)(colon - text));
+    first[colon - text] = 0;
+    int end = 0, r = cli_int(&o->first_block, "--layers", first, 0, 1 << 16, err);
+    if (r == 0 && colon[1]) r = cli_int(&end, "--layers", colon + 1, 1, 1 << 16, err);
+    if (r < 0) return r;
+    if (colon[1] && end <= o->first_block)
+        return error_set(err, -1, "--layers '%.40s': B must be more than A", text);
+    o->end_block = end;
+    return 0;
+}
+
 static int other_option(struct quantize_args *args, int key, const char *value, struct error *err) {
     struct quantize_options *o = &args->o;
     int mebibytes = 0, r;
@@ -195,6 +217,11 @@ static int other_option(struct quantize_args *args, int key, const char *value, 
         return 0;
     case OPT_STOP_AFTER:
         return cli_int(&o->stop_after, "--stop-after", value, 1, 1 << 16, err);
+    case OPT_LAYERS:
+        return layer_range(o, value, err);
+    case OPT_MERGE:
+        args->merge = true;
+        return 0;
     case OPT_JSON:
         args->json = true;
         return 0;
@@ -203,12 +230,30 @@ static int other_option(struct quantize_args *args, int key, const char *value, 
     }
 }
 
+/* With --merge the first argument is OUT and the others are parts, else they are MODEL and OUT.
+ * Options have all been seen by then: argp puts arguments last. */
+static void take_arguments(struct quantize_args *args, struct argp_state *state) {
+    int n = state->argc - state->next;
+    char **list = state->argv + state->next;
+    if (args->merge) {
+        if (n < 2) argp_error(state, "--merge: OUT and at least one PART are needed");
+        args->out = list[0];
+        args->parts = (const char *const *)list + 1;
+        args->n_parts = n - 1;
+    } else {
+        if (n < 2) argp_error(state, "MODEL and OUT are needed");
+        if (n > 2) argp_error(state, "MODEL and OUT are enough");
+        args->model = list[0];
+        args->out = list[1];
+    }
+    state->next = state->argc;
+}
+
 static error_t parse(int key, char *value, struct argp_state *state) {
     struct quantize_args *args = state->input;
     struct error err;
-    if (key == ARGP_KEY_ARG) {
-        if (state->arg_num > 1) argp_error(state, "MODEL and OUT are enough");
-        *(state->arg_num ? &args->out : &args->model) = value;
+    if (key == ARGP_KEY_ARGS) {
+        take_arguments(args, state);
         return 0;
     }
     if (key == ARGP_KEY_END) {
@@ -226,7 +271,7 @@ static error_t parse(int key, char *value, struct argp_state *state) {
 static const struct argp argp = {
     options,
     parse,
-    "MODEL OUT",
+    "MODEL OUT\n--merge OUT PART...",
     "Quantizes a model's linear layers to binary codes.\vMODEL is a directory in Hugging Face form "
     "or "
     "a GGUF file; OUT becomes a checkpoint directory. An interrupted run goes on where it stopped.",

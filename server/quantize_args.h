@@ -18,6 +18,9 @@ struct quantize_args {
     const char *model, *out;
     struct quantize_options o;
     bool json;
+    bool merge;               /* join parts into out; there is no model then */
+    const char *const *parts; /* (n_parts) */
+    int n_parts;
 };
 
 void quantize_args_parse(struct quantize_args *ret, int argc, char **argv);

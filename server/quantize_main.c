@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/quant/merge.h"
 #include "engine/quant/quantize.h"
 #include "engine/source.h"
 #include "kernels/error.h"
@@ -78,6 +79,19 @@ static void print_text(const struct quantize_args *args, const struct quantize_s
     if (d->n_resumed) printf("%d matrices came from an earlier run\n", d->n_resumed);
 }
 
+static int merge(const struct quantize_args *args, struct error *err) {
+    struct display display = {.quiet = args->json};
+    struct quantize_summary summary;
+    double started = cli_now();
+    int r = merge_parts(&summary, args->out, args->parts, args->n_parts, args->o.force, err);
+    if (r < 0) return r;
+    if (args->json)
+        print_json(&summary, cli_now() - started);
+    else
+        print_text(args, &summary, &display, cli_now() - started);
+    return 0;
+}
+
 static int run(const struct quantize_args *args, struct error *err) {
     struct display display = {.stage = -1, .quiet = args->json};
     struct quantize_events events = {show_progress, show_matrix, show_note, &display};
@@ -103,6 +117,6 @@ int main(int argc, char **argv) {
     struct quantize_args args;
     quantize_args_parse(&args, argc, argv);
     struct error err = {{0}};
-    int r = run(&args, &err);
+    int r = args.merge ? merge(&args, &err) : run(&args, &err);
     return r < 0 ? cli_end(CLI_FAILED, name, &err) : 0;
 }

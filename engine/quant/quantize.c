@@ -17,6 +17,8 @@
 #include "engine/quant/codebook.h"
 #include "engine/quant/linalg.h"
 #include "engine/quant/parallel.h"
+#include "engine/quant/shard.h"
+#include "engine/quant/summary.h"
 #include "engine/quant/texts.h"
 #include "engine/sha256.h"
 #include "engine/source.h"
@@ -42,6 +44,7 @@ struct quantize {
     int32_t *tokens; /* (windows, ctx) */
     float *w;        /* the largest matrix */
     json_t *errors;  /* matrix name -> {decibels, loss, energy, bits_per_weight} */
+    struct shard shard;
 };
 
 const char *quantize_method_name(enum layer_method method) {
@@ -78,6 +81,18 @@ static void progress(const struct quantize *q, double done) {
         q->events->progress(q->events->arg, QUANTIZE_BLOCKS, done, (double)q->config->n_layers);
 }
 
+static int settle_shard(struct quantize *q, struct error *err) {
+    const struct quantize_options *o = &q->o;
+    int n = q->config->n_layers;
+    q->shard = (struct shard){o->first_block, o->end_block ? o->end_block : n, n};
+    int r = shard_check(&q->shard, err);
+    if (r == 0 && !shard_is_whole(&q->shard) && !o->is_static)
+        r = error_set(err, -EINVAL,
+                      "layers: without static inputs a block is quantized on what the "
+                      "coded blocks before it give, so it cannot be made on its own");
+    return r;
+}
+
 /* Puts the defaults in and refuses what cannot be. */
 static int settle_options(struct quantize *q, struct error *err) {
     struct quantize_options *o = &q->o;
@@ -96,6 +111,8 @@ static int settle_options(struct quantize *q, struct error *err) {
     if (o->windows < 1 || o->windows > MAX_WINDOWS)
         return error_set(err, -EINVAL, "windows: %d is not in 1..%d", o->windows, MAX_WINDOWS);
     if (o->state_memory == 0) o->state_memory = (size_t)2 << 30;
+    r = settle_shard(q, err);
+    if (r < 0) return r;
     for (size_t i = 0; i < source_count(q->src); i++)
         if (source_at(q->src, i)->is_bcq)
             return error_set(err, -ENOTSUP, "tensor '%s': the model is binary-coded already",
@@ -188,14 +205,18 @@ static json_t *describe(const struct quantize *q) {
     return o;
 }
 
-/* What tells this calibration text from others: its tokens, or what it will be drawn with. */
-static json_t *text_identity(const struct quantize *q) {
-    char hex[SHA256_HEX];
+static void tokens_hash(const struct quantize *q, char hex[SHA256_HEX]) {
     struct sha256 sum;
-    if (!q->o.calibration) return json_sprintf("seed %llu", (unsigned long long)q->o.seed);
     sha256_init(&sum);
     sha256_add(&sum, q->tokens, (size_t)q->o.windows * (size_t)q->o.ctx * sizeof *q->tokens);
     sha256_end(&sum, hex);
+}
+
+/* What tells this calibration text from others: its tokens, or what it will be drawn with. */
+static json_t *text_identity(const struct quantize *q) {
+    char hex[SHA256_HEX];
+    if (!q->o.calibration) return json_sprintf("seed %llu", (unsigned long long)q->o.seed);
+    tokens_hash(q, hex);
     return json_string(hex);
 }
 
@@ -207,6 +228,8 @@ static int open_writer(struct quantize *q, const char *out, struct error *err) {
     json_object_set_new(o, "model", json_string(model));
     json_object_set_new(o, "tokens", text_identity(q));
     json_object_set_new(o, "version", json_string(GPTQT_VERSION));
+    if (!shard_is_whole(&q->shard))
+        json_object_set_new(o, "layers", json_pack("[i, i]", q->shard.first, q->shard.end));
     char *settings = o ? json_dumps(o, JSON_INDENT(1)) : NULL;
     json_decref(o);
     if (!settings) return error_set(err, -ENOMEM, "settings: out of memory");
@@ -401,13 +424,15 @@ static int restore_block(struct quantize *q, int layer, struct error *err) {
     return r;
 }
 
+/* A block of another part only moves the states on. */
 static int do_block(struct quantize *q, int layer, struct error *err) {
-    bool last = layer + 1 == q->config->n_layers, made = block_is_made(q, layer);
+    bool last = layer + 1 == q->shard.end, ours = layer >= q->shard.first;
+    bool made = ours && block_is_made(q, layer);
     int r = model_load_layer(q->model, layer, err);
     if (r < 0) return r;
-    r = made ? restore_block(q, layer, err) : make_block(q, layer, err);
+    if (ours) r = made ? restore_block(q, layer, err) : make_block(q, layer, err);
     /* With static inputs the pass that collected has moved the states as well. */
-    bool moved = q->o.is_static && !made;
+    bool moved = q->o.is_static && ours && !made;
     if (r == 0 && !last && !moved) r = calibrate_run(q->calibrate, layer, false, true, err);
     model_drop_layer(q->model, layer);
     if (r == 0) progress(q, layer + 1);
@@ -416,9 +441,9 @@ static int do_block(struct quantize *q, int layer, struct error *err) {
 
 static int do_blocks(struct quantize *q, struct error *err) {
     int r = read_errors(q, err);
-    for (int layer = 0; r == 0 && layer < q->config->n_layers; layer++) {
-        if (q->o.stop_after > 0 && layer >= q->o.stop_after)
-            return error_set(err, -ECANCELED, "stopped after %d blocks, as asked", layer);
+    for (int layer = 0; r == 0 && layer < q->shard.end; layer++) {
+        if (q->o.stop_after > 0 && layer - q->shard.first >= q->o.stop_after)
+            return error_set(err, -ECANCELED, "stopped after %d blocks, as asked", q->o.stop_after);
         r = do_block(q, layer, err);
     }
     return r;
@@ -444,10 +469,11 @@ static bool is_fused_weight(const struct quantize *q, const char *name) {
     return false;
 }
 
-/* Tensors whose place the coded matrices take, or that nothing reads. */
-static bool is_replaced(void *arg, const char *name) {
+/* Tensors whose place the coded matrices take, that nothing reads or that another part has. */
+static bool is_left_out(void *arg, const char *name) {
     const struct quantize *q = arg;
     char linear[NAME_SIZE];
+    if (!shard_owns(&q->shard, name)) return true;
     if (q->config->tie_embeddings && !strcmp(name, "lm_head.weight")) return true;
     if (!strcmp(name, "rope_freqs.weight")) return true; /* in the config from now on */
     if (!ends_with(name, ".weight")) return false;
@@ -463,34 +489,60 @@ static bool is_replaced(void *arg, const char *name) {
     return is_fused_weight(q, name);
 }
 
+/* Calls visit for the matrices that were made: role by role, block by block. */
+static void each_matrix(const struct quantize *q,
+                        void (*visit)(const struct quantize *q, enum model_role role, int layer,
+                                      const char *name, void *arg),
+                        void *arg) {
+    for (int role = 0; role < ROLE_COUNT; role++) {
+        int rows, cols;
+        if (!model_linear_shape(q->model, (enum model_role)role, &rows, &cols)) continue;
+        for (int layer = q->shard.first; layer < q->shard.end; layer++) {
+            char name[NAME_SIZE];
+            model_linear_name(q->model, layer, (enum model_role)role, name, sizeof name);
+            visit(q, (enum model_role)role, layer, name, arg);
+        }
+    }
+}
+
+static void sum_matrix(const struct quantize *q, enum model_role role, int layer, const char *name,
+                       void *arg) {
+    int rows, cols;
+    (void)layer;
+    model_linear_shape(q->model, role, &rows, &cols);
+    summary_add(arg, role, (int64_t)rows * cols, json_object_get(q->errors, name));
+}
+
 static void summarize(const struct quantize *q, struct quantize_summary *s) {
-    double bits = 0.0;
-    *s = (struct quantize_summary){.n_layers = q->config->n_layers,
+    *s = (struct quantize_summary){.n_layers = q->shard.end - q->shard.first,
                                    .windows = q->o.windows,
                                    .ctx = q->o.ctx,
                                    .own_text = !q->o.calibration};
-    for (int role = 0; role < ROLE_COUNT; role++) {
-        int rows, cols;
-        s->has_role[role] = model_linear_shape(q->model, (enum model_role)role, &rows, &cols);
-        for (int layer = 0; s->has_role[role] && layer < s->n_layers; layer++) {
-            char name[NAME_SIZE];
-            model_linear_name(q->model, layer, (enum model_role)role, name, sizeof name);
-            s->decibels[role] += error_value(q, name, "decibels") / s->n_layers;
-            s->n_weights += (int64_t)rows * cols;
-            bits += error_value(q, name, "bits_per_weight") * rows * cols;
-        }
-    }
-    s->bits_per_weight = s->n_weights ? bits / (double)s->n_weights : 0.0;
+    each_matrix(q, sum_matrix, s);
+    summary_end(s);
+}
+
+static void list_matrix(const struct quantize *q, enum model_role role, int layer, const char *name,
+                        void *arg) {
+    (void)q;
+    shard_add_matrix(arg, name, quantize_role_name(role), layer);
+}
+
+static json_t *describe_shard(const struct quantize *q) {
+    char model[SHA256_HEX], tokens[SHA256_HEX];
+    source_hash(q->src, model);
+    tokens_hash(q, tokens);
+    json_t *shard = shard_describe(&q->shard, model, tokens);
+    each_matrix(q, list_matrix, shard);
+    return shard;
 }
 
 static int write_texts(struct quantize *q, const struct quantize_summary *s, struct error *err) {
-    json_t *o = describe(q), *means = json_object();
-    for (int role = 0; role < ROLE_COUNT; role++)
-        if (s->has_role[role])
-            json_object_set_new(means, quantize_role_name((enum model_role)role),
-                                json_real(round(100.0 * s->decibels[role]) / 100.0));
-    json_object_set_new(o, "bits_per_weight", json_real(round(1e4 * s->bits_per_weight) / 1e4));
-    json_object_set_new(o, "layer_errors", means);
+    json_t *o = describe(q);
+    if (shard_is_whole(&q->shard))
+        summary_describe(o, s);
+    else
+        json_object_set_new(o, "shard", describe_shard(q));
     char *text = o ? json_dumps(o, JSON_COMPACT) : NULL;
     json_decref(o);
     int r = text ? texts_write(q->writer, q->src, text, err)
@@ -519,7 +571,7 @@ int quantize_run(struct quantize_summary *ret, const char *out, struct source *s
     if (r == 0) r = backend_open(&q.backend, &q.o.backend, err);
     if (r == 0) r = prepare(&q, out, err);
     if (r == 0) r = do_blocks(&q, err);
-    if (r == 0) r = carry_tensors(q.writer, src, is_replaced, &q, err);
+    if (r == 0) r = carry_tensors(q.writer, src, is_left_out, &q, err);
     if (r == 0) {
         summarize(&q, &summary);
         r = write_texts(&q, &summary, err);

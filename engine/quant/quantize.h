@@ -54,10 +54,12 @@ struct quantize_options {
     bool force;          /* replace whatever is at the output path */
     size_t state_memory; /* bytes of hidden states kept in memory; 0 = 2 GiB */
     int stop_after;      /* blocks; then -ECANCELED. 0 = do all */
+    int first_block; /* only blocks first_block .. end_block - 1, as a part that merge.h joins; */
+    int end_block;   /* static inputs only. 0 = to the last */
 };
 
 struct quantize_summary {
-    int n_layers, windows, ctx;
+    int n_layers, windows, ctx; /* blocks: of the part that was made */
     bool own_text;
     bool has_role[ROLE_COUNT];
     double decibels[ROLE_COUNT]; /* mean over the blocks */
