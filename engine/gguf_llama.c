@@ -83,31 +83,47 @@ int64_t gguf_llama_row(int64_t row, int head_dim) {
     return head * head_dim + 2 * (i % half) + i / half;
 }
 
-static int check_tensor(const struct gguf *g, const char *name, const struct row *row,
-                        const struct model_config *c, struct error *err) {
+int gguf_llama_count(const struct model_config *config) {
+    return N_ENDS - config->tie_embeddings + config->n_layers * N_BLOCKS;
+}
+
+void gguf_llama_at(struct gguf_llama_tensor *ret, const struct model_config *config, int i) {
+    /* The output matrix is the last of the ends: tied, it is left out. */
+    int n_ends = N_ENDS - config->tie_embeddings, at = i - n_ends;
+    const struct row *row = i < n_ends ? &ends[i] : &blocks[at % N_BLOCKS];
+    *ret = (struct gguf_llama_tensor){.is_vector = row->rows == ONE,
+                                      .rows = size_of(row->rows, config),
+                                      .cols = size_of(row->cols, config)};
+    if (i < n_ends)
+        snprintf(ret->stored, sizeof ret->stored, "%s", row->stored);
+    else
+        snprintf(ret->stored, sizeof ret->stored, "blk.%d.%s", at / N_BLOCKS, row->stored);
+    char name[GGUF_LLAMA_NAME + 8];
+    snprintf(name, sizeof name, "%s.weight", ret->stored);
+    gguf_llama_name(ret->original, &ret->rope_heads, name, config);
+    *strrchr(ret->original, '.') = 0;
+}
+
+static int check_tensor(const struct gguf *g, const struct gguf_llama_tensor *want,
+                        struct error *err) {
+    char name[GGUF_LLAMA_NAME + 8];
+    snprintf(name, sizeof name, "%s.weight", want->stored);
     const struct gguf_tensor *t = gguf_find_tensor(g, name);
     if (!t) return error_set(err, -EBADMSG, "tensor '%s' is missing", name);
-    uint64_t rows = size_of(row->rows, c), cols = size_of(row->cols, c);
-    if (t->dims[0] == cols && t->dims[1] == rows && t->dims[2] * t->dims[3] == 1) return 0;
+    if (t->dims[0] == want->cols && t->dims[1] == want->rows && t->dims[2] * t->dims[3] == 1)
+        return 0;
     return error_set(err, -EBADMSG,
                      "tensor '%s': dimensions %" PRIu64 " x %" PRIu64 ", the metadata need %" PRIu64
                      " x %" PRIu64,
-                     name, t->dims[0], t->dims[1], cols, rows);
+                     name, t->dims[0], t->dims[1], want->cols, want->rows);
 }
 
 int gguf_llama_check(const struct gguf *g, const struct model_config *config, struct error *err) {
-    char name[GGUF_MAX_NAME + 1];
-    for (size_t i = 0; i < N_ENDS; i++) {
-        if (config->tie_embeddings && !strcmp(ends[i].stored, "output")) continue;
-        snprintf(name, sizeof name, "%s.weight", ends[i].stored);
-        int r = check_tensor(g, name, &ends[i], config, err);
-        if (r < 0) return r;
+    int r = 0, n = gguf_llama_count(config);
+    for (int i = 0; r == 0 && i < n; i++) {
+        struct gguf_llama_tensor want;
+        gguf_llama_at(&want, config, i);
+        r = check_tensor(g, &want, err);
     }
-    for (int layer = 0; layer < config->n_layers; layer++)
-        for (size_t i = 0; i < N_BLOCKS; i++) {
-            snprintf(name, sizeof name, "blk.%d.%s.weight", layer, blocks[i].stored);
-            int r = check_tensor(g, name, &blocks[i], config, err);
-            if (r < 0) return r;
-        }
-    return 0;
+    return r;
 }

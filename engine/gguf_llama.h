@@ -28,6 +28,19 @@ bool gguf_llama_name(char dst[GGUF_LLAMA_NAME], int *rope_heads, const char *nam
 /* Where row of the original lies; head_dim is even. */
 int64_t gguf_llama_row(int64_t row, int head_dim);
 
+/* One of the matrices and norms that a model of that config has. */
+struct gguf_llama_tensor {
+    char stored[GGUF_LLAMA_NAME], original[GGUF_LLAMA_NAME]; /* without ".weight" */
+    int rope_heads;                                          /* as above */
+    bool is_vector;                                          /* a norm: rows is 1 */
+    uint64_t rows, cols;
+};
+
+int gguf_llama_count(const struct model_config *config);
+
+/* i in [0, gguf_llama_count()); the same order for equal configs. */
+void gguf_llama_at(struct gguf_llama_tensor *ret, const struct model_config *config, int i);
+
 /* Every tensor that the config asks for is there, with its shape. */
 int gguf_llama_check(const struct gguf *g, const struct model_config *config, struct error *err);
 

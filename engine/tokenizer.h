@@ -22,6 +22,7 @@
 
 struct buf;
 struct error;
+struct gguf_write;
 struct tokenizer;
 
 enum {
@@ -63,6 +64,12 @@ void tokenizer_free(struct tokenizer *t); /* NULL is allowed */
 
 /* Appends a tokenizer.json that describes the same tokenizer. */
 int tokenizer_write_json(const struct tokenizer *t, struct buf *out);
+
+/* The same as GGUF metadata, with tokens that stand for nothing up to n_ids (the model's
+ * vocabulary). bos and eos are the model's, -1 for none. -ENOTSUP where that format cannot say it:
+ * splits that have no name there, more before or after a text than its one token of that kind. */
+int tokenizer_write_gguf(const struct tokenizer *t, int n_ids, int32_t bos, int32_t eos,
+                         struct gguf_write *out, struct error *err);
 
 /* *ret_ids is the caller's to free; NULL when there are no ids. */
 int tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, unsigned flags,

@@ -73,6 +73,12 @@ int tokenizer_add_digits(struct tokenizer *t, bool individual, struct error *err
 int tokenizer_add_byte_level(struct tokenizer *t, bool prefix_space, bool use_regex,
                              struct error *err);
 
+/* The steps and settings that GGUF files call name; -ENOTSUP for a name that is not known. */
+int tokenizer_add_named(struct tokenizer *t, const char *name, struct error *err);
+
+/* The names, NULL past the last; of equal ones the first is llama.cpp's own. */
+const char *tokenizer_pre_name(size_t i);
+
 /* Cuts "left right" at its one space. */
 int tokenizer_cut_merge(struct tokenizer_text ret[2], const char *text, size_t n, size_t index,
                         struct error *err);

@@ -58,20 +58,25 @@ static int add_default(struct tokenizer *t, struct error *err) {
     return r < 0 ? r : tokenizer_add_byte_level(t, false, false, err);
 }
 
-static int add_steps(struct tokenizer *t, const char *pre, struct error *err) {
-    static const struct {
-        const char *name;
-        int (*add)(struct tokenizer *t, struct error *err);
-    } known[] = {
-        {"gpt-2", add_gpt2},       {"smollm", add_smollm}, {"llama-bpe", add_llama_bpe},
-        {"llama3", add_llama_bpe}, {"qwen2", add_qwen2},   {"default", add_default},
-    };
+static const struct {
+    const char *name;
+    int (*add)(struct tokenizer *t, struct error *err);
+} known[] = {
+    {"gpt-2", add_gpt2},       {"smollm", add_smollm}, {"llama-bpe", add_llama_bpe},
+    {"llama3", add_llama_bpe}, {"qwen2", add_qwen2},   {"default", add_default},
+};
+
+const char *tokenizer_pre_name(size_t i) {
+    return i < sizeof known / sizeof *known ? known[i].name : NULL;
+}
+
+int tokenizer_add_named(struct tokenizer *t, const char *name, struct error *err) {
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (strcmp(pre, known[i].name) == 0) return known[i].add(t, err);
+        if (strcmp(name, known[i].name) == 0) return known[i].add(t, err);
     return error_set(err, -ENOTSUP,
                      "tokenizer.ggml.pre '%.40s' is not supported (gpt-2, smollm, llama-bpe, "
                      "qwen2, default are)",
-                     pre);
+                     name);
 }
 
 /* Control and user-defined tokens are matched as a whole; the text of both stands for itself. */
@@ -123,7 +128,7 @@ static bool adds_bos(const struct tokenizer_gguf *parts) {
 
 static int build(struct tokenizer *t, const struct tokenizer_gguf *parts, struct error *err) {
     struct tokenizer_source source = {0};
-    int r = add_steps(t, parts->pre ? parts->pre : "default", err);
+    int r = tokenizer_add_named(t, parts->pre ? parts->pre : "default", err);
     if (r == 0) r = fill_source(&source, parts, err);
     if (r == 0) {
         if (adds_bos(parts)) t->prefix[t->n_prefix++] = parts->bos_id;

@@ -21,6 +21,7 @@ static const struct {
     {"eval", cmd_eval, "measure perplexity, and divergence from a reference model"},
     {"bench", cmd_bench, "measure prefill and decode speed"},
     {"inspect", cmd_inspect, "describe a model or checkpoint"},
+    {"export", cmd_export, "write a model as GGUF for llama.cpp"},
     {"tokenize", cmd_tokenize, "turn text into token ids and back"},
     {"logits", cmd_logits, "write a model's logits for given token ids"},
     {"template", cmd_template, "render chat messages into a prompt"},

@@ -57,6 +57,11 @@ static void put_tokenizer(void) {
     put(tokenizer, "}}}");
 }
 
+const char *tiny_source_tokenizer(void) {
+    put_tokenizer();
+    return tokenizer;
+}
+
 static void put_config(int context) {
     config[0] = 0;
     put(config,

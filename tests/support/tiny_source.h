@@ -17,4 +17,7 @@ struct source;
 
 struct source *tiny_source_open(int context, bool with_tokenizer);
 
+/* Its tokenizer.json, NUL-terminated, for models of 258 tokens and more. */
+const char *tiny_source_tokenizer(void);
+
 #endif
