@@ -30,6 +30,13 @@ static void name_of(const struct model_weights *w, char *name, const char *patte
     snprintf(name, NAME_SIZE, "%s%s%s", w->prefix, base, suffix);
 }
 
+void model_weights_tensor_name(const struct model_weights *w, const char *pattern, int layer,
+                               const char *suffix, char *name, size_t size) {
+    char full[NAME_SIZE];
+    name_of(w, full, pattern, layer, suffix);
+    snprintf(name, size, "%s", full);
+}
+
 static int check_shape(const struct source_tensor *t, const char *name, const struct want *want,
                        struct error *err) {
     bool vector = want->use == WEIGHT_VECTOR;
@@ -316,6 +323,13 @@ static int find_prefix(struct model_weights *w, struct error *err) {
     }
     return error_set(err, -EBADMSG, "tensor '%s%s.weight' is missing", w->arch->prefixes[0],
                      w->arch->embed);
+}
+
+int model_weights_names(struct model_weights *w, struct source *src, struct error *err) {
+    *w = (struct model_weights){.src = src, .config = source_config(src)};
+    w->arch = model_arch_find(w->config->arch);
+    if (!w->arch) return error_set(err, -ENOTSUP, "model: no forward pass for this architecture");
+    return find_prefix(w, err);
 }
 
 int model_weights_open(struct model_weights *w, struct backend *be, struct source *src,

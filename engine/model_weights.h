@@ -48,6 +48,13 @@ int model_weights_open(struct model_weights *w, struct backend *be, struct sourc
                        const struct model_options *options, struct error *err);
 void model_weights_close(struct model_weights *w); /* half-opened is allowed */
 
+/* Names and shapes alone, without a back end: what model_weights_shape(), _read(), _name() and
+ * _tensor_name() need. Nothing to close. */
+int model_weights_names(struct model_weights *w, struct source *src, struct error *err);
+/* The prefix, one of the architecture's patterns for a layer, and a suffix such as ".weight". */
+void model_weights_tensor_name(const struct model_weights *w, const char *pattern, int layer,
+                               const char *suffix, char *name, size_t size);
+
 int model_weights_load_layer(struct model_weights *w, int layer, struct error *err);
 void model_weights_drop_layer(struct model_weights *w, int layer);
 
