@@ -7,6 +7,7 @@
 #include "engine/engine_budget.h"
 #include "engine/kv.h"
 #include "engine/model.h"
+#include "engine/model_backend.h"
 #include "engine/source.h"
 #include "engine/tokenizer.h"
 
@@ -40,7 +41,7 @@ static int open_model(struct engine *e, struct error *err) {
     struct backend_options backend = {
         .name = o->backend, .level = o->level, .n_threads = o->n_threads};
     if (o->null) return engine_null_init(&e->null, o, &e->texts, source_config(e->src)->vocab, err);
-    int r = backend_open(&e->backend, &backend, err);
+    int r = model_backend_open(&e->backend, &backend, e->src, err);
     if (r < 0) return r;
     e->n_logit_rows = logit_rows(o);
     struct model_options model = {.progress = on_progress,

@@ -202,9 +202,11 @@ static int load_coded(struct model_weights *w, int layer, enum model_role role, 
     if (spec->rows != rows || spec->cols != cols)
         return error_set(err, -EBADMSG, "tensor '%s': codes of [%d, %d], the model needs [%d, %d]",
                          name, spec->rows, spec->cols, rows, cols);
-    struct weight_view view = {.is_bcq = 1, .bcq = t->bcq, .rows = rows, .cols = cols};
+    struct weight_view view = {
+        .is_bcq = 1, .bcq = t->bcq, .rows = rows, .cols = cols, .outliers = t->outliers};
     struct weight **ret = &w->layers[layer].linear[role];
     int r = backend_weight_new(w->be, ret, WEIGHT_LINEAR, &view, err);
+    if (t->outliers) w->read += t->outliers->total;
     if (r == 0) r = count(w, *ret, t, err);
     return r;
 }

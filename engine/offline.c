@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "engine/config.h"
+#include "engine/model_backend.h"
 #include "engine/source.h"
 #include "engine/source_text.h"
 #include "engine/tokenizer.h"
@@ -23,7 +24,7 @@ int offline_open(struct offline *ret, struct source *src, const struct offline_o
     struct offline o = {.source = src};
     int r = fit_context(&o, options, err);
     if (r == 0 && options->tokenizer) r = source_text_tokenizer(&o.tokenizer, src, err);
-    if (r == 0) r = backend_open(&o.backend, &options->backend, err);
+    if (r == 0) r = model_backend_open(&o.backend, &options->backend, src, err);
     if (r == 0) {
         struct model_options model = options->model;
         int64_t per_sequence = (o.context + BACKEND_KV_BLOCK - 1) / BACKEND_KV_BLOCK;

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,10 +10,15 @@
 #include "engine/atomic_file.h"
 #include "kernels/error.h"
 
+static bool ends_with(const char *name, const char *end) {
+    size_t n = strlen(name), m = strlen(end);
+    return n > m && !strcmp(name + n - m, end);
+}
+
 /* Bytes that the place of a tensor must be a multiple of. */
 static size_t alignment(const struct safetensors_tensor *t) {
-    size_t n = strlen(t->name);
-    if (t->type == SAFETENSORS_U8 && n > 4 && !strcmp(t->name + n - 4, ".bcq"))
+    if (t->type == SAFETENSORS_U8 &&
+        (ends_with(t->name, ".bcq") || ends_with(t->name, ".outliers")))
         return SAFETENSORS_ALIGN;
     return safetensors_type_size(t->type);
 }

@@ -8,6 +8,7 @@
 #include "engine/gguf_llama.h"
 #include "engine/source_open.h"
 #include "kernels/error.h"
+#include "kernels/expand.h"
 
 static int open_source(struct source **ret, const char *path, const struct source_file *files,
                        int n_files, struct error *err) {
@@ -119,7 +120,8 @@ int source_read_rows(const struct source *src, const struct source_tensor *t, in
     size_t stride = (size_t)(t->n_bytes / (uint64_t)t->rows);
     for (int64_t row = row0; row < row0 + n_rows; row++, dst += t->cols) {
         if (t->is_bcq) {
-            bcq_expand_row(&t->bcq, (int)row, dst);
+            struct weight_view view = {.is_bcq = 1, .bcq = t->bcq, .outliers = t->outliers};
+            weight_expand_row(&view, (int)row, dst);
             continue;
         }
         int64_t at = t->rope_dim ? gguf_llama_row(row, t->rope_dim) : row;

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "engine/sha256.h"
+#include "kernels/outliers.h"
 #include "kernels/weights.h"
 
 struct error;
@@ -33,6 +34,7 @@ enum source_kind {
     SOURCE_BF16,
     SOURCE_GGUF,  /* a block-quantized type of GGUF */
     SOURCE_CODED, /* a BCQ block; shape is that of the matrix */
+    SOURCE_SIDE,  /* what belongs beside a BCQ block of the same base name; not read by itself */
     SOURCE_OTHER  /* integers and the like: listed, not read */
 };
 
@@ -47,13 +49,15 @@ struct source_tensor {
     const void *data; /* F32, F16, BF16: (rows, cols), aligned; NULL when it cannot be used in
                          place (other kinds, rows to be reordered, odd addresses) */
     bool is_bcq;
-    struct bcq_view bcq; /* when is_bcq */
+    struct bcq_view bcq;                  /* when is_bcq */
+    const struct outliers_view *outliers; /* when is_bcq; NULL without */
 
     /* For source.c. */
     const uint8_t *stored;
     int file;
     int rope_dim; /* rows alternate in heads of this many, see gguf_llama.h; 0 = they do not */
-    const struct gguf_quants_type *expand; /* row of the type; NULL for CODED and OTHER */
+    const struct gguf_quants_type *expand; /* row of the type; NULL for CODED, SIDE and OTHER */
+    struct outliers_view side;             /* when kind is SIDE */
 };
 
 /* A file in memory; bytes at a multiple of 64, so that binary-coded blocks are aligned. */
@@ -91,7 +95,7 @@ size_t source_bytes(const struct source *src);
 /* Whether t->data can be used in place, and its type. */
 bool source_dense_type(const struct source_tensor *t, enum dtype *ret);
 
-/* dst: (n_rows, cols). Every kind but SOURCE_OTHER (-ENOTSUP). */
+/* dst: (n_rows, cols). Every kind but SOURCE_SIDE and SOURCE_OTHER (-ENOTSUP). */
 int source_read_rows(const struct source *src, const struct source_tensor *t, int64_t row0,
                      int64_t n_rows, float *dst, struct error *err);
 

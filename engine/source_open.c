@@ -16,6 +16,8 @@ const char *const source_open_texts[SOURCE_N_TEXTS] = {
 };
 enum { TEXT_CONFIG, TEXT_GENERATION };
 
+static const char side_end[] = ".outliers";
+
 /* A file of the directory or of the images; -ENOENT when there is none. */
 static int open_file(const struct source *src, const char *name, struct map *ret,
                      struct error *err) {
@@ -131,9 +133,19 @@ static int add_coded(struct source_tensor *t, struct error *err) {
     return 0;
 }
 
-static bool is_coded_name(const char *name) {
-    size_t n = strlen(name);
-    return n > 4 && !strcmp(name + n - 4, ".bcq");
+/* Counts as no weights of its own, only as bytes. */
+static int add_side(struct source_tensor *t, struct error *err) {
+    int r = outliers_parse(&t->side, t->stored, (size_t)t->n_bytes, err);
+    if (r < 0) return error_prefix(err, r, "tensor '%.100s'", t->name);
+    t->kind = SOURCE_SIDE;
+    t->type_name = "OUTLIERS";
+    take_shape(t, (uint64_t[]){(uint64_t)t->side.rows, (uint64_t)t->side.cols}, 2);
+    return 0;
+}
+
+static bool ends_with(const char *name, const char *end) {
+    size_t n = strlen(name), m = strlen(end);
+    return n > m && !strcmp(name + n - m, end);
 }
 
 static int add_safetensor(struct source_tensor *t, const struct safetensors_tensor *from, int file,
@@ -144,7 +156,8 @@ static int add_safetensor(struct source_tensor *t, const struct safetensors_tens
                                 .n_bytes = from->n_bytes,
                                 .stored = from->data,
                                 .file = file};
-    if (from->type == SAFETENSORS_U8 && is_coded_name(from->name)) return add_coded(t, err);
+    if (from->type == SAFETENSORS_U8 && ends_with(from->name, ".bcq")) return add_coded(t, err);
+    if (from->type == SAFETENSORS_U8 && ends_with(from->name, side_end)) return add_side(t, err);
     take_shape(t, from->shape, from->n_dims);
     static const uint32_t same[SAFETENSORS_N_TYPES] = {
         [SAFETENSORS_F16] = GGUF_F16, [SAFETENSORS_BF16] = GGUF_BF16};
@@ -236,6 +249,41 @@ static int sort_tensors(struct source *src, struct error *err) {
     return 0;
 }
 
+/* Sets *ret to the coded matrix that a side part belongs to; NULL when there is none. */
+static int main_part(struct source_tensor **ret, struct source *src,
+                     const struct source_tensor *side, struct error *err) {
+    size_t base = strlen(side->name) - strlen(side_end);
+    char *name = malloc(base + sizeof ".bcq");
+    if (!name) return error_set(err, -ENOMEM, "tensors: out of memory");
+    memcpy(name, side->name, base);
+    memcpy(name + base, ".bcq", sizeof ".bcq");
+    struct source_tensor key = {.name = name};
+    *ret = bsearch(&key, src->tensors, src->n_tensors, sizeof key, by_name);
+    if (*ret && !(*ret)->is_bcq) *ret = NULL;
+    free(name);
+    return 0;
+}
+
+/* The table is in its final place: pointers into it stay. */
+static int join_sides(struct source *src, struct error *err) {
+    for (size_t i = 0; i < src->n_tensors; i++) {
+        const struct source_tensor *side = &src->tensors[i];
+        if (side->kind != SOURCE_SIDE) continue;
+        struct source_tensor *t;
+        int r = main_part(&t, src, side, err);
+        if (r < 0) return r;
+        if (!t)
+            return error_set(err, -EBADMSG, "tensor '%.100s': there is no coded matrix beside it",
+                             side->name);
+        if (t->rows != side->rows || t->cols != side->cols)
+            return error_set(err, -EBADMSG, "tensor '%.100s': [%d, %d] beside a matrix of [%d, %d]",
+                             side->name, side->side.rows, side->side.cols, t->bcq.spec.rows,
+                             t->bcq.spec.cols);
+        t->outliers = &side->side;
+    }
+    return 0;
+}
+
 static int open_directory(struct source *src, struct error *err) {
     int r = open_texts(src, err);
     if (r < 0) return r;
@@ -292,6 +340,7 @@ static int open_images(struct source *src, struct error *err) {
 int source_open_all(struct source *src, struct error *err) {
     int r = src->path ? open_path(src, err) : open_images(src, err);
     if (!r) r = sort_tensors(src, err);
+    if (!r) r = join_sides(src, err);
     /* Messages about a file of the directory begin with its path already. */
     if (r < 0 && src->path && err && strncmp(err->text, src->path, strlen(src->path)) != 0)
         return error_prefix(err, r, "%s", src->path);

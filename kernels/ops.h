@@ -81,6 +81,12 @@ struct ops {
     struct bcq_ops bcq;
     struct dense_ops dense;
 
+    /* y[t*ldy + r] += (S x_t)[r] for rows r0..r1-1 of outliers S in the form of kernels/sell.h; r0
+     * is a multiple of SELL_ROWS. Sums of a row in fp32 in the order of its entries, then added:
+     * |y - y64| <= 2e-7 * (entries of the row + 2) * (|y| before + sum of |value x|). */
+    void (*outliers_add)(float *y, size_t ldy, const void *packed, const float *x, size_t ldx,
+                         int n, int r0, int r1);
+
     /* Scratch floats that attention() wants for n_rep heads of head_dim. */
     size_t (*attention_scratch)(int n_rep, int head_dim);
     /* out, q: (n_rep, head_dim). Online softmax over blocks in order: the result depends on

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 struct error;
+struct outliers_view;
 
 enum dtype { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
 
@@ -78,10 +79,11 @@ struct bcq_view {
 /* A linear layer's matrix, either dense (row-major) or binary-coded. */
 struct weight_view {
     int is_bcq;
-    struct bcq_view bcq; /* when is_bcq */
-    enum dtype type;     /* when dense */
-    int rows, cols;      /* always */
-    const void *data;    /* (rows, cols) of type, when dense */
+    struct bcq_view bcq;                  /* when is_bcq */
+    enum dtype type;                      /* when dense */
+    int rows, cols;                       /* always */
+    const void *data;                     /* (rows, cols) of type, when dense */
+    const struct outliers_view *outliers; /* beside the codes; NULL without */
 };
 
 /* Refuses a spec outside the ranges above. */

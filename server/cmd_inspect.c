@@ -59,12 +59,12 @@ struct sizes {
 /* The matrices of the blocks: what quantization is about. Embeddings and output are not. */
 static bool is_linear(const struct source_tensor *t) {
     if (t->n_dims != 2) return false;
-    if (t->is_bcq) return true;
+    if (t->is_bcq || t->kind == SOURCE_SIDE) return true;
     return strstr(t->name, "layers.") || !strncmp(t->name, "h.", 2) || strstr(t->name, ".h.");
 }
 
 static void add_sizes(struct sizes *s, const struct source_tensor *t) {
-    int64_t weights = t->rows * t->cols;
+    int64_t weights = t->kind == SOURCE_SIDE ? 0 : t->rows * t->cols;
     s->parameters += weights;
     s->bytes += (int64_t)t->n_bytes;
     if (is_linear(t)) {

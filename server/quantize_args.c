@@ -22,6 +22,7 @@ enum {
     OPT_BCQ_BIAS,
     OPT_DAMP,
     OPT_REFINE,
+    OPT_OUTLIERS,
     OPT_WINDOWS,
     OPT_CTX,
     OPT_SEED,
@@ -61,6 +62,8 @@ static const struct argp_option options[] = {
     {"bcq-bias", OPT_BCQ_BIAS, NULL, 0, "bcq: fit a bias as well", 2},
     {"damp", OPT_DAMP, "X", 0, "Share of the mean diagonal added to it (0.01)", 2},
     {"refine", OPT_REFINE, "N", 0, "Rounds of refit and coordinate descent afterwards (0)", 2},
+    {"outliers", OPT_OUTLIERS, "P", 0,
+     "Per cent of the weights, up to 5, that stay fp16 beside the codes (0)", 2},
     {NULL, 0, NULL, 0, "Calibration:", 3},
     {"calibration", 'f', "FILE", 0, "UTF-8 text; without one the model writes its own", 3},
     {"windows", OPT_WINDOWS, "N", 0, "Windows of the text (64)", 3},
@@ -142,6 +145,10 @@ static int method_option(struct quantize_args *args, int key, const char *value,
         return cli_int(&l->n_ranges, "--ranges", value, 2, 40, err);
     case OPT_REFINE:
         return cli_int(&l->refine, "--refine", value, 0, 100, err);
+    case OPT_OUTLIERS:
+        r = cli_float(&number, "--outliers", value, 0.0f, OUTLIERS_MAX_SHARE, err);
+        l->outliers = strtod(value, NULL);
+        return r;
     case OPT_ASYMMETRIC:
         l->asymmetric = true;
         return 0;

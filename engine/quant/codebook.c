@@ -297,7 +297,7 @@ static void explore(struct search *s, const struct cell *cells, int n_cells, str
 static void set_cell(struct cell *c, const struct codebook_query *q, int row, int group) {
     int first = group * q->group;
     c->w = q->w + (size_t)row * (size_t)q->cols + (size_t)first;
-    c->h = q->h + first;
+    c->h = q->h + (size_t)row * (size_t)q->h_stride + (size_t)first;
     c->n = q->cols - first < q->group ? q->cols - first : q->group;
     c->low = c->high = c->w[0];
     for (int k = 1; k < c->n; k++) {

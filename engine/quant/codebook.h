@@ -50,6 +50,7 @@ int codebook_step_bits(int bits);
 struct codebook_query {
     const float *w; /* (rows, cols) */
     const float *h; /* (cols) weights of the squared errors, at least 0 */
+    int h_stride;   /* 0: those of all rows; cols: h is (rows, cols) */
     int rows, cols;
     int group;       /* columns in a group; the last group may be shorter */
     bool one_shape;  /* all groups of a row share one shape */

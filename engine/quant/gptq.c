@@ -161,6 +161,10 @@ void gptq_nearest(const float *levels, int n_levels, const float x[GPTQ_LANES], 
     for (int i = 0; i < GPTQ_LANES; i++) rank[i] = (uint8_t)count[i];
 }
 
+void gptq_keep_exact(const uint8_t *exact, const float x[GPTQ_LANES], float q[GPTQ_LANES]) {
+    for (int i = 0; i < GPTQ_LANES; i++) q[i] = exact[i] ? x[i] : q[i];
+}
+
 /* x -= sum over columns first..k-1 of v[k][j] * d[j]. */
 static void subtract_feedback(float x[GPTQ_LANES], const float *v, const float *d, int first,
                               int k) {
@@ -188,6 +192,7 @@ void gptq_loop(const struct gptq_factor *f, const struct gptq_levels *levels, co
             subtract_feedback(x, f->v + (size_t)k * n, d, first, k);
             gptq_nearest(levels->values + (size_t)levels->group_of[k] * stride, levels->n_levels, x,
                          q + at, rank + at);
+            if (levels->exact) gptq_keep_exact(levels->exact + at, x, q + at);
             for (int i = 0; i < GPTQ_LANES; i++) {
                 float e = x[i] - q[at + (size_t)i];
                 d[at + (size_t)i] = e;

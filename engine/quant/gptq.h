@@ -50,14 +50,19 @@ void gptq_factor_shrink(struct gptq_factor *f);
 
 /* Sorted levels of every group for GPTQ_LANES rows. */
 struct gptq_levels {
-    int n_levels;        /* at least 1 */
-    const int *group_of; /* (n) group of the k-th processed column */
-    const float *values; /* (n_groups, n_levels, GPTQ_LANES) rising along n_levels */
+    int n_levels;         /* at least 1 */
+    const int *group_of;  /* (n) group of the k-th processed column */
+    const float *values;  /* (n_groups, n_levels, GPTQ_LANES) rising along n_levels */
+    const uint8_t *exact; /* (n, GPTQ_LANES) not 0: stays unrounded, ranked by what is next to it;
+                             NULL: all are rounded */
 };
 
 /* Index of the level next to x in every lane; at a tie the lower one. */
 void gptq_nearest(const float *levels, int n_levels, const float x[GPTQ_LANES], float q[GPTQ_LANES],
                   uint8_t rank[GPTQ_LANES]);
+
+/* q = x in the lanes that are to stay exact. */
+void gptq_keep_exact(const uint8_t *exact, const float x[GPTQ_LANES], float q[GPTQ_LANES]);
 
 /* w, d, q, rank: (n, GPTQ_LANES) in processing order; d is scratch. loss: (GPTQ_LANES) or NULL. */
 void gptq_loop(const struct gptq_factor *f, const struct gptq_levels *levels, const float *w,

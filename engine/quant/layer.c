@@ -11,6 +11,7 @@
 #include "engine/quant/fit.h"
 #include "engine/quant/gptq.h"
 #include "engine/quant/grid.h"
+#include "engine/quant/outliers.h"
 #include "engine/quant/pack.h"
 #include "engine/quant/parallel.h"
 #include "engine/quant/refine.h"
@@ -45,6 +46,12 @@ static bool is_alternating(enum layer_method m) { return m == LAYER_BCQ || m == 
 
 static bool has_loop(enum layer_method m) { return m != LAYER_RTN && m != LAYER_BCQ; }
 
+/* The classic loop lays its grids as it goes, which only the free form can store, and only where
+ * groups are runs of natural columns. */
+static bool lays_as_it_goes(const struct layer_options *o) {
+    return o->method == LAYER_GPTQ && !o->act_order && o->kind == BCQ_FREE;
+}
+
 int layer_check(const struct layer_options *o, struct error *err) {
     if (is_alternating(o->method) && o->kind != BCQ_FREE)
         return error_set(err, -EINVAL,
@@ -57,6 +64,13 @@ int layer_check(const struct layer_options *o, struct error *err) {
         return error_set(err, -EINVAL, "damp: %g is not in 0..10", o->damp);
     if (o->refine < 0 || o->refine > 100)
         return error_set(err, -EINVAL, "refine: %d is not in 0..100", o->refine);
+    if (!(o->outliers >= 0.0 && o->outliers <= OUTLIERS_MAX_SHARE))
+        return error_set(err, -EINVAL, "outliers: %g is not in 0..%d per cent", o->outliers,
+                         OUTLIERS_MAX_SHARE);
+    if (o->outliers > 0.0 && lays_as_it_goes(o))
+        return error_set(err, -EINVAL,
+                         "outliers: gptq with params free and no act-order lays its grids over "
+                         "weights that are not known beforehand");
     if (o->method == LAYER_GPTQT && o->step_bits != 0 &&
         (o->step_bits < o->bits || o->step_bits > CODEBOOK_MAX_STEP_BITS))
         return error_set(err, -EINVAL, "step bits: %d is not in %d..%d", o->step_bits, o->bits,
@@ -131,13 +145,15 @@ struct job {
     int rows, group;
     int *group_of;
     struct strip_problem problem;
-    double *loss, *energy; /* (rows) */
-    atomic_int status;     /* first failure */
+    struct outlier_set *outliers; /* NULL without */
+    double *loss, *energy;        /* (rows) */
+    atomic_int status;            /* first failure */
 };
 
 /* Buffers of one strip beside struct strip. */
 struct scratch {
     float *rows;                     /* (GPTQ_LANES, n) natural order, dead columns 0 */
+    float *weights;                  /* the same shape, where outliers weigh 0; NULL without */
     struct codebook_choice *choices; /* (GPTQ_LANES, n_groups) */
     struct pack_group *groups;       /* (n_groups) of one row */
 };
@@ -147,6 +163,15 @@ static void copy_live_rows(const struct job *j, struct scratch *s, int row, int 
     for (size_t r = 0; r < (size_t)n_rows; r++)
         for (size_t k = 0; k < n; k++)
             s->rows[r * n + k] = j->in->factor->dead[k] ? 0.0f : j->w[((size_t)row + r) * n + k];
+    if (!j->outliers) return;
+    for (size_t r = 0; r < (size_t)n_rows; r++)
+        memcpy(s->weights + r * n, j->in->weights32, n * sizeof *s->weights);
+    outlier_blank(j->outliers, row, n_rows, s->rows, s->weights);
+}
+
+/* What errors in the columns of the strip's i-th row weigh. */
+static const float *weights_of(const struct job *j, const struct scratch *s, int i) {
+    return j->outliers ? s->weights + (size_t)i * (size_t)j->in->n : j->in->weights32;
 }
 
 /* Values are scale * (sum of d_i over set bits) + offset, seen from the middle of the levels. */
@@ -163,7 +188,8 @@ static int search_strip(const struct job *j, struct scratch *s, int row, int n_r
                         struct error *err) {
     int n_groups = j->problem.view.layout.n_groups;
     struct codebook_query q = {.w = s->rows,
-                               .h = j->in->weights32,
+                               .h = weights_of(j, s, 0),
+                               .h_stride = j->outliers ? j->in->n : 0,
                                .rows = n_rows,
                                .cols = j->in->n,
                                .group = j->group,
@@ -179,7 +205,7 @@ static int search_strip(const struct job *j, struct scratch *s, int row, int n_r
         pack_row(&j->problem.view, row + i, s->groups, j->shapes);
         if (j->o->kind != BCQ_FREE)
             fit_row(&j->problem.view, row + i, s->rows + (size_t)i * (size_t)j->in->n,
-                    j->in->weights32);
+                    weights_of(j, s, i));
     }
     return 0;
 }
@@ -220,8 +246,9 @@ static int grid_strip(const struct job *j, struct scratch *s, int row, int n_row
 }
 
 static void alternate_strip(const struct job *j, struct scratch *s, int row, int n_rows) {
-    const float *weights = j->o->weighting == LAYER_BY_NONE ? NULL : j->in->weights32;
+    bool even = j->o->weighting == LAYER_BY_NONE && !j->outliers;
     for (int i = 0; i < n_rows; i++) {
+        const float *weights = even ? NULL : weights_of(j, s, i);
         for (int g = 0; g < j->problem.view.layout.n_groups; g++) {
             size_t first = (size_t)g * (size_t)j->group;
             struct alternate_fit fit;
@@ -233,12 +260,6 @@ static void alternate_strip(const struct job *j, struct scratch *s, int row, int
         }
         pack_row(&j->problem.view, row + i, s->groups, j->shapes);
     }
-}
-
-/* The classic loop lays its grids as it goes, which only the free form can store, and only where
- * groups are runs of natural columns. */
-static bool lays_as_it_goes(const struct layer_options *o) {
-    return o->method == LAYER_GPTQ && !o->act_order && o->kind == BCQ_FREE;
 }
 
 struct dynamic { /* results of gptq_uniform() */
@@ -315,6 +336,7 @@ static int quantize_strip(const struct job *j, struct strip *strip, struct scrat
     int r = lays_as_it_goes(j->o) ? dynamic_strip(j, strip, s, err) : fixed_strip(j, strip, s, err);
     if (r == 0 && j->o->refine > 0)
         r = refine_strip(strip, j->shapes, j->n_shapes, j->o->refine, err);
+    if (r == 0 && j->outliers) outlier_take(j->outliers, strip);
     if (r == 0) strip_store(strip);
     return r;
 }
@@ -338,9 +360,10 @@ static void run_strip(void *arg, size_t index) {
     int n_rows = j->rows - row < GPTQ_LANES ? j->rows - row : GPTQ_LANES;
     int r = strip_new(&strip, &j->problem, &err);
     s.rows = malloc(GPTQ_LANES * (size_t)j->in->n * sizeof *s.rows);
+    if (j->outliers) s.weights = malloc(GPTQ_LANES * (size_t)j->in->n * sizeof *s.weights);
     s.choices = malloc(GPTQ_LANES * (size_t)n_groups * sizeof *s.choices);
     s.groups = calloc((size_t)n_groups, sizeof *s.groups);
-    if (r == 0 && (!s.rows || !s.choices || !s.groups)) r = -ENOMEM;
+    if (!s.rows || !s.choices || !s.groups || (j->outliers && !s.weights)) r = -ENOMEM;
     if (r == 0) {
         strip_load(strip, j->w, row, n_rows);
         copy_live_rows(j, &s, row, n_rows);
@@ -351,6 +374,7 @@ static void run_strip(void *arg, size_t index) {
     if (r < 0) atomic_compare_exchange_strong(&j->status, &none, r);
     strip_free(strip);
     free(s.rows);
+    free(s.weights);
     free(s.choices);
     free(s.groups);
 }
@@ -399,8 +423,23 @@ static int make_block(struct job *j, struct layer_result *result, struct error *
     result->n_bytes = (size_t)layout.total;
     bcq_format(&result->view, result->block, &spec);
     if (spec.kind == BCQ_COMPACT_GROUP) pack_shape_table(&result->view, j->shapes);
-    j->problem = (struct strip_problem){j->in->factor, j->in->h, j->group_of, result->view};
+    j->problem =
+        (struct strip_problem){j->in->factor, j->in->h, j->group_of, result->view, j->outliers};
     return 0;
+}
+
+/* Chosen by the damped diagonal whatever the weighting: which weights matter is another question
+ * than how codebooks are fitted to the rest. */
+static int choose_outliers(struct job *j, struct error *err) {
+    if (!(j->o->outliers > 0.0)) return 0;
+    size_t n = (size_t)j->in->n;
+    double *h = malloc(n * sizeof *h);
+    if (!h) return error_set(err, -ENOMEM, "outliers: out of memory");
+    for (size_t k = 0; k < n; k++) h[k] = j->in->factor->dead[k] ? 0.0 : j->in->factor->diag[k];
+    int r =
+        outlier_set_new(&j->outliers, j->w, h, j->rows, j->in->n, j->group, j->o->outliers, err);
+    free(h);
+    return r;
 }
 
 /* Group of the k-th processed column, and room for the losses of every row. */
@@ -437,18 +476,22 @@ int layer_quantize(struct layer_result *ret, const struct layer_input *in, const
     if (r < 0) return r;
     if (o->method == LAYER_GPTQT) r = make_codebook(&j, &set, err);
     if (r == 0) r = make_maps(&j, err);
+    if (r == 0) r = choose_outliers(&j, err);
     if (r == 0) r = make_block(&j, &result, err);
     if (r == 0) {
         parallel_for(o->n_threads, ((size_t)rows + GPTQ_LANES - 1) / GPTQ_LANES, run_strip, &j);
         r = atomic_load(&j.status);
         if (r < 0) error_set(err, r, "quantizing rows: out of memory");
     }
+    if (r == 0 && j.outliers)
+        r = outlier_block(j.outliers, &result.side, &result.n_side, &result.outliers, err);
     if (r == 0) {
         sum_up(&j, &result);
         *ret = result;
-        result.block = NULL;
+        result.block = result.side = NULL;
     }
     layer_result_free(&result);
+    outlier_set_free(j.outliers);
     codebook_set_free(set);
     free(j.group_of);
     free(j.loss);
@@ -458,5 +501,12 @@ int layer_quantize(struct layer_result *ret, const struct layer_input *in, const
 
 void layer_result_free(struct layer_result *result) {
     free(result->block);
-    result->block = NULL;
+    free(result->side);
+    result->block = result->side = NULL;
+}
+
+double layer_bits_per_weight(const struct layer_result *result) {
+    const struct bcq_spec *s = &result->view.spec;
+    double side = 8.0 * (double)result->n_side / ((double)s->rows * (double)s->cols);
+    return bcq_bits_per_weight(s) + side;
 }

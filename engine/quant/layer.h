@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "kernels/outliers.h"
 #include "kernels/weights.h"
 
 struct error;
@@ -52,7 +53,8 @@ struct layer_options {
     bool min_mse;  /* uniform methods shrink the range to the least weighted error */
     bool bcq_bias; /* alternating methods fit a bias as well */
     double damp;
-    int refine; /* rounds of refit and coordinate descent after the loop */
+    int refine;      /* rounds of refit and coordinate descent after the loop */
+    double outliers; /* per cent of the weights that stay fp16 beside the codes; 0 = none */
     int n_threads;
 };
 
@@ -71,10 +73,16 @@ struct layer_result {
     void *block; /* n_bytes, 64-byte aligned */
     size_t n_bytes;
     struct bcq_view view;
+    void *side; /* the block of the outliers, n_side bytes; NULL without */
+    size_t n_side;
+    struct outliers_view outliers;
     double loss;     /* sum over rows of (q - w) H (q - w)^T, H damped */
     double energy;   /* sum over rows of w H w^T */
     double decibels; /* 10 log10(loss / energy), at least -200; 0 when energy is 0 */
 };
+
+/* Of all that is stored for the matrix. */
+double layer_bits_per_weight(const struct layer_result *result);
 
 /* w: (rows, n of the input). options are those of the input. */
 int layer_quantize(struct layer_result *ret, const struct layer_input *in, const float *w, int rows,

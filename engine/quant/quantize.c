@@ -17,6 +17,7 @@
 #include "engine/quant/codebook.h"
 #include "engine/quant/linalg.h"
 #include "engine/quant/parallel.h"
+#include "engine/quant/parts.h"
 #include "engine/quant/shard.h"
 #include "engine/quant/summary.h"
 #include "engine/quant/texts.h"
@@ -26,6 +27,7 @@
 #include "engine/text_file.h"
 #include "engine/tokenizer.h"
 #include "kernels/error.h"
+#include "kernels/expand.h"
 
 enum { NAME_SIZE = 192, TEXT_CTX = 1024, OWN_CTX = 512, WINDOWS = 64, MAX_WINDOWS = 1 << 16 };
 
@@ -198,6 +200,7 @@ static json_t *describe(const struct quantize *q) {
     json_object_set_new(o, "act_order", json_boolean(l->act_order));
     json_object_set_new(o, "damp", json_real(l->damp));
     json_object_set_new(o, "refine", json_integer(l->refine));
+    if (l->outliers > 0.0) json_object_set_new(o, "outliers", json_real(l->outliers));
     json_object_set_new(o, "calibration",
                         json_pack("{s:s, s:i, s:i, s:b}", "text",
                                   q->o.calibration ? "file" : "self-generated", "windows",
@@ -289,11 +292,10 @@ static int write_errors(struct quantize *q, struct error *err) {
 static bool block_is_made(const struct quantize *q, int layer) {
     for (int role = 0; role < ROLE_COUNT; role++) {
         int rows, cols;
-        char name[NAME_SIZE], coded[NAME_SIZE + 8];
+        char name[NAME_SIZE];
         if (!model_linear_shape(q->model, (enum model_role)role, &rows, &cols)) continue;
         model_linear_name(q->model, layer, (enum model_role)role, name, sizeof name);
-        snprintf(coded, sizeof coded, "%s.bcq", name);
-        if (!json_object_get(q->errors, name) || !checkpoint_writer_has(q->writer, coded))
+        if (!json_object_get(q->errors, name) || !parts_there(q->writer, name, &q->o.layer))
             return false;
     }
     return true;
@@ -316,30 +318,22 @@ static void show_matrix(const struct quantize *q, int layer, enum model_role rol
 /* From now on the block runs on the coded matrix: as the dense one it stands for, which prompts run
  * fastest on. */
 static int replace(struct quantize *q, int layer, enum model_role role,
-                   const struct bcq_view *coded, struct error *err) {
-    for (int r = 0; r < coded->spec.rows; r++)
-        bcq_expand_row(coded, r, q->w + (size_t)r * (size_t)coded->spec.cols);
+                   const struct weight_view *coded, struct error *err) {
+    for (int r = 0; r < coded->rows; r++)
+        weight_expand_row(coded, r, q->w + (size_t)r * (size_t)coded->cols);
     struct weight_view view = {
-        .type = DTYPE_F32, .rows = coded->spec.rows, .cols = coded->spec.cols, .data = q->w};
+        .type = DTYPE_F32, .rows = coded->rows, .cols = coded->cols, .data = q->w};
     return model_replace_linear(q->model, layer, role, &view, err);
 }
 
 static int store(struct quantize *q, const char *name, const struct layer_result *result,
                  struct error *err) {
-    char coded[NAME_SIZE + 8];
-    snprintf(coded, sizeof coded, "%s.bcq", name);
-    struct safetensors_tensor t = {.name = coded,
-                                   .type = SAFETENSORS_U8,
-                                   .n_dims = 1,
-                                   .shape = {result->n_bytes},
-                                   .data = result->block,
-                                   .n_bytes = result->n_bytes};
-    json_t *entry = json_pack("{s:f, s:f, s:f, s:f}", "decibels", result->decibels, "loss",
-                              result->loss, "energy", result->energy, "bits_per_weight",
-                              bcq_bits_per_weight(&result->view.spec));
+    json_t *entry =
+        json_pack("{s:f, s:f, s:f, s:f}", "decibels", result->decibels, "loss", result->loss,
+                  "energy", result->energy, "bits_per_weight", layer_bits_per_weight(result));
     if (!entry || json_object_set_new(q->errors, name, entry) < 0)
         return error_set(err, -ENOMEM, "errors: out of memory");
-    return checkpoint_writer_add(q->writer, &t, err);
+    return parts_write(q->writer, name, result, err);
 }
 
 static int make_matrix(struct quantize *q, const struct layer_input *in, int layer,
@@ -352,7 +346,9 @@ static int make_matrix(struct quantize *q, const struct layer_input *in, int lay
     int r = model_read_linear(q->model, layer, role, q->w, err);
     if (r == 0) r = layer_quantize(&result, in, q->w, rows, &q->o.layer, err);
     if (r == 0) r = store(q, name, &result, err);
-    if (r == 0 && !q->o.is_static) r = replace(q, layer, role, &result.view, err);
+    struct weight_view view = {.is_bcq = 1, .bcq = result.view, .rows = rows, .cols = cols};
+    if (result.side) view.outliers = &result.outliers;
+    if (r == 0 && !q->o.is_static) r = replace(q, layer, role, &view, err);
     layer_result_free(&result);
     if (r < 0) return error_prefix(err, r, "%s", name);
     show_matrix(q, layer, role, false);
@@ -388,28 +384,16 @@ static int make_block(struct quantize *q, int layer, struct error *err) {
 }
 
 static int restore_matrix(struct quantize *q, int layer, enum model_role role, struct error *err) {
-    char coded[NAME_SIZE];
-    struct map map;
-    struct safetensors st = {0};
-    struct bcq_view view;
+    char name[NAME_SIZE];
+    struct parts parts;
     int rows, cols;
     model_linear_shape(q->model, role, &rows, &cols);
-    model_linear_name(q->model, layer, role, coded, sizeof coded - 8);
-    strcat(coded, ".bcq");
-    int r = checkpoint_writer_map(q->writer, coded, &map, err);
-    if (r < 0) return r;
-    r = safetensors_parse(&st, map.bytes, map.size, err);
-    if (r == 0) {
-        const struct safetensors_tensor *t = safetensors_find(&st, coded);
-        r = t ? bcq_parse(&view, t->data, (size_t)t->n_bytes, err)
-              : error_set(err, -EBADMSG, "the partial checkpoint is damaged");
-        if (r == 0 && (view.spec.rows != rows || view.spec.cols != cols))
-            r = error_set(err, -EBADMSG, "the partial checkpoint has another shape");
-        if (r == 0) r = replace(q, layer, role, &view, err);
-    }
-    safetensors_close(&st);
-    map_close(&map);
-    return r < 0 ? error_prefix(err, r, "%s", coded) : 0;
+    model_linear_name(q->model, layer, role, name, sizeof name);
+    int r = parts_open(&parts, q->writer, name, rows, cols, &q->o.layer, err);
+    if (r < 0) return error_prefix(err, r, "%s", name);
+    r = replace(q, layer, role, &parts.view, err);
+    parts_close(&parts);
+    return r < 0 ? error_prefix(err, r, "%s", name) : 0;
 }
 
 /* A block that is there already only has to move the states on. */

@@ -85,10 +85,13 @@ static void gather_group(struct refit *f, int group, int width) {
         memcpy(f->rows + (size_t)c * n, h, n * sizeof *h);
         for (int k = 0; k < width; k++) f->inner[c * width + k] = h[position(f, group, k)];
         const uint8_t *code = f->s->code + position(f, group, c) * GPTQ_LANES;
+        const uint8_t *exact = f->s->exact ? f->s->exact + (code - f->s->code) : NULL;
         for (int t = 0; t < f->n_terms; t++) {
             float *sign = f->sign + ((size_t)t * (size_t)width + (size_t)c) * GPTQ_LANES;
             for (int i = 0; i < GPTQ_LANES; i++)
                 sign[i] = t == f->n_terms - 1 || code[i] >> t & 1 ? 1.0f : -1.0f;
+            for (int i = 0; exact && i < GPTQ_LANES; i++)
+                if (exact[i]) sign[i] = 0.0f; /* no term moves an outlier */
         }
     }
     struct linalg_shape shape = {width, GPTQ_LANES, f->s->n, f->s->n, GPTQ_LANES, GPTQ_LANES};
@@ -282,6 +285,7 @@ static void descend_column(struct strip *s, int first, int k, float *gradient, f
         target[i] = s->w[at + (size_t)i] + s->d[at + (size_t)i] - gradient[i] * inverse;
     gptq_nearest(s->values + (size_t)s->p->group_of[k] * (size_t)s->n_levels * GPTQ_LANES,
                  s->n_levels, target, s->q + at, s->rank + at);
+    if (s->exact) gptq_keep_exact(s->exact + at, target, s->q + at);
     float *step = moved + (size_t)(k - first) * GPTQ_LANES;
     for (int i = 0; i < GPTQ_LANES; i++) {
         float d = s->q[at + (size_t)i] - s->w[at + (size_t)i];
@@ -310,16 +314,25 @@ static int try_afresh(struct strip *s, struct error *err) {
     size_t cells = (size_t)s->n * GPTQ_LANES;
     double before[GPTQ_LANES], after[GPTQ_LANES];
     uint8_t *saved = malloc(cells);
-    if (!saved) return error_set(err, -ENOMEM, "refinement: out of memory");
+    float *values = s->exact ? malloc(cells * sizeof *values) : NULL; /* outliers have no code */
+    if (!saved || (s->exact && !values)) {
+        free(saved);
+        return error_set(err, -ENOMEM, "refinement: out of memory");
+    }
     memcpy(saved, s->code, cells);
+    if (values) memcpy(values, s->q, cells * sizeof *values);
     strip_loss(s, before);
     strip_loop(s);
     descend(s);
     strip_loss(s, after);
-    for (size_t k = 0; k < (size_t)s->n; k++)
-        for (size_t i = 0; i < GPTQ_LANES; i++)
-            if (!(after[i] < before[i])) s->code[k * GPTQ_LANES + i] = saved[k * GPTQ_LANES + i];
+    for (size_t k = 0; k < cells; k++) {
+        size_t i = k % GPTQ_LANES;
+        if (after[i] < before[i]) continue;
+        s->code[k] = saved[k];
+        if (values) s->q[k] = values[k];
+    }
     free(saved);
+    free(values);
     strip_from_codes(s);
     return 0;
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "engine/quant/linalg.h"
+#include "engine/quant/outliers.h"
 #include "engine/quant/pack.h"
 #include "kernels/error.h"
 
@@ -27,8 +28,9 @@ int strip_new(struct strip **ret, const struct strip_problem *p, struct error *e
     s->values = malloc(levels * sizeof *s->values);
     s->codes = malloc(levels);
     s->row_codes = malloc((size_t)s->n);
+    if (p->outliers) s->exact = malloc(cells);
     if (!s->w || !s->q || !s->d || !s->rank || !s->code || !s->values || !s->codes ||
-        !s->row_codes) {
+        !s->row_codes || (p->outliers && !s->exact)) {
         strip_free(s);
         return error_set(err, -ENOMEM, "rows: out of memory");
     }
@@ -46,6 +48,7 @@ void strip_free(struct strip *s) {
     free(s->values);
     free(s->codes);
     free(s->row_codes);
+    free(s->exact);
     free(s);
 }
 
@@ -60,6 +63,7 @@ void strip_load(struct strip *s, const float *w, int row, int n_rows) {
             if (!s->p->factor->dead[column]) s->w[k * GPTQ_LANES + r] = src[column];
         }
     }
+    if (s->exact) outlier_mark(s->p->outliers, s, s->exact);
 }
 
 static size_t level_at(const struct strip *s, int group, int level) {
@@ -81,11 +85,12 @@ void strip_nearest(struct strip *s) {
         size_t at = (size_t)k * GPTQ_LANES;
         gptq_nearest(s->values + level_at(s, s->p->group_of[k], 0), s->n_levels, s->w + at,
                      s->q + at, s->rank + at);
+        if (s->exact) gptq_keep_exact(s->exact + at, s->w + at, s->q + at);
     }
 }
 
 void strip_loop(struct strip *s) {
-    struct gptq_levels levels = {s->n_levels, s->p->group_of, s->values};
+    struct gptq_levels levels = {s->n_levels, s->p->group_of, s->values, s->exact};
     gptq_loop(s->p->factor, &levels, s->w, s->d, s->q, s->rank, NULL);
 }
 
@@ -111,6 +116,27 @@ static void invert_levels(const struct strip *s, int group, int r, uint8_t *rank
     }
 }
 
+/* Outliers keep their value; their code becomes the one that is next to it now. */
+static void follow_exact(struct strip *s) {
+    float q[GPTQ_LANES];
+    uint8_t rank[GPTQ_LANES];
+    for (int k = 0; k < s->n; k++) {
+        size_t at = (size_t)k * GPTQ_LANES, group = level_at(s, s->p->group_of[k], 0);
+        if (!memchr(s->exact + at, 1, GPTQ_LANES)) continue;
+        gptq_nearest(s->values + group, s->n_levels, s->q + at, q, rank);
+        for (size_t i = 0; i < GPTQ_LANES; i++) {
+            if (!s->exact[at + i]) continue;
+            s->rank[at + i] = rank[i];
+            s->code[at + i] = s->codes[group + (size_t)rank[i] * GPTQ_LANES + i];
+        }
+    }
+}
+
+float strip_level(const struct strip *s, int k, int lane) {
+    int rank = s->rank[(size_t)k * GPTQ_LANES + (size_t)lane];
+    return s->values[level_at(s, s->p->group_of[k], rank) + (size_t)lane];
+}
+
 void strip_from_codes(struct strip *s) {
     strip_levels(s);
     for (int g = 0; g < s->n_groups; g++) {
@@ -121,11 +147,13 @@ void strip_from_codes(struct strip *s) {
             invert_levels(s, g, r, rank_of);
             for (int j = first; j < end; j++) {
                 size_t at = (size_t)s->p->factor->place[j] * GPTQ_LANES + (size_t)r;
+                if (s->exact && s->exact[at]) continue;
                 s->rank[at] = rank_of[s->code[at]];
                 s->q[at] = s->values[level_at(s, g, s->rank[at]) + (size_t)r];
             }
         }
     }
+    if (s->exact) follow_exact(s);
 }
 
 void strip_store(struct strip *s) {

@@ -16,11 +16,14 @@
 #include "engine/quant/gptq.h"
 #include "kernels/weights.h"
 
+struct outlier_set;
+
 struct strip_problem {
     const struct gptq_factor *factor;
     const float *h;      /* (n, n) damped, processing order */
     const int *group_of; /* (n) group of the k-th processed column */
     struct bcq_view view;
+    const struct outlier_set *outliers; /* kept exact; NULL without */
 };
 
 struct strip {
@@ -32,6 +35,7 @@ struct strip {
     float *values;      /* (n_groups, n_levels, GPTQ_LANES) rising */
     uint8_t *codes;     /* the same shape: the code of each level */
     uint8_t *row_codes; /* (n) natural order, for storing */
+    uint8_t *exact;     /* (n, GPTQ_LANES) outliers, whose q is any value; NULL without */
 };
 
 int strip_new(struct strip **ret, const struct strip_problem *p, struct error *err);
@@ -51,6 +55,9 @@ void strip_loop(struct strip *s);
  * code. */
 void strip_codes(struct strip *s);
 void strip_from_codes(struct strip *s);
+
+/* The value of the level that q of the k-th processed column has or, of an outlier, is next to. */
+float strip_level(const struct strip *s, int k, int lane);
 
 /* Writes code into the block. */
 void strip_store(struct strip *s);

@@ -39,7 +39,8 @@ struct weight {
     struct bcq_spec spec; /* when binary-coded */
     int rows, cols;
     size_t bytes;
-    void *data; /* packed (LINEAR), row-major (TABLE) or fp32 (VECTOR) */
+    void *data;     /* packed (LINEAR), row-major (TABLE) or fp32 (VECTOR) */
+    void *outliers; /* packed by kernels/sell.h; NULL without */
 };
 
 struct kv {

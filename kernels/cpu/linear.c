@@ -94,6 +94,9 @@ static void run_chunk(void *arg, int thread, int chunk) {
     else
         cpu->ops.dense.mul(y, ldy, w->data, w->type, w->rows, w->cols,
                            job->x + (size_t)t0 * (size_t)job->cols, (size_t)job->cols, n, b0, b1);
+    if (w->outliers)
+        cpu->ops.outliers_add(y, ldy, w->outliers, job->x + (size_t)t0 * (size_t)job->cols,
+                              (size_t)job->cols, n, r0, r1);
     finish(job, c, y, ldy, r0, r1, t0, n);
 }
 

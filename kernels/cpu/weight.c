@@ -5,10 +5,14 @@
 #include <string.h>
 
 #include "kernels/cpu/pool.h"
+#include "kernels/outliers.h"
+#include "kernels/sell.h"
 
 static int check(const struct weight_view *v, enum weight_use use, struct error *err) {
     if (v->rows < 1 || v->cols < 1 || v->rows > BCQ_MAX_DIM || v->cols > BCQ_MAX_DIM)
         return error_set(err, -EINVAL, "a matrix of %d x %d is out of range", v->rows, v->cols);
+    if (v->outliers && (!v->is_bcq || v->outliers->rows != v->rows || v->outliers->cols != v->cols))
+        return error_set(err, -EINVAL, "outliers of another matrix");
     if (!v->is_bcq) return 0;
     if (use != WEIGHT_LINEAR)
         return error_set(err, -EINVAL, "tables and vectors cannot be binary-coded");
@@ -42,6 +46,15 @@ static int pack(struct cpu *cpu, struct weight *w, const struct weight_view *v) 
     return 0;
 }
 
+static int pack_outliers(struct cpu *cpu, struct weight *w, const struct outliers_view *v) {
+    size_t bytes = sell_bytes(v);
+    w->outliers = memory_new(&cpu->memory, bytes);
+    if (!w->outliers) return -ENOMEM;
+    sell_pack(w->outliers, v);
+    w->bytes += bytes;
+    return 0;
+}
+
 static int copy(struct cpu *cpu, struct weight *w, const struct weight_view *v, bool as_fp32) {
     size_t n = (size_t)v->rows * (size_t)v->cols;
     w->bytes = n * dtype_size(as_fp32 ? DTYPE_F32 : v->type);
@@ -67,7 +80,9 @@ int cpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
     w->rows = view->rows;
     w->cols = view->cols;
     rc = use == WEIGHT_LINEAR ? pack(cpu, w, view) : copy(cpu, w, view, use == WEIGHT_VECTOR);
+    if (rc == 0 && view->outliers) rc = pack_outliers(cpu, w, view->outliers);
     if (rc) {
+        memory_free(&cpu->memory, w->data);
         free(w);
         return error_set(err, rc, "no memory for a matrix of %d x %d", view->rows, view->cols);
     }
@@ -77,6 +92,7 @@ int cpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
 
 void cpu_weight_free(struct backend *be, struct weight *weight) {
     memory_free(&((struct cpu *)be)->memory, weight->data);
+    memory_free(&((struct cpu *)be)->memory, weight->outliers);
     free(weight);
 }
 

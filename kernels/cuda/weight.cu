@@ -12,6 +12,8 @@ extern "C" {
 static int check(const struct weight_view *v, enum weight_use use, struct error *err) {
     if (v->rows < 1 || v->cols < 1 || v->rows > BCQ_MAX_DIM || v->cols > BCQ_MAX_DIM)
         return error_set(err, -EINVAL, "a matrix of %d x %d is out of range", v->rows, v->cols);
+    if (v->outliers)
+        return error_set(err, -ENOTSUP, "outliers beside the codes have no GPU kernel: use the CPU");
     if (!v->is_bcq) return 0;
     if (use != WEIGHT_LINEAR)
         return error_set(err, -EINVAL, "tables and vectors cannot be binary-coded");

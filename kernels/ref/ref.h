@@ -17,6 +17,7 @@ struct ops;
 
 void ref_bcq_init(struct bcq_ops *bcq);
 void ref_dense_init(struct dense_ops *dense);
+void ref_outliers_init(struct ops *ops);
 void ref_attention_init(struct ops *ops);
 void ref_norm_init(struct ops *ops);
 void ref_elementwise_init(struct ops *ops);

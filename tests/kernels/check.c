@@ -51,6 +51,7 @@ static const struct {
 } checks[] = {
     {"bcq", check_bcq},
     {"dense", check_dense},
+    {"outliers", check_outliers},
     {"attention", check_attention},
     {"kv_store", check_kv_store},
     {"norm", check_norm},

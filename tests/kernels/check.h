@@ -55,6 +55,7 @@ bool check_same(const float *a, const float *b, size_t n);
 /* One table entry, or a few that belong together. */
 void check_bcq(struct check *c);
 void check_dense(struct check *c);
+void check_outliers(struct check *c);
 void check_attention(struct check *c);
 void check_kv_store(struct check *c);
 void check_norm(struct check *c);

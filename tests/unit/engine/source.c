@@ -197,6 +197,70 @@ Test(source, shards_are_found_through_the_index) {
     scratch_remove(folder);
 }
 
+/* Row 1 gets 3 at column 7. */
+static void *make_outliers(int cols, size_t *ret_n) {
+    struct outliers_view v;
+    *ret_n = outliers_bytes(2, cols, 1);
+    void *block = aligned_alloc(OUTLIERS_ALIGN, *ret_n);
+    cr_assert(block);
+    memset(block, 0, *ret_n);
+    outliers_format(&v, block, 2, cols, 1);
+    ((uint16_t *)(uintptr_t)v.counts)[1] = 1;
+    ((uint16_t *)(uintptr_t)v.values)[0] = f32_to_f16(3);
+    outliers_put_column(&v, 0, 7);
+    return block;
+}
+
+Test(source, outliers_belong_to_the_codes_of_their_name) {
+    static const struct {
+        const char *name, *why;
+        int cols, cut;
+    } cases[] = {
+        {"layer.outliers", NULL, 40, 0},
+        {"other.outliers", "no coded matrix", 40, 0},
+        {"layer.outliers", "[2, 41] beside a matrix of [2, 40]", 41, 0},
+        {"layer.outliers", "not as long", 40, 64},
+    };
+    char folder[SCRATCH_PATH], path[SCRATCH_PATH];
+    scratch_make(folder);
+    scratch_save(scratch_join(path, folder, "config.json"), config, strlen(config));
+    scratch_join(path, folder, "model.safetensors");
+    size_t n_block, n_side;
+    void *block = make_block(&n_block);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        void *side = make_outliers(cases[i].cols, &n_side);
+        n_side -= (size_t)cases[i].cut;
+        struct safetensors_tensor tensors[] = {
+            {"layer.bcq", SAFETENSORS_U8, 1, {n_block}, block, n_block},
+            {cases[i].name, SAFETENSORS_U8, 1, {n_side}, side, n_side},
+        };
+        struct source *src = NULL;
+        struct source_tensor t, s;
+        struct error err = {""};
+        float row[40], codes[40];
+        cr_assert_eq(safetensors_write(path, tensors, 2, &err), 0, "%s", err.text);
+        int r = source_open(&src, folder, &err);
+        free(side);
+        if (cases[i].why) {
+            cr_expect_eq(r, -EBADMSG);
+            cr_expect(strstr(err.text, cases[i].why), "%s", err.text);
+            cr_expect(strstr(err.text, cases[i].name), "%s", err.text);
+            continue;
+        }
+        cr_assert_eq(r, 0, "%s", err.text);
+        cr_assert_eq(source_find(src, "layer.bcq", &t), 0);
+        bcq_expand_row(&t.bcq, 1, codes);
+        cr_assert_eq(source_read_rows(src, &t, 1, 1, row, NULL), 0);
+        for (int k = 0; k < 40; k++) cr_expect_eq(row[k], codes[k] + (k == 7 ? 3 : 0));
+        cr_assert_eq(source_find(src, "layer.outliers", &s), 0);
+        cr_expect_eq(s.kind, SOURCE_SIDE);
+        cr_expect_eq(source_read_rows(src, &s, 0, 1, row, &err), -ENOTSUP);
+        source_close(src);
+    }
+    free(block);
+    scratch_remove(folder);
+}
+
 /* The original's row r of a head of d: first half even places, second half odd ones. */
 Test(source, gguf_rows_of_q_and_k_are_put_back) {
     char path[SCRATCH_PATH];

@@ -241,7 +241,7 @@ Test(gptq, loop_loss_is_the_quadratic_form) {
         group_of[k] = f->perm[k] / GROUP;
         for (int r = 0; r < ROWS; r++) lanes[k * GPTQ_LANES + r] = w[r * COLS + f->perm[k]];
     }
-    struct gptq_levels levels = {1 << BITS, group_of, values};
+    struct gptq_levels levels = {1 << BITS, group_of, values, NULL};
     gptq_loop(f, &levels, lanes, d, q, rank, loss);
     for (int r = 0; r < ROWS; r++) {
         sum += loss[r];

@@ -12,6 +12,7 @@
 #include "engine/source.h"
 #include "engine/tokenizer.h"
 #include "kernels/error.h"
+#include "tests/support/densify.h"
 #include "tests/support/scratch.h"
 
 /* What the events of a run have told. */
@@ -156,7 +157,7 @@ static void see_same_file(const char *path, const char *name, void *arg) {
     free(b);
 }
 
-static void check_resumption(bool is_static) {
+static void check_resumption(bool is_static, double outliers) {
     char folder[SCRATCH_PATH], whole[SCRATCH_PATH], broken[SCRATCH_PATH];
     struct quantize_options o = quick();
     struct quantize_summary summary;
@@ -166,6 +167,7 @@ static void check_resumption(bool is_static) {
     scratch_join(whole, folder, "whole");
     scratch_join(broken, folder, "broken");
     o.is_static = is_static;
+    o.layer.outliers = outliers;
     cr_assert_eq(run("models/llama-gqa", whole, &o, &seen, &summary, &err), 0, "%s", err.text);
     cr_assert_eq(seen.matrices, 21);
     for (o.stop_after = 1; o.stop_after <= 2; o.stop_after++) {
@@ -182,8 +184,51 @@ static void check_resumption(bool is_static) {
 }
 
 Test(quantize, interrupted_runs_give_the_same_bytes) {
-    check_resumption(false);
-    check_resumption(true);
+    check_resumption(false, 0.0);
+    check_resumption(true, 0.0);
+    check_resumption(false, 1.0);
+}
+
+/* Distance of the logits of two models, relative to those of b. */
+static double distance(const char *a, const char *b) {
+    int n, m;
+    float *x = logits_of(a, &n), *y = logits_of(b, &m);
+    double d = 0, all = 0;
+    cr_assert_eq(n, m);
+    for (int i = 0; i < n; i++) {
+        d += ((double)x[i] - (double)y[i]) * ((double)x[i] - (double)y[i]);
+        all += (double)y[i] * (double)y[i];
+    }
+    free(x);
+    free(y);
+    return sqrt(d / all);
+}
+
+/* The model runs as the dense one whose weights are the codes' values and what lies beside them. */
+Test(quantize, outliers_are_part_of_the_model) {
+    static const char *const models[] = {"models/llama-gqa", "models/opt-125m-like"};
+    static const char *const levels[] = {"ref", "avx2", "auto"};
+    char folder[SCRATCH_PATH], out[SCRATCH_PATH], dense[SCRATCH_PATH], name[32];
+    scratch_make(folder);
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        struct quantize_options o = quick();
+        struct quantize_summary summary;
+        struct error err;
+        o.layer.bits = 2;
+        o.layer.outliers = 2.0;
+        snprintf(name, sizeof name, "%zu", i);
+        scratch_join(out, folder, name);
+        cr_assert_eq(run(models[i], out, &o, NULL, &summary, &err), 0, "%s", err.text);
+        snprintf(name, sizeof name, "dense%zu", i);
+        densify(out, scratch_join(dense, folder, name));
+        for (int l = 0; l < 3; l++) {
+            cr_assert_eq(setenv("GPTQT_CPU", levels[l], 1), 0);
+            double far = distance(out, dense);
+            cr_assert(far < 2e-3, "%s, %s: %g", models[i], levels[l], far);
+        }
+        unsetenv("GPTQT_CPU");
+    }
+    scratch_remove(folder);
 }
 
 Test(quantize, other_settings_do_not_resume) {

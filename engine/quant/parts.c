@@ -1,0 +1,92 @@
+#include "engine/quant/parts.h"
+
+#include <errno.h>
+#include <stdio.h>
+
+#include "engine/checkpoint_writer.h"
+#include "engine/quant/layer.h"
+#include "kernels/error.h"
+
+enum { NAME_SIZE = 224, PART_CODES = 0, PART_OUTLIERS };
+
+static const char *const ends[] = {".bcq", ".outliers"};
+
+static void name_of(char full[NAME_SIZE], const char *name, int part) {
+    snprintf(full, NAME_SIZE, "%s%s", name, ends[part]);
+}
+
+static int write_part(struct checkpoint_writer *w, const char *name, int part, const void *block,
+                      size_t n_bytes, struct error *err) {
+    char full[NAME_SIZE];
+    name_of(full, name, part);
+    struct safetensors_tensor t = {.name = full,
+                                   .type = SAFETENSORS_U8,
+                                   .n_dims = 1,
+                                   .shape = {n_bytes},
+                                   .data = block,
+                                   .n_bytes = n_bytes};
+    return checkpoint_writer_add(w, &t, err);
+}
+
+int parts_write(struct checkpoint_writer *w, const char *name, const struct layer_result *result,
+                struct error *err) {
+    int r = 0;
+    if (result->side) r = write_part(w, name, PART_OUTLIERS, result->side, result->n_side, err);
+    return r < 0 ? r : write_part(w, name, PART_CODES, result->block, result->n_bytes, err);
+}
+
+static bool has(const struct checkpoint_writer *w, const char *name, int part) {
+    char full[NAME_SIZE];
+    name_of(full, name, part);
+    return checkpoint_writer_has(w, full);
+}
+
+bool parts_there(const struct checkpoint_writer *w, const char *name,
+                 const struct layer_options *o) {
+    return has(w, name, PART_CODES) && (!(o->outliers > 0.0) || has(w, name, PART_OUTLIERS));
+}
+
+static int open_part(struct parts *p, const struct checkpoint_writer *w, const char *name, int part,
+                     const struct safetensors_tensor **ret, struct error *err) {
+    char full[NAME_SIZE];
+    name_of(full, name, part);
+    int r = checkpoint_writer_map(w, full, &p->maps[part], err);
+    if (r < 0) return r;
+    r = safetensors_parse(&p->files[part], p->maps[part].bytes, p->maps[part].size, err);
+    if (r < 0) return r;
+    *ret = safetensors_find(&p->files[part], full);
+    return *ret ? 0 : error_set(err, -EBADMSG, "%s: the partial checkpoint is damaged", full);
+}
+
+static int open_all(struct parts *p, const struct checkpoint_writer *w, const char *name,
+                    const struct layer_options *o, struct error *err) {
+    const struct safetensors_tensor *t;
+    struct weight_view *v = &p->view;
+    v->is_bcq = 1;
+    int r = open_part(p, w, name, PART_CODES, &t, err);
+    if (r == 0) r = bcq_parse(&v->bcq, t->data, (size_t)t->n_bytes, err);
+    if (r == 0 && (v->bcq.spec.rows != v->rows || v->bcq.spec.cols != v->cols))
+        r = error_set(err, -EBADMSG, "the partial checkpoint has another shape");
+    if (r < 0 || !(o->outliers > 0.0)) return r;
+    r = open_part(p, w, name, PART_OUTLIERS, &t, err);
+    if (r == 0) r = outliers_parse(&p->outliers, t->data, (size_t)t->n_bytes, err);
+    if (r == 0 && (p->outliers.rows != v->rows || p->outliers.cols != v->cols))
+        r = error_set(err, -EBADMSG, "the partial checkpoint has other outliers");
+    v->outliers = &p->outliers;
+    return r;
+}
+
+int parts_open(struct parts *ret, const struct checkpoint_writer *w, const char *name, int rows,
+               int cols, const struct layer_options *o, struct error *err) {
+    *ret = (struct parts){.view = {.rows = rows, .cols = cols}};
+    int r = open_all(ret, w, name, o, err);
+    if (r < 0) parts_close(ret);
+    return r;
+}
+
+void parts_close(struct parts *p) {
+    for (int i = 0; i < 2; i++) {
+        safetensors_close(&p->files[i]);
+        map_close(&p->maps[i]);
+    }
+}

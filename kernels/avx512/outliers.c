@@ -1,0 +1,61 @@
+/* Sums of sixteen rows in one register: columns and values of a step are read once for up to four
+ * tokens. Rows past the last of the matrix have no entries and are masked out. */
+#include <immintrin.h>
+#include <stdbool.h>
+
+#include "kernels/avx512/avx512.h"
+#include "kernels/avx512/math.h"
+#include "kernels/ops.h"
+#include "kernels/sell.h"
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE __m512i columns_at(const void *columns, size_t at, bool wide) {
+    if (wide) return _mm512_loadu_si512((const uint32_t *)columns + at);
+    return _mm512_cvtepu16_epi32(
+        _mm256_loadu_si256((const __m256i *)(const void *)((const uint16_t *)columns + at)));
+}
+
+INLINE void add_block(float *y, size_t ldy, const struct sell *s, const float *x, size_t ldx, int n,
+                      int block, __mmask16 rows, bool wide) {
+    const void *columns = sell_columns(s);
+    const uint16_t *values = sell_values(s);
+    __m512 sum[4];
+    for (int t = 0; t < n; t++) sum[t] = _mm512_setzero_ps();
+    for (size_t i = s->starts[block]; i < s->starts[block + 1]; i++) {
+        __m512i column = columns_at(columns, i * SELL_ROWS, wide);
+        __m512 value = _mm512_cvtph_ps(
+            _mm256_loadu_si256((const __m256i *)(const void *)(values + i * SELL_ROWS)));
+        for (int t = 0; t < n; t++)
+            sum[t] =
+                _mm512_fmadd_ps(value, _mm512_i32gather_ps(column, x + (size_t)t * ldx, 4), sum[t]);
+    }
+    for (int t = 0; t < n; t++) {
+        float *to = y + (size_t)t * ldy + block * SELL_ROWS;
+        _mm512_mask_storeu_ps(to, rows, _mm512_add_ps(_mm512_maskz_loadu_ps(rows, to), sum[t]));
+    }
+}
+
+INLINE void add_blocks(float *y, size_t ldy, const struct sell *s, const float *x, size_t ldx,
+                       int n, int r0, int r1, bool wide) {
+    for (int b = r0 / SELL_ROWS; b * SELL_ROWS < r1; b++) {
+        if (s->starts[b] == s->starts[b + 1]) continue;
+        __mmask16 rows = avx512_mask((size_t)(r1 - b * SELL_ROWS));
+        int t = 0;
+        for (; t + 4 <= n; t += 4)
+            add_block(y + (size_t)t * ldy, ldy, s, x + (size_t)t * ldx, ldx, 4, b, rows, wide);
+        for (; t < n; t++)
+            add_block(y + (size_t)t * ldy, ldy, s, x + (size_t)t * ldx, ldx, 1, b, rows, wide);
+    }
+}
+
+static void add(float *y, size_t ldy, const void *packed, const float *x, size_t ldx, int n, int r0,
+                int r1) {
+    const struct sell *s = packed;
+    if (s->is_wide)
+        add_blocks(y, ldy, s, x, ldx, n, r0, r1, true);
+    else
+        add_blocks(y, ldy, s, x, ldx, n, r0, r1, false);
+}
+
+void avx512_outliers_init(struct ops *ops) { ops->outliers_add = add; }
