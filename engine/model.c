@@ -382,3 +382,22 @@ void model_linear_name(const struct model *m, int layer, enum model_role role, c
                        size_t size) {
     model_weights_name(&m->weights, layer, role, name, size);
 }
+
+int model_vector_size(const struct model *m, enum model_vector v) {
+    return model_weights_vector_size(&m->weights, v);
+}
+
+int model_read_vector(struct model *m, int layer, enum model_vector v, float *values,
+                      struct error *err) {
+    return model_weights_read_vector(&m->weights, layer, v, values, err);
+}
+
+int model_replace_vector(struct model *m, int layer, enum model_vector v, const float *values,
+                         struct error *err) {
+    return model_weights_replace_vector(&m->weights, layer, v, values, err);
+}
+
+void model_vector_name(const struct model *m, int layer, enum model_vector v, char *name,
+                       size_t size) {
+    model_weights_vector_name(&m->weights, layer, v, name, size);
+}

@@ -31,6 +31,18 @@ enum model_role { ROLE_Q, ROLE_K, ROLE_V, ROLE_O, ROLE_GATE, ROLE_UP, ROLE_DOWN,
  * stops it: model_open() fails with -ECANCELED. */
 typedef bool model_progress(void *arg, size_t read, size_t total, size_t packed);
 
+/* The vectors of a block and of the last norm. VECTOR_BIAS + role is the bias of a linear layer. */
+enum model_vector {
+    VECTOR_ATTN_NORM,
+    VECTOR_ATTN_NORM_BIAS,
+    VECTOR_FFN_NORM,
+    VECTOR_FFN_NORM_BIAS,
+    VECTOR_FINAL_NORM, /* whatever the layer */
+    VECTOR_FINAL_NORM_BIAS,
+    VECTOR_BIAS,
+    VECTOR_COUNT = VECTOR_BIAS + ROLE_COUNT
+};
+
 struct model_options {
     enum dtype kv_type;       /* DTYPE_F16 to serve, DTYPE_F32 to compare with references */
     int max_batch_tokens;     /* tokens of one forward() at most */
@@ -101,6 +113,19 @@ int model_read_linear(struct model *m, int layer, enum model_role role, float *w
 /* Runs on these weights from now on (until the layer is dropped). */
 int model_replace_linear(struct model *m, int layer, enum model_role role,
                          const struct weight_view *view, struct error *err);
+
+/* Elements of a vector; 0 where the architecture has none of the kind. A linear layer may have a
+ * bias whose tensor the source lacks: reading it then fails with -ENOENT. */
+int model_vector_size(const struct model *m, enum model_vector v);
+int model_read_vector(struct model *m, int layer, enum model_vector v, float *values,
+                      struct error *err);
+/* Runs on these values from now on, the layer being loaded. */
+int model_replace_vector(struct model *m, int layer, enum model_vector v, const float *values,
+                         struct error *err);
+/* Name of its tensor in a checkpoint; of a fused bias that of the part, which readers prefer. */
+void model_vector_name(const struct model *m, int layer, enum model_vector v, char *name,
+                       size_t size);
+
 /* Base name in a checkpoint: the matrix is NAME.weight when dense, NAME.bcq when coded. */
 void model_linear_name(const struct model *m, int layer, enum model_role role, char *name,
                        size_t size);

@@ -174,23 +174,31 @@ static int find_fused(struct model_weights *w, int layer, const char *suffix, in
     return check_shape(t, name, &want, err);
 }
 
-/* A bias vector is read as (rows, 1): one row is one element. */
-static int fused_bias(struct model_weights *w, int layer, enum model_role role, int rows,
-                      struct error *err) {
+int model_weights_read_fused_bias(struct model_weights *w, int layer, enum model_role role,
+                                  float *dst, struct error *err) {
     struct source_tensor t;
-    int r = find_fused(w, layer, ".bias", 0, &t, err);
+    int rows, cols, r = find_fused(w, layer, ".bias", 0, &t, err);
     if (r < 0) return r;
-    size_t n = (size_t)3 * (size_t)rows, dim = (size_t)w->config->head_dim;
-    float *all = malloc((n + (size_t)rows) * sizeof *all);
+    model_weights_shape(w, role, &rows, &cols);
+    size_t dim = (size_t)w->config->head_dim;
+    float *all = malloc((size_t)3 * (size_t)rows * sizeof *all);
     if (!all) return error_set(err, -ENOMEM, "model: out of memory");
-    float *part = all + n;
     r = source_read_rows(w->src, &t, 0, 1, all, err);
-    for (size_t head = 0; head < (size_t)w->config->n_heads; head++)
-        memcpy(part + head * dim, all + (3 * head + (size_t)role) * dim, dim * sizeof *all);
-    struct weight_view view = {.type = DTYPE_F32, .rows = 1, .cols = rows, .data = part};
-    struct weight **bias = &w->layers[layer].bias[role];
-    if (r == 0) r = backend_weight_new(w->be, bias, WEIGHT_VECTOR, &view, err);
+    for (size_t head = 0; r == 0 && head < (size_t)w->config->n_heads; head++)
+        memcpy(dst + head * dim, all + (3 * head + (size_t)role) * dim, dim * sizeof *all);
     free(all);
+    return r;
+}
+
+/* A checkpoint may hold the part under its own name, where the quantizer has changed it. */
+static int load_fused_bias(struct model_weights *w, int layer, enum model_role role, int rows,
+                           struct error *err) {
+    enum model_vector v = (enum model_vector)(VECTOR_BIAS + (int)role);
+    float *part = malloc((size_t)rows * sizeof *part);
+    if (!part) return error_set(err, -ENOMEM, "model: out of memory");
+    int r = model_weights_read_vector(w, layer, v, part, err);
+    if (r == 0) r = model_weights_replace_vector(w, layer, v, part, err);
+    free(part);
     return r;
 }
 
@@ -242,7 +250,7 @@ static int load_linear(struct model_weights *w, int layer, enum model_role role,
     else
         r = load(w, &l->linear[role], w->arch->linear[role], layer, ".weight", &matrix, err);
     if (r < 0) return r;
-    if (is_fused(w, role)) return fused_bias(w, layer, role, rows, err);
+    if (is_fused(w, role)) return load_fused_bias(w, layer, role, rows, err);
     struct want vector = {.use = WEIGHT_VECTOR, .rows = 1, .cols = rows, .optional = true};
     return load(w, &l->bias[role], w->arch->linear[role], layer, ".bias", &vector, err);
 }

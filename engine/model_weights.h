@@ -68,4 +68,18 @@ int model_weights_replace(struct model_weights *w, int layer, enum model_role ro
 void model_weights_name(const struct model_weights *w, int layer, enum model_role role, char *name,
                         size_t size);
 
+/* -- Vectors, in model_vectors.c; see model.h ------------------------------------------------ */
+
+int model_weights_vector_size(const struct model_weights *w, enum model_vector v);
+int model_weights_read_vector(struct model_weights *w, int layer, enum model_vector v, float *dst,
+                              struct error *err);
+int model_weights_replace_vector(struct model_weights *w, int layer, enum model_vector v,
+                                 const float *values, struct error *err);
+void model_weights_vector_name(const struct model_weights *w, int layer, enum model_vector v,
+                               char *name, size_t size);
+
+/* One role's part of a fused bias: dst (rows of the role). */
+int model_weights_read_fused_bias(struct model_weights *w, int layer, enum model_role role,
+                                  float *dst, struct error *err);
+
 #endif

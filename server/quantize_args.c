@@ -23,6 +23,8 @@ enum {
     OPT_DAMP,
     OPT_REFINE,
     OPT_OUTLIERS,
+    OPT_NORM_TWEAK,
+    OPT_LEARN_TRANSFORM,
     OPT_WINDOWS,
     OPT_CTX,
     OPT_SEED,
@@ -64,6 +66,10 @@ static const struct argp_option options[] = {
     {"refine", OPT_REFINE, "N", 0, "Rounds of refit and coordinate descent afterwards (0)", 2},
     {"outliers", OPT_OUTLIERS, "P", 0,
      "Per cent of the weights, up to 5, that stay fp16 beside the codes (0)", 2},
+    {"norm-tweak", OPT_NORM_TWEAK, "FORM", 0,
+     "Fit norms to what they gave before: none (default), fit (least squares) or moments", 2},
+    {"learn-transform", OPT_LEARN_TRANSFORM, "FORM", 0,
+     "Scales of inputs folded into what makes them: none (default) or grid", 2},
     {NULL, 0, NULL, 0, "Calibration:", 3},
     {"calibration", 'f', "FILE", 0, "UTF-8 text; without one the model writes its own", 3},
     {"windows", OPT_WINDOWS, "N", 0, "Windows of the text (64)", 3},
@@ -101,6 +107,30 @@ static const char *kind_name(int i) { return quantize_kind_name((enum bcq_kind)i
 
 static const char *weighting_name(int i) {
     return quantize_weighting_name((enum layer_weighting)i);
+}
+
+static const char *tweak_name(int i) { return blockwise_tweak_name((enum blockwise_tweak)i); }
+
+static const char *transform_name(int i) {
+    return blockwise_transform_name((enum blockwise_transform)i);
+}
+
+/* Methods that look at whole blocks; 1 for a key that is not theirs. */
+static int block_option(struct quantize_args *args, int key, const char *value, struct error *err) {
+    struct blockwise_options *b = &args->o.blockwise;
+    int choice = 0, r = 0;
+    switch (key) {
+    case OPT_NORM_TWEAK:
+        r = pick("--norm-tweak", value, tweak_name, &choice, err);
+        b->tweak = (enum blockwise_tweak)choice;
+        return r;
+    case OPT_LEARN_TRANSFORM:
+        r = pick("--learn-transform", value, transform_name, &choice, err);
+        b->transform = (enum blockwise_transform)choice;
+        return r;
+    default:
+        return 1;
+    }
 }
 
 static int group_size(struct quantize_args *args, const char *text, struct error *err) {
@@ -266,9 +296,12 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     if (key == ARGP_KEY_END) {
         if (!args->out) argp_error(state, "MODEL and OUT are needed");
         if (layer_check(&args->o.layer, &err) < 0) argp_error(state, "%s", err.text);
+        if (blockwise_check(&args->o.blockwise, &args->o.layer, args->o.is_static, &err) < 0)
+            argp_error(state, "%s", err.text);
         return 0;
     }
     int r = method_option(args, key, value, &err);
+    if (r > 0) r = block_option(args, key, value, &err);
     if (r > 0) r = other_option(args, key, value, &err);
     if (r > 0) return ARGP_ERR_UNKNOWN;
     if (r < 0) argp_error(state, "%s", err.text);

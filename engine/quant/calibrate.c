@@ -1,23 +1,14 @@
 #include "engine/quant/calibrate.h"
 
 #include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "engine/config.h"
 #include "engine/quant/linalg.h"
+#include "engine/quant/spill.h"
 #include "engine/sampler.h"
 #include "kernels/error.h"
-
-struct states {
-    float *x; /* (n_tokens, hidden) */
-    size_t n_bytes;
-    bool is_mapped;
-};
 
 struct calibrate {
     struct model *m;
@@ -25,8 +16,8 @@ struct calibrate {
     int batch_windows, chunk; /* windows of a batch, tokens of each at a time */
     int32_t *tokens;
     int32_t *positions, *seqs, *blocks; /* of a batch */
-    struct states states;
-    double *h[INPUT_COUNT]; /* (n, n) */
+    struct spill states;                /* (n_tokens, hidden) */
+    double *h[INPUT_COUNT];             /* (n, n) */
     int width[INPUT_COUNT];
     int64_t n_rows[INPUT_COUNT]; /* summed so far */
     int failed;                  /* first error inside the tap */
@@ -47,39 +38,9 @@ enum calibrate_input calibrate_input_of(enum model_role role) {
     return inputs[role];
 }
 
-/* Room on disk is reserved at once: a mapped file that runs full would kill the process later. */
-static int spill_states(struct states *s, const char *folder, struct error *err) {
-    char path[4096];
-    if (!folder) folder = getenv("TMPDIR");
-    if (!folder || !*folder) folder = "/tmp";
-    if (snprintf(path, sizeof path, "%s/gptqt-states-XXXXXX", folder) >= (int)sizeof path)
-        return error_set(err, -ENAMETOOLONG, "%s: too long", folder);
-    int fd = mkstemp(path);
-    if (fd < 0) return error_set(err, -errno, "%s: %s", path, strerror(errno));
-    unlink(path);
-    int r = -posix_fallocate(fd, 0, (off_t)s->n_bytes);
-    if (r < 0) {
-        error_set(err, r, "%s: cannot hold %zu bytes of hidden states: %s", folder, s->n_bytes,
-                  strerror(-r));
-    } else {
-        void *x = mmap(NULL, s->n_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-        if (x == MAP_FAILED) {
-            r = error_set(err, -errno, "%s: cannot map: %s", folder, strerror(errno));
-        } else {
-            s->x = x;
-            s->is_mapped = true;
-        }
-    }
-    close(fd);
-    return r;
-}
-
 static int make_states(struct calibrate *c, const struct calibrate_options *o, struct error *err) {
-    struct states *s = &c->states;
-    s->n_bytes = (size_t)c->n_windows * (size_t)c->ctx * (size_t)c->hidden * sizeof *s->x;
-    if (s->n_bytes > o->memory) return spill_states(s, o->spill, err);
-    s->x = malloc(s->n_bytes);
-    return s->x ? 0 : error_set(err, -ENOMEM, "hidden states: out of memory");
+    size_t n = (size_t)c->n_windows * (size_t)c->ctx * (size_t)c->hidden;
+    return spill_open(&c->states, n, o->memory, o->spill, err);
 }
 
 static int make_moments(struct calibrate *c, struct error *err) {
@@ -197,10 +158,7 @@ int calibrate_open(struct calibrate **ret, struct model *m, const int32_t *token
 
 void calibrate_close(struct calibrate *c) {
     if (!c) return;
-    if (c->states.is_mapped)
-        munmap(c->states.x, c->states.n_bytes);
-    else
-        free(c->states.x);
+    spill_close(&c->states);
     for (int i = 0; i < INPUT_COUNT; i++) free(c->h[i]);
     free(c->tokens);
     free(c->positions);
@@ -242,6 +200,13 @@ int calibrate_run(struct calibrate *c, int layer, bool collect, bool advance, st
         linalg_symmetrize(c->h[i], c->width[i], 1.0 / (double)c->n_rows[i]);
     }
     return 0;
+}
+
+const float *calibrate_states(const struct calibrate *c) { return c->states.x; }
+
+void calibrate_windows(const struct calibrate *c, int *ret_n_windows, int *ret_ctx) {
+    *ret_n_windows = c->n_windows;
+    *ret_ctx = c->ctx;
 }
 
 double *calibrate_moments(struct calibrate *c, enum calibrate_input input, int *ret_n) {

@@ -46,6 +46,10 @@ void calibrate_close(struct calibrate *c); /* NULL is allowed */
  * advance: the states become the block's output. */
 int calibrate_run(struct calibrate *c, int layer, bool collect, bool advance, struct error *err);
 
+/* (n_windows, ctx, hidden) what enters the next block; valid until the next run. */
+const float *calibrate_states(const struct calibrate *c);
+void calibrate_windows(const struct calibrate *c, int *ret_n_windows, int *ret_ctx);
+
 enum calibrate_input calibrate_input_of(enum model_role role);
 
 /* Mean of x x^T, (n, n) symmetric, of the last run that collected; the caller may write it. */

@@ -510,3 +510,11 @@ double layer_bits_per_weight(const struct layer_result *result) {
     double side = 8.0 * (double)result->n_side / ((double)s->rows * (double)s->cols);
     return bcq_bits_per_weight(s) + side;
 }
+
+struct weight_view layer_view(const struct layer_result *result) {
+    return (struct weight_view){.is_bcq = 1,
+                                .bcq = result->view,
+                                .rows = result->view.spec.rows,
+                                .cols = result->view.spec.cols,
+                                .outliers = result->side ? &result->outliers : NULL};
+}

@@ -89,4 +89,7 @@ int layer_quantize(struct layer_result *ret, const struct layer_input *in, const
                    const struct layer_options *options, struct error *err);
 void layer_result_free(struct layer_result *result); /* zeroed is allowed */
 
+/* The whole matrix, outliers included; points into result. */
+struct weight_view layer_view(const struct layer_result *result);
+
 #endif

@@ -12,6 +12,7 @@
 #include "engine/json_guard.h"
 #include "engine/map.h"
 #include "engine/model_arch.h"
+#include "engine/quant/blockwise.h"
 #include "engine/quant/calibrate.h"
 #include "engine/quant/carry.h"
 #include "engine/quant/codebook.h"
@@ -43,9 +44,11 @@ struct quantize {
     struct model *model;
     struct checkpoint_writer *writer;
     struct calibrate *calibrate;
-    int32_t *tokens; /* (windows, ctx) */
-    float *w;        /* the largest matrix */
-    json_t *errors;  /* matrix name -> {decibels, loss, energy, bits_per_weight} */
+    int32_t *tokens;             /* (windows, ctx) */
+    float *w;                    /* the largest matrix */
+    struct blockwise *blockwise; /* NULL: no method looks at whole blocks */
+    struct layer_result coded[ROLE_COUNT];
+    json_t *errors; /* matrix name -> {decibels, loss, energy, bits_per_weight} */
     struct shard shard;
 };
 
@@ -99,6 +102,7 @@ static int settle_shard(struct quantize *q, struct error *err) {
 static int settle_options(struct quantize *q, struct error *err) {
     struct quantize_options *o = &q->o;
     int r = layer_check(&o->layer, err);
+    if (r == 0) r = blockwise_check(&o->blockwise, &o->layer, o->is_static, err);
     if (r < 0) return r;
     o->layer.n_threads = parallel_threads(o->layer.n_threads);
     o->backend.n_threads = o->layer.n_threads;
@@ -201,6 +205,7 @@ static json_t *describe(const struct quantize *q) {
     json_object_set_new(o, "damp", json_real(l->damp));
     json_object_set_new(o, "refine", json_integer(l->refine));
     if (l->outliers > 0.0) json_object_set_new(o, "outliers", json_real(l->outliers));
+    blockwise_describe(&q->o.blockwise, o);
     json_object_set_new(o, "calibration",
                         json_pack("{s:s, s:i, s:i, s:b}", "text",
                                   q->o.calibration ? "file" : "self-generated", "windows",
@@ -261,7 +266,16 @@ static int open_model(struct quantize *q, struct error *err) {
     }
     q->w = malloc(largest * sizeof *q->w);
     if (!q->w) return error_set(err, -ENOMEM, "weights: out of memory");
-    return calibrate_open(&q->calibrate, q->model, q->tokens, q->o.windows, q->o.ctx, &states, err);
+    r = calibrate_open(&q->calibrate, q->model, q->tokens, q->o.windows, q->o.ctx, &states, err);
+    if (r < 0 || !blockwise_wanted(&q->o.blockwise)) return r;
+    struct blockwise_setup setup = {.model = q->model,
+                                    .source = q->src,
+                                    .calibrate = q->calibrate,
+                                    .options = &q->o.blockwise,
+                                    .layer = &q->o.layer,
+                                    .is_static = q->o.is_static,
+                                    .memory = q->o.state_memory};
+    return blockwise_open(&q->blockwise, &setup, err);
 }
 
 /* What an earlier run has written of the errors; a damaged file costs that run's blocks only. */
@@ -336,23 +350,34 @@ static int store(struct quantize *q, const char *name, const struct layer_result
     return parts_write(q->writer, name, result, err);
 }
 
-static int make_matrix(struct quantize *q, const struct layer_input *in, int layer,
-                       enum model_role role, struct error *err) {
+/* Lets a matrix go to the checkpoint, and the block run on it. */
+static int finish_matrix(struct quantize *q, int layer, enum model_role role, struct error *err) {
     char name[NAME_SIZE];
-    int rows, cols;
-    struct layer_result result = {0};
-    model_linear_shape(q->model, role, &rows, &cols);
+    struct layer_result *result = &q->coded[role];
     model_linear_name(q->model, layer, role, name, sizeof name);
-    int r = model_read_linear(q->model, layer, role, q->w, err);
-    if (r == 0) r = layer_quantize(&result, in, q->w, rows, &q->o.layer, err);
-    if (r == 0) r = store(q, name, &result, err);
-    struct weight_view view = {.is_bcq = 1, .bcq = result.view, .rows = rows, .cols = cols};
-    if (result.side) view.outliers = &result.outliers;
+    int r = store(q, name, result, err);
+    struct weight_view view = layer_view(result);
     if (r == 0 && !q->o.is_static) r = replace(q, layer, role, &view, err);
-    layer_result_free(&result);
+    layer_result_free(result);
     if (r < 0) return error_prefix(err, r, "%s", name);
     show_matrix(q, layer, role, false);
     return 0;
+}
+
+static int make_matrix(struct quantize *q, const struct layer_input *in, int layer,
+                       enum model_role role, struct error *err) {
+    char name[NAME_SIZE];
+    int rows, cols, r = 0;
+    const float *w = q->w;
+    model_linear_shape(q->model, role, &rows, &cols);
+    model_linear_name(q->model, layer, role, name, sizeof name);
+    if (q->blockwise)
+        w = blockwise_linear(q->blockwise, role);
+    else
+        r = model_read_linear(q->model, layer, role, q->w, err);
+    if (r == 0) r = layer_quantize(&q->coded[role], in, w, rows, &q->o.layer, err);
+    if (r < 0) return error_prefix(err, r, "%s", name);
+    return q->blockwise ? 0 : finish_matrix(q, layer, role, err);
 }
 
 /* The matrices that read one input; the factor is theirs in common. */
@@ -373,13 +398,24 @@ static int make_input(struct quantize *q, int layer, enum calibrate_input input,
     return r;
 }
 
+/* The block as a whole, before its matrices may go. */
+static int finish_block(struct quantize *q, int layer, struct error *err) {
+    int r = blockwise_codes(q->blockwise, q->coded, err);
+    for (int role = 0; r == 0 && role < ROLE_COUNT; role++)
+        if (q->coded[role].block) r = finish_matrix(q, layer, (enum model_role)role, err);
+    return r == 0 ? blockwise_store(q->blockwise, q->writer, err) : r;
+}
+
 static int make_block(struct quantize *q, int layer, struct error *err) {
     /* Shares of the time, roughly: the forward pass a third, then the inputs. */
-    int r = calibrate_run(q->calibrate, layer, true, q->o.is_static, err);
+    int r = q->blockwise ? blockwise_input(q->blockwise, err) : 0;
+    if (r == 0) r = calibrate_run(q->calibrate, layer, true, q->o.is_static, err);
+    if (r == 0 && q->blockwise) r = blockwise_transform(q->blockwise, err);
     for (int input = 0; r == 0 && input < INPUT_COUNT; input++) {
         progress(q, layer + 0.4 + 0.1 * input);
         r = make_input(q, layer, (enum calibrate_input)input, err);
     }
+    if (r == 0 && q->blockwise) r = finish_block(q, layer, err);
     return r == 0 ? write_errors(q, err) : r;
 }
 
@@ -405,7 +441,7 @@ static int restore_block(struct quantize *q, int layer, struct error *err) {
         if (!q->o.is_static) r = restore_matrix(q, layer, (enum model_role)role, err);
         if (r == 0) show_matrix(q, layer, (enum model_role)role, true);
     }
-    return r;
+    return r == 0 && q->blockwise ? blockwise_restore(q->blockwise, q->writer, err) : r;
 }
 
 /* A block of another part only moves the states on. */
@@ -413,12 +449,14 @@ static int do_block(struct quantize *q, int layer, struct error *err) {
     bool last = layer + 1 == q->shard.end, ours = layer >= q->shard.first;
     bool made = ours && block_is_made(q, layer);
     int r = model_load_layer(q->model, layer, err);
+    if (r == 0 && q->blockwise) r = blockwise_begin(q->blockwise, layer, err);
     if (r < 0) return r;
     if (ours) r = made ? restore_block(q, layer, err) : make_block(q, layer, err);
     /* With static inputs the pass that collected has moved the states as well. */
     bool moved = q->o.is_static && ours && !made;
     if (r == 0 && !last && !moved) r = calibrate_run(q->calibrate, layer, false, true, err);
     model_drop_layer(q->model, layer);
+    if (q->blockwise) blockwise_end(q->blockwise);
     if (r == 0) progress(q, layer + 1);
     return r;
 }
@@ -562,10 +600,12 @@ int quantize_run(struct quantize_summary *ret, const char *out, struct source *s
     }
     if (r == 0) r = checkpoint_writer_finish(q.writer, err);
     if (r == 0) *ret = summary;
+    blockwise_close(q.blockwise);
     calibrate_close(q.calibrate);
     model_close(q.model);
     checkpoint_writer_close(q.writer);
     backend_close(q.backend);
+    for (int role = 0; role < ROLE_COUNT; role++) layer_result_free(&q.coded[role]);
     json_decref(q.errors);
     free(q.tokens);
     free(q.w);

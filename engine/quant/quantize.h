@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #include "engine/model.h"
+#include "engine/quant/blockwise.h"
 #include "engine/quant/layer.h"
 
 struct error;
@@ -45,6 +46,7 @@ struct quantize_events {
 
 struct quantize_options {
     struct layer_options layer;
+    struct blockwise_options blockwise;
     struct backend_options backend;
     const char *calibration; /* UTF-8 text file; NULL: the model writes its own */
     int windows;             /* 0 = 64; fewer when the text is short */

@@ -286,6 +286,16 @@ static void activate(const struct block *b, const struct block_cache *c, int n) 
         activation_plain(b->config.activation, c->kept[KEPT_UP], b->wide, count, b->n_threads);
 }
 
+const float *block_input(const struct block *b, const struct block_weights *w,
+                         const struct block_cache *c, enum model_role role) {
+    int n = c->n_seqs * c->ctx;
+    if (role <= ROLE_V) return attention_input(b, w, c, n);
+    if (role == ROLE_O) return c->kept[KEPT_A];
+    if (role != ROLE_DOWN) return ffn_input(b, w, c, n);
+    activate(b, c, n);
+    return b->wide;
+}
+
 static void forward_ffn(const struct block *b, const struct block_weights *w,
                         const struct block_cache *c, float *y, int n) {
     const float *in = ffn_input(b, w, c, n);

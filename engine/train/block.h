@@ -68,6 +68,11 @@ void block_forward(struct block *b, const struct block_weights *w, const float *
 void block_backward(struct block *b, const struct block_weights *w, const struct block_cache *cache,
                     const float *dy, float *dx, const struct block_grads *grads);
 
+/* The input (n_tokens, cols) of a linear layer in the forward that filled the cache, with the
+ * weights that it had; valid until the next call. */
+const float *block_input(const struct block *b, const struct block_weights *w,
+                         const struct block_cache *cache, enum model_role role);
+
 /* The shape of a linear layer; 0 rows where a block has none. */
 void block_shape(const struct block *b, enum model_role role, int *ret_rows, int *ret_cols);
 

@@ -113,9 +113,10 @@ static int read_linear(struct params_block *b, struct params *p, int layer, enum
     int r = read_matrix(&b->linear[role], p, layer, role, rows, cols, err);
     if (r < 0) return r;
     const char *pattern = p->names.arch->linear[role];
-    if (p->names.arch->fused_qkv && role <= ROLE_V)
+    bool own = has_named(p, pattern, layer, ".bias"); /* a changed part counts before the whole */
+    if (p->names.arch->fused_qkv && role <= ROLE_V && !own)
         return read_fused_bias(&b->bias[role], p, layer, role, rows, err);
-    if (!has_named(p, pattern, layer, ".bias")) return 0;
+    if (!own) return 0;
     return read_named(&b->bias[role], p, pattern, layer, ".bias", 1, rows, err);
 }
 

@@ -1,0 +1,325 @@
+/* Folding must not change what a model computes; fits against normal equations solved on the
+ * spot; whole runs with the methods on, interrupted and not. */
+#include "engine/quant/blockwise.h"
+
+#include <criterion/criterion.h>
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/config.h"
+#include "engine/offline.h"
+#include "engine/quant/fold.h"
+#include "engine/quant/norm_fit.h"
+#include "engine/quant/quantize.h"
+#include "engine/source.h"
+#include "engine/train/params.h"
+#include "kernels/error.h"
+#include "tests/support/scratch.h"
+#include "tests/unit/engine/quant/support.h"
+
+enum { TOKENS = 24 };
+
+static const char *const models[] = {"models/llama-gqa",     "models/llama-mha",
+                                     "models/llama-bias",    "models/opt-125m-like",
+                                     "models/opt-350m-like", "models/bloom"};
+enum { N_MODELS = sizeof models / sizeof *models };
+
+static void open_model(struct offline *o, const char *name) {
+    char path[SCRATCH_PATH];
+    struct source *src;
+    struct error err;
+    struct offline_options options = {
+        .backend = {.name = "cpu", .n_threads = 1},
+        .model = {.kv_type = DTYPE_F32, .max_batch_tokens = TOKENS, .max_logit_rows = TOKENS},
+        .context = TOKENS};
+    cr_assert_eq(source_open(&src, scratch_fixture(path, name), &err), 0, "%s", err.text);
+    cr_assert_eq(offline_open(o, src, &options, &err), 0, "%s", err.text);
+}
+
+static float *logits_of(struct offline *o, size_t *ret_n) {
+    int32_t tokens[TOKENS], positions[TOKENS], seqs[TOKENS] = {0}, blocks[2] = {0, 1};
+    struct error err;
+    size_t vocab = (size_t)model_get_config(o->model)->vocab;
+    float *logits = malloc(TOKENS * vocab * sizeof *logits);
+    cr_assert(logits);
+    for (int i = 0; i < TOKENS; i++) {
+        tokens[i] = 20 + 9 * i;
+        positions[i] = i;
+    }
+    struct batch batch = {.n_tokens = TOKENS,
+                          .n_seqs = 1,
+                          .tokens = tokens,
+                          .positions = positions,
+                          .seqs = seqs,
+                          .blocks = blocks,
+                          .max_blocks = 2};
+    model_forward(o->model, &batch);
+    cr_assert_eq(model_logits(o->model, logits, positions, TOKENS, &err), 0);
+    *ret_n = TOKENS * vocab;
+    return logits;
+}
+
+static float *vector_of(const struct params_block *p, int v) {
+    float *const vectors[] = {p->norm_w[BLOCK_ATTN_NORM], p->norm_b[BLOCK_ATTN_NORM],
+                              p->norm_w[BLOCK_FFN_NORM], p->norm_b[BLOCK_FFN_NORM]};
+    return v < VECTOR_FINAL_NORM ? vectors[v] : v < VECTOR_BIAS ? NULL : p->bias[v - VECTOR_BIAS];
+}
+
+/* Folds random scales at every place of a block and lets the model run on the result. */
+static int fold_block(struct offline *o, struct params *params, int layer, uint64_t *seed) {
+    const struct model_config *c = model_get_config(o->model);
+    struct params_block block = {0};
+    bool marks[VECTOR_COUNT] = {false};
+    struct error err;
+    int places = 0;
+    cr_assert_eq(params_block_read(&block, params, layer, &err), 0, "%s", err.text);
+    for (int input = 0; input < INPUT_COUNT; input++) {
+        int width = fold_width(c, (enum calibrate_input)input);
+        if (!width) continue;
+        float *s = malloc((size_t)width * sizeof *s);
+        cr_assert(s);
+        for (int i = 0; i < width; i++) s[i] = (float)exp(support_normal(seed));
+        fold_apply(&block, c, (enum calibrate_input)input, s);
+        fold_marks(&block, (enum calibrate_input)input, marks);
+        free(s);
+        places++;
+    }
+    for (int role = 0; role < ROLE_COUNT; role++) {
+        struct weight_view view = {.type = DTYPE_F32, .data = block.linear[role]};
+        if (!model_linear_shape(o->model, (enum model_role)role, &view.rows, &view.cols)) continue;
+        cr_assert_eq(model_replace_linear(o->model, layer, (enum model_role)role, &view, &err), 0);
+    }
+    for (int v = 0; v < VECTOR_COUNT; v++)
+        if (marks[v])
+            cr_assert_eq(model_replace_vector(o->model, layer, (enum model_vector)v,
+                                              vector_of(&block, v), &err),
+                         0, "%s", err.text);
+    params_block_free(&block);
+    return places;
+}
+
+Test(fold, the_model_computes_what_it_did) {
+    /* Places: with a norm of their own and with an activation that lets factors through. */
+    static const int places[N_MODELS] = {4, 4, 4, 4, 2, 3};
+    for (int i = 0; i < N_MODELS; i++) {
+        struct offline o;
+        struct params *params;
+        struct error err;
+        uint64_t seed = 5;
+        size_t n;
+        double worst = 0.0, moved = 0.0;
+        open_model(&o, models[i]);
+        float *before = logits_of(&o, &n);
+        cr_assert_eq(params_open(&params, o.source, &err), 0, "%s", err.text);
+        for (int layer = 0; layer < model_get_config(o.model)->n_layers; layer++)
+            cr_assert_eq(fold_block(&o, params, layer, &seed), places[i], "%s", models[i]);
+        float *after = logits_of(&o, &n);
+        for (size_t k = 0; k < n; k++) {
+            worst = fmax(worst, fabs((double)before[k] - (double)after[k]));
+            moved += before[k] != after[k];
+        }
+        cr_assert_lt(worst, 1e-4, "%s: logits differ by %g", models[i], worst);
+        cr_assert_gt(moved, 0.0, "%s: nothing was folded", models[i]);
+        free(before);
+        free(after);
+        params_close(params);
+        offline_close(&o);
+    }
+}
+
+Test(fold, heads_that_share_values_share_scales) {
+    struct model_config c = {.n_heads = 6, .n_kv_heads = 2, .head_dim = 4, .hidden = 24};
+    cr_assert_eq(fold_width(&c, INPUT_O), 8);
+    cr_assert_eq(fold_index(&c, INPUT_O, 0), 0);
+    cr_assert_eq(fold_index(&c, INPUT_O, 11), 3, "head 2 reads the first value head");
+    cr_assert_eq(fold_index(&c, INPUT_O, 13), 5, "head 3 reads the second");
+    cr_assert_eq(fold_index(&c, INPUT_QKV, 13), 13);
+    c.post_norm = true;
+    cr_assert_eq(fold_width(&c, INPUT_QKV), 0);
+    c.activation = ACT_GELU_TANH;
+    cr_assert_eq(fold_width(&c, INPUT_DOWN), 0);
+}
+
+enum { ROWS = 200, WIDTH = 6 };
+
+static void make_rows(float *now, float *wanted) {
+    uint64_t seed = 3;
+    for (int r = 0; r < ROWS; r++)
+        for (int c = 0; c < WIDTH; c++) {
+            double x = 0.5 * c + support_normal(&seed);
+            now[r * WIDTH + c] = c == 5 ? 0.25f : (float)x;
+            wanted[r * WIDTH + c] =
+                c == 5 ? 1.0f : (float)((0.7 + 0.1 * c) * x + 0.3 + 0.2 * support_normal(&seed));
+        }
+}
+
+static double distance(const float *now, const float *wanted, int c, double factor, double offset) {
+    double sum = 0.0;
+    for (int r = 0; r < ROWS; r++) {
+        double e = factor * (double)now[r * WIDTH + c] + offset - (double)wanted[r * WIDTH + c];
+        sum += e * e;
+    }
+    return sum;
+}
+
+static void fit_rows(enum norm_fit_form form, bool has_bias, const float *now, const float *wanted,
+                     float *factor, float *offset) {
+    struct norm_fit *f;
+    struct error err;
+    cr_assert_eq(norm_fit_new(&f, WIDTH, &err), 0);
+    norm_fit_add(f, now, wanted, 77);
+    norm_fit_add(f, now + 77 * WIDTH, wanted + 77 * WIDTH, ROWS - 77);
+    norm_fit_solve(f, form, has_bias, factor, offset);
+    norm_fit_free(f);
+}
+
+Test(norm_fit, squares_are_the_least_of_a_fine_grid) {
+    float now[ROWS * WIDTH], wanted[ROWS * WIDTH], factor[WIDTH], offset[WIDTH];
+    make_rows(now, wanted);
+    for (int bias = 0; bias < 2; bias++) {
+        fit_rows(NORM_FIT_SQUARES, bias, now, wanted, factor, offset);
+        for (int c = 0; c < WIDTH - 1; c++) {
+            double least =
+                distance(now, wanted, c, (double)factor[c], (double)offset[c]) * (1.0 - 1e-6);
+            for (int i = -5; i <= 5; i++)
+                for (int j = bias ? -5 : 0; j <= (bias ? 5 : 0); j++)
+                    cr_assert_geq(distance(now, wanted, c, (double)factor[c] + 0.01 * i,
+                                           (double)offset[c] + 0.01 * j),
+                                  least);
+        }
+        cr_assert_eq(factor[5], bias ? 1.0f : 2.0f, "no spread, or a factor at its limit");
+        cr_assert_float_eq(offset[5], bias ? 0.75f : 0.0f, 1e-6);
+    }
+}
+
+Test(norm_fit, moments_become_the_wanted_ones) {
+    float now[ROWS * WIDTH], wanted[ROWS * WIDTH], factor[WIDTH], offset[WIDTH];
+    make_rows(now, wanted);
+    fit_rows(NORM_FIT_MOMENTS, true, now, wanted, factor, offset);
+    for (int c = 0; c < WIDTH; c++) {
+        double sum[2] = {0}, square[2] = {0};
+        for (int r = 0; r < ROWS; r++) {
+            double x[2] = {(double)factor[c] * (double)now[r * WIDTH + c] + (double)offset[c],
+                           (double)wanted[r * WIDTH + c]};
+            for (int i = 0; i < 2; i++) {
+                sum[i] += x[i] / ROWS;
+                square[i] += x[i] * x[i] / ROWS;
+            }
+        }
+        cr_assert_float_eq(sum[0], sum[1], 1e-5);
+        cr_assert_float_eq(square[0] - sum[0] * sum[0], square[1] - sum[1] * sum[1], 1e-5);
+    }
+}
+
+static void ignore_progress(void *arg, enum quantize_stage stage, double done, double total) {
+    (void)arg, (void)stage, (void)done, (void)total;
+}
+
+static int run(const char *model, const char *out, const struct quantize_options *o,
+               struct error *err) {
+    char path[SCRATCH_PATH];
+    struct source *src;
+    struct quantize_summary summary;
+    struct quantize_events events = {.progress = ignore_progress};
+    int r = source_open(&src, scratch_fixture(path, model), err);
+    if (r == 0) r = quantize_run(&summary, out, src, o, &events, err);
+    source_close(src);
+    return r;
+}
+
+static struct quantize_options quick(void) {
+    struct quantize_options o;
+    quantize_defaults(&o);
+    o.layer.n_ranges = 4;
+    o.layer.n_threads = 2;
+    o.layer.bits = 2;
+    o.windows = 16;
+    o.ctx = 32;
+    return o;
+}
+
+static void see_same_file(const char *path, const char *name, void *arg) {
+    char other[SCRATCH_PATH];
+    size_t n, m;
+    void *a = scratch_load(path, &n), *b = scratch_load(scratch_join(other, arg, name), &m);
+    cr_assert(n == m && memcmp(a, b, n) == 0, "%s differs", name);
+    free(a);
+    free(b);
+}
+
+/* Whole, and in three runs with another number of threads: equal bytes, and a checkpoint that
+ * opens with the vectors that were changed. */
+static void check_run(const char *model, struct quantize_options o, const char *changed) {
+    char folder[SCRATCH_PATH], whole[SCRATCH_PATH], broken[SCRATCH_PATH];
+    struct source *src;
+    struct source_tensor t;
+    struct offline loaded;
+    struct error err;
+    scratch_make(folder);
+    scratch_join(whole, folder, "whole");
+    scratch_join(broken, folder, "broken");
+    cr_assert_eq(run(model, whole, &o, &err), 0, "%s: %s", model, err.text);
+    for (o.stop_after = 1; o.stop_after <= 2; o.stop_after++) {
+        o.layer.n_threads = o.stop_after;
+        int r = run(model, broken, &o, &err);
+        cr_assert(r == -ECANCELED || r == 0, "%s: %s", model, err.text);
+        if (r == 0) break;
+    }
+    o.stop_after = 0;
+    cr_assert_eq(run(model, broken, &o, &err), 0, "%s: %s", model, err.text);
+    cr_assert_geq(scratch_each(whole, see_same_file, broken), 3);
+    cr_assert_eq(source_open(&src, whole, &err), 0, "%s", err.text);
+    if (changed) {
+        cr_assert_eq(source_find(src, changed, &t), 0, "%s: %s is missing", model, changed);
+        cr_assert_str_eq(t.type_name, "F32");
+    }
+    struct offline_options options = {
+        .backend = {.name = "cpu", .n_threads = 1},
+        .model = {.kv_type = DTYPE_F32, .max_batch_tokens = TOKENS, .max_logit_rows = TOKENS},
+        .context = TOKENS};
+    cr_assert_eq(offline_open(&loaded, src, &options, &err), 0, "%s", err.text);
+    offline_close(&loaded);
+    scratch_remove(folder);
+}
+
+Test(blockwise, norm_tweak_is_resumed_to_the_same_bytes) {
+    static const enum blockwise_tweak forms[] = {TWEAK_FIT, TWEAK_MOMENTS};
+    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
+        struct quantize_options o = quick();
+        o.blockwise.tweak = forms[i];
+        check_run("models/llama-gqa", o, "model.norm.weight");
+        check_run("models/bloom", o, "ln_f.bias");
+        check_run("models/opt-125m-like", o, "model.decoder.final_layer_norm.bias");
+    }
+}
+
+Test(blockwise, learn_transform_is_resumed_to_the_same_bytes) {
+    static const bool is_static[] = {false, true};
+    for (size_t i = 0; i < sizeof is_static / sizeof *is_static; i++) {
+        struct quantize_options o = quick();
+        o.blockwise.transform = TRANSFORM_GRID;
+        o.is_static = is_static[i];
+        check_run("models/llama-gqa", o, NULL);
+        check_run("models/bloom", o, NULL);
+        check_run("models/opt-350m-like", o, NULL);
+    }
+}
+
+Test(blockwise, what_makes_no_sense_is_refused_with_the_reason) {
+    struct quantize_options o = quick();
+    struct error err;
+    char folder[SCRATCH_PATH], out[SCRATCH_PATH];
+    scratch_make(folder);
+    scratch_join(out, folder, "out");
+    o.blockwise.tweak = TWEAK_FIT;
+    o.is_static = true;
+    cr_assert_eq(run("models/llama-gqa", out, &o, &err), -EINVAL);
+    cr_assert(strstr(err.text, "static"), "%s", err.text);
+    o.is_static = false;
+    cr_assert_eq(run("models/opt-350m-like", out, &o, &err), -EINVAL);
+    cr_assert(strstr(err.text, "norm"), "%s", err.text);
+    scratch_remove(folder);
+}
