@@ -10,7 +10,7 @@
 #include "engine/quant/blockwise_state.h"
 #include "engine/source.h"
 #include "kernels/error.h"
-#include "kernels/outliers.h"
+#include "kernels/expand.h"
 
 enum { HELD_EVERY = 8 /* one window in so many judges */ };
 

@@ -14,7 +14,7 @@
 #include "engine/quant/fold.h"
 #include "engine/train/gemm.h"
 #include "kernels/error.h"
-#include "kernels/outliers.h"
+#include "kernels/expand.h"
 
 /* A scaled input must lower the error by so much: less is noise of the calibration text. */
 static const double least_gain = 0.005;
