@@ -25,6 +25,8 @@ enum {
     OPT_OUTLIERS,
     OPT_NORM_TWEAK,
     OPT_LEARN_TRANSFORM,
+    OPT_CODES,
+    OPT_BEAM,
     OPT_WINDOWS,
     OPT_CTX,
     OPT_SEED,
@@ -63,6 +65,13 @@ static const struct argp_option options[] = {
     {"min-mse", OPT_MIN_MSE, NULL, 0, "gptq, rtn: shrink each range to the least error", 2},
     {"bcq-bias", OPT_BCQ_BIAS, NULL, 0, "bcq: fit a bias as well", 2},
     {"damp", OPT_DAMP, "X", 0, "Share of the mean diagonal added to it (0.01)", 2},
+    {"codes", OPT_CODES, "NAME", 0,
+     "Search of the codes: gptq (default: column loop), greedy (nearest level), cd (then "
+     "coordinate "
+     "descent), beam (then a beam search) or additive (then scales by turns; params free)",
+     2},
+    {"beam", OPT_BEAM, "N", 0, "codes beam, additive: assignments kept for a row, 2 to 1024 (8)",
+     2},
     {"refine", OPT_REFINE, "N", 0, "Rounds of refit and coordinate descent afterwards (0)", 2},
     {"outliers", OPT_OUTLIERS, "P", 0,
      "Per cent of the weights, up to 5, that stay fp16 beside the codes (0)", 2},
@@ -133,6 +142,8 @@ static int block_option(struct quantize_args *args, int key, const char *value, 
     }
 }
 
+static const char *search_name(int i) { return codes_name((enum codes_search)i); }
+
 static int group_size(struct quantize_args *args, const char *text, struct error *err) {
     if (!strcmp(text, "row")) {
         args->o.layer.group = 0;
@@ -169,6 +180,12 @@ static int method_option(struct quantize_args *args, int key, const char *value,
         /* The decimal that was typed, not its nearest float. */
         l->damp = strtod(value, NULL);
         return r;
+    case OPT_CODES:
+        r = pick("--codes", value, search_name, &choice, err);
+        l->codes.search = (enum codes_search)choice;
+        return r;
+    case OPT_BEAM:
+        return cli_int(&l->codes.beam, "--beam", value, 2, 1024, err);
     case OPT_STEP_BITS:
         return cli_int(&l->step_bits, "--step-bits", value, 1, 6, err);
     case OPT_RANGES:

@@ -37,6 +37,7 @@ void layer_defaults(struct layer_options *o) {
                                 .weighting = LAYER_BY_DIAG,
                                 .act_order = true,
                                 .damp = 0.01,
+                                .codes = {CODES_LOOP, 8},
                                 .n_threads = 1};
 }
 
@@ -50,6 +51,25 @@ static bool has_loop(enum layer_method m) { return m != LAYER_RTN && m != LAYER_
  * groups are runs of natural columns. */
 static bool lays_as_it_goes(const struct layer_options *o) {
     return o->method == LAYER_GPTQ && !o->act_order && o->kind == BCQ_FREE;
+}
+
+static int check_codes(const struct layer_options *o, struct error *err) {
+    enum codes_search search = o->codes.search;
+    if (search != CODES_LOOP && !has_loop(o->method))
+        return error_set(err, -EINVAL,
+                         "codes: methods rtn and bcq are without a column loop, their "
+                         "codes are the nearest levels");
+    if (search == CODES_GREEDY && o->refine > 0)
+        return error_set(err, -EINVAL,
+                         "codes greedy: refine runs the column loop that it is without");
+    if (search == CODES_GREEDY && lays_as_it_goes(o))
+        return error_set(err, -EINVAL,
+                         "codes greedy: method gptq without act-order lays its grids "
+                         "as the column loop goes");
+    if (search == CODES_ADDITIVE && o->kind != BCQ_FREE)
+        return error_set(err, -EINVAL,
+                         "codes additive: scales are learned per plane: use params free");
+    return codes_check(&o->codes, err);
 }
 
 int layer_check(const struct layer_options *o, struct error *err) {
@@ -71,6 +91,8 @@ int layer_check(const struct layer_options *o, struct error *err) {
         return error_set(err, -EINVAL,
                          "outliers: gptq with params free and no act-order lays its grids over "
                          "weights that are not known beforehand");
+    int r = check_codes(o, err);
+    if (r < 0) return r;
     if (o->method == LAYER_GPTQT && o->step_bits != 0 &&
         (o->step_bits < o->bits || o->step_bits > CODEBOOK_MAX_STEP_BITS))
         return error_set(err, -EINVAL, "step bits: %d is not in %d..%d", o->step_bits, o->bits,
@@ -323,10 +345,8 @@ static int fixed_strip(const struct job *j, struct strip *strip, struct scratch 
     if (is_alternating(j->o->method)) alternate_strip(j, s, row, n_rows);
     if (r < 0) return r;
     strip_levels(strip);
-    if (has_loop(j->o->method))
-        strip_loop(strip);
-    else
-        strip_nearest(strip);
+    if (has_loop(j->o->method)) return codes_find(strip, &j->o->codes, err);
+    strip_nearest(strip);
     strip_codes(strip);
     return 0;
 }
@@ -336,6 +356,8 @@ static int quantize_strip(const struct job *j, struct strip *strip, struct scrat
     int r = lays_as_it_goes(j->o) ? dynamic_strip(j, strip, s, err) : fixed_strip(j, strip, s, err);
     if (r == 0 && j->o->refine > 0)
         r = refine_strip(strip, j->shapes, j->n_shapes, j->o->refine, err);
+    if (r == 0 && (j->o->refine > 0 || lays_as_it_goes(j->o)))
+        r = codes_again(strip, &j->o->codes, err);
     if (r == 0 && j->outliers) outlier_take(j->outliers, strip);
     if (r == 0) strip_store(strip);
     return r;

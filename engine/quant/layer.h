@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "engine/quant/codes.h"
 #include "kernels/outliers.h"
 #include "kernels/weights.h"
 
@@ -53,6 +54,7 @@ struct layer_options {
     bool min_mse;  /* uniform methods shrink the range to the least weighted error */
     bool bcq_bias; /* alternating methods fit a bias as well */
     double damp;
+    struct codes_options codes;
     int refine;      /* rounds of refit and coordinate descent after the loop */
     double outliers; /* per cent of the weights that stay fp16 beside the codes; 0 = none */
     int n_threads;

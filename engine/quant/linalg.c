@@ -13,6 +13,8 @@
 enum { TILE = 256 };
 
 /* LAPACK's Fortran entry: matrices by columns, so its "U" is the lower triangle of ours. */
+extern void dposv_(const char *uplo, const int *n, const int *nrhs, double *a, const int *lda,
+                   double *b, const int *ldb, int *info);
 extern void dpotrf_(const char *uplo, const int *n, double *a, const int *lda, int *info);
 
 void linalg_init(void) {
@@ -199,4 +201,10 @@ bool linalg_solve_small(double *a, double *b, int n) {
         for (int k = i + 1; k < n; k++) b[i] -= a[k * n + i] * b[k];
     }
     return true;
+}
+
+bool linalg_solve(double *a, double *b, int n) {
+    int one = 1, info = 0;
+    dposv_("L", &n, &one, a, &n, b, &n, &info);
+    return info == 0;
 }

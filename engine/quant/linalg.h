@@ -47,4 +47,7 @@ void linalg_gemm_f64(double *c, const double *a, const double *b, const struct l
 enum { LINALG_SMALL = 8 };
 bool linalg_solve_small(double *a, double *b, int n);
 
+/* The same of any size, by LAPACK. */
+bool linalg_solve(double *a, double *b, int n);
+
 #endif

@@ -203,6 +203,9 @@ static json_t *describe(const struct quantize *q) {
     json_object_set_new(o, "weighting", json_string(quantize_weighting_name(l->weighting)));
     json_object_set_new(o, "act_order", json_boolean(l->act_order));
     json_object_set_new(o, "damp", json_real(l->damp));
+    json_object_set_new(o, "codes", json_string(codes_name(l->codes.search)));
+    if (l->codes.search == CODES_BEAM || l->codes.search == CODES_ADDITIVE)
+        json_object_set_new(o, "beam", json_integer(l->codes.beam));
     json_object_set_new(o, "refine", json_integer(l->refine));
     if (l->outliers > 0.0) json_object_set_new(o, "outliers", json_real(l->outliers));
     blockwise_describe(&q->o.blockwise, o);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/quant/descend.h"
 #include "engine/quant/linalg.h"
 #include "engine/quant/pack.h"
 #include "engine/quant/strip.h"
@@ -12,7 +13,6 @@
 #include "kernels/float16.h"
 
 enum {
-    SWEEP_BLOCK = 32, /* columns of a coordinate descent between two gemms */
     MAX_TERMS = BCQ_MAX_BITS + 1,
     TERM_PAIRS = MAX_TERMS * (MAX_TERMS + 1) / 2,
     SCALE_WINDOW = 2 /* scale codes tried on either side of the continuous optimum */
@@ -267,47 +267,6 @@ static void refit_sweep(struct refit *f) {
     }
 }
 
-static void set_difference(struct strip *s) {
-    for (size_t i = 0; i < (size_t)s->n * GPTQ_LANES; i++) s->d[i] = s->q[i] - s->w[i];
-}
-
-/* Column k of a block that starts at first: moves it to its best level, given the gradient without
- * the moves that this block has made before. */
-static void descend_column(struct strip *s, int first, int k, float *gradient, float *moved) {
-    const float *h = s->p->h + (size_t)k * (size_t)s->n;
-    size_t at = (size_t)k * GPTQ_LANES;
-    float target[GPTQ_LANES], inverse = 1.0f / h[k];
-    for (int j = first; j < k; j++) {
-        const float *step = moved + (size_t)(j - first) * GPTQ_LANES;
-        for (int i = 0; i < GPTQ_LANES; i++) gradient[i] += h[j] * step[i];
-    }
-    for (int i = 0; i < GPTQ_LANES; i++)
-        target[i] = s->w[at + (size_t)i] + s->d[at + (size_t)i] - gradient[i] * inverse;
-    gptq_nearest(s->values + (size_t)s->p->group_of[k] * (size_t)s->n_levels * GPTQ_LANES,
-                 s->n_levels, target, s->q + at, s->rank + at);
-    if (s->exact) gptq_keep_exact(s->exact + at, target, s->q + at);
-    float *step = moved + (size_t)(k - first) * GPTQ_LANES;
-    for (int i = 0; i < GPTQ_LANES; i++) {
-        float d = s->q[at + (size_t)i] - s->w[at + (size_t)i];
-        step[i] = d - s->d[at + (size_t)i];
-        s->d[at + (size_t)i] = d;
-    }
-}
-
-/* One sweep of coordinate descent over the codes, in processing order. */
-static void descend(struct strip *s) {
-    float gradient[SWEEP_BLOCK * GPTQ_LANES], moved[SWEEP_BLOCK * GPTQ_LANES];
-    set_difference(s);
-    for (int first = 0; first < s->n; first += SWEEP_BLOCK) {
-        int width = s->n - first < SWEEP_BLOCK ? s->n - first : SWEEP_BLOCK;
-        struct linalg_shape shape = {width, GPTQ_LANES, s->n, s->n, GPTQ_LANES, GPTQ_LANES};
-        linalg_gemm_f32(gradient, s->p->h + (size_t)first * (size_t)s->n, s->d, &shape, 1.0f, 0.0f);
-        for (int k = first; k < first + width; k++)
-            descend_column(s, first, k, gradient + (size_t)(k - first) * GPTQ_LANES, moved);
-    }
-    strip_codes(s);
-}
-
 /* Runs the column loop and a sweep on the present levels; rows that come out worse than the codes
  * they had go back to these. */
 static int try_afresh(struct strip *s, struct error *err) {
@@ -323,7 +282,7 @@ static int try_afresh(struct strip *s, struct error *err) {
     if (values) memcpy(values, s->q, cells * sizeof *values);
     strip_loss(s, before);
     strip_loop(s);
-    descend(s);
+    descend_codes(s);
     strip_loss(s, after);
     for (size_t k = 0; k < cells; k++) {
         size_t i = k % GPTQ_LANES;
@@ -338,7 +297,7 @@ static int try_afresh(struct strip *s, struct error *err) {
 }
 
 static void refit(struct refit *f, int sweeps) {
-    set_difference(f->s);
+    descend_difference(f->s);
     for (int i = 0; i < sweeps; i++) refit_sweep(f);
     strip_from_codes(f->s);
 }
@@ -350,7 +309,7 @@ int refine_strip(struct strip *s, const uint8_t *shapes, int n_shapes, int round
     if (r < 0) return r;
     for (int round = 0; round < rounds && r == 0; round++) {
         refit(&f, round == 0 ? 2 : 1);
-        descend(s);
+        descend_codes(s);
         if (round == 0) r = try_afresh(s, err);
     }
     if (r == 0) refit(&f, 1);
