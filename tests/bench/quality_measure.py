@@ -1,0 +1,287 @@
+"""Runs the programs for one row of the table of quantization methods, and keeps the results."""
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import statistics
+import struct
+import subprocess
+import tempfile
+import threading
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+SHARED = os.environ.get("GPTQT_SHARED", os.path.join(ROOT, "..", "shared"))
+BUILD = os.environ.get("BUILD", os.path.join(ROOT, "build"))
+GPTQT = os.path.join(BUILD, "server", "gptqt")
+QUANTIZE = os.path.join(BUILD, "server", "gptqt-quantize")
+WORK = os.path.join(BUILD, "quality")
+SPEED_ROUNDS = 5
+
+
+def machine():
+    with open("/proc/cpuinfo", encoding="ascii") as info:
+        text = info.read()
+    names = {line.split(":", 1)[1].strip() for line in text.splitlines() if line.startswith("model name")}
+    flags = {word for line in text.splitlines() if line.startswith("flags") for word in line.split()}
+    vectors = [f for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16") if f in flags]
+    return f"{os.cpu_count()} CPUs, {' '.join(names)} ({', '.join(vectors)}), Linux {platform.release()}"
+
+
+class Failed(Exception):
+    """A program ended with a message."""
+
+
+class OutOfTime(Exception):
+    """The time was up; what was spent until then is in the arguments."""
+
+
+def run(command, seconds=1e9):
+    """(standard output, {wall, cpu, mib}) of a program; Failed with its last line if it fails."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        started = time.monotonic()
+        process = subprocess.Popen(command, stdout=out, stderr=err)  # pylint: disable=consider-using-with
+        alarm = threading.Timer(min(seconds, 1e6), process.terminate)
+        alarm.start()
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+        finally:
+            alarm.cancel()
+        spent = {"wall": time.monotonic() - started, "cpu": usage.ru_utime + usage.ru_stime,
+                 "mib": usage.ru_maxrss / 1024}
+        if spent["wall"] >= seconds and process.returncode:
+            raise OutOfTime(spent)
+        err.seek(0)
+        lines = [l for l in err.read().decode(errors="replace").splitlines() if l.strip()]
+        if process.returncode:
+            raise Failed((lines or ["no message"])[0 if process.returncode == 2 else -1][:200])
+        out.seek(0)
+        return out.read().decode(), spent
+
+
+_HELP = []
+
+
+def missing_flag(flags):
+    """The first of them that the quantizer does not have, or a choice of it that its help does not name."""
+    if not _HELP:
+        text = subprocess.run([QUANTIZE, "--help"], capture_output=True, text=True, check=True).stdout
+        _HELP.append(text)
+    for flag in flags:
+        if flag.startswith("--") and not re.search(rf"{flag}\b(?!-)", _HELP[0]):
+            return flag
+    return None
+
+
+def settle(flags):
+    """Flags marked with ? (and their value) only where the program has them."""
+    out, i = [], 0
+    while i < len(flags):
+        step = 2 if i + 1 < len(flags) and not flags[i + 1].lstrip("?").startswith("--") else 1
+        if not flags[i].startswith("?"):
+            out += flags[i : i + step]
+        elif not missing_flag([flags[i][1:]]):
+            out += [flags[i][1:]] + flags[i + 1 : i + step]
+        i += step
+    return out
+
+
+def program():
+    with open(QUANTIZE, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()[:12]
+
+
+def commit():
+    text = subprocess.run(["git", "-C", ROOT, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True,
+                          check=False)
+    return text.stdout.strip() or "unknown"
+
+
+class Store:
+    """Results by key, in a file that is replaced whole. Several runs may share it."""
+
+    def __init__(self):
+        os.makedirs(WORK, exist_ok=True)
+        self.path = os.path.join(WORK, "results.json")
+        self.program = program()
+        self.results = {}
+        self.load()
+
+    def load(self):
+        if os.path.exists(self.path):
+            with open(self.path, encoding="ascii") as file:
+                self.results = json.load(file)
+
+    def keep(self, key, result):
+        with open(self.path + ".lock", "w", encoding="ascii") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            self.load()
+            self.results[key] = result
+            with open(self.path + ".tmp", "w", encoding="ascii") as out:
+                json.dump(self.results, out, indent=1)
+            os.replace(self.path + ".tmp", self.path)
+
+    def get(self, row):
+        return self.results.get(row.key(), {})
+
+    def has(self, row, options):
+        """Nothing of it is left to measure."""
+        r = self.get(row)
+        if r.get("program") != self.program and not options.keep:
+            return False
+        if r.get("failed"):
+            return not options.retry
+        return (
+            "eval" in r
+            and ("bench" in r or options.no_speed)
+            and ("long" in r or not (options.long and row.long and row.model.long_chunks))
+        )
+
+    def put(self, row, result):
+        result.update(model=row.model.name, section=row.section, label=row.label, n_bits=row.bits,
+                      flags=settle(row.flags), own_text=row.own_text)
+        self.keep(row.key(), result)
+
+
+def linear_weights(facts):
+    """How many weights the blocks' matrices have, from what `gptqt inspect` tells of a Llama."""
+    s = facts["shapes"]
+    q, kv = s["heads"] * s["head_dim"], s["kv_heads"] * s["head_dim"]
+    return s["layers"] * (s["hidden"] * (2 * q + 2 * kv) + 3 * s["hidden"] * s["intermediate"])
+
+
+def stored_bits(path, facts):
+    """Bits a weight: every byte that is stored for the blocks' matrices, whatever it is called."""
+    total = 0
+    for name in os.listdir(path):
+        if not name.endswith(".safetensors"):
+            continue
+        with open(os.path.join(path, name), "rb") as file:
+            head = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+        for tensor, entry in head.items():
+            if ".self_attn." in tensor or ".mlp." in tensor:
+                total += entry["data_offsets"][1] - entry["data_offsets"][0]
+    return 8 * total / linear_weights(facts)
+
+
+def inspect(path):
+    return json.loads(run([GPTQT, "inspect", path, "--json"])[0])
+
+
+def evaluate(model, path, text=None, chunks=None):
+    command = [GPTQT, "eval", path, "--text", text or model.text, "--ctx", str(model.ctx), "--json"]
+    if path != model.path:
+        command += ["--against", model.path]
+    chunks = model.chunks if chunks is None else chunks
+    if chunks:
+        command += ["--chunks", str(chunks)]
+    return json.loads(run(command)[0])
+
+
+def dense_for_speed(model):
+    """A model in 16 bits: a block-quantized GGUF would be widened to 32, which no one would serve."""
+    if not model.path.endswith(".gguf"):
+        return model.path
+    path = os.path.join(WORK, f"{model.name}-f16.gguf")
+    if not os.path.exists(path):
+        run([GPTQT, "export", model.path, path])
+    return path
+
+
+def decode_rate(path):
+    return json.loads(run([GPTQT, "bench", path, "--json", "--prompt", "16", "--gen", "96"])[0])["decode_tokens_per_second"]
+
+
+def speed(model, path):
+    """Rounds of both, one after the other: a shared machine changes from minute to minute."""
+    dense, ratios, rates = dense_for_speed(model), [], []
+    for _ in range(SPEED_ROUNDS):
+        rates.append(decode_rate(path))
+        ratios.append(rates[-1] / decode_rate(dense))
+    return {"ratio": statistics.median(ratios), "tokens_per_second": statistics.median(rates), "rounds": SPEED_ROUNDS}
+
+
+def quantize(row, out, result, seconds):
+    """A run that was stopped goes on where it was, and its time counts."""
+    command = [QUANTIZE, row.model.path, out, "--bits", str(row.bits), *settle(row.flags)]
+    if not row.own_text:
+        command += ["--calibration", row.model.calibration]
+    before = result.pop("stopped", {"wall": 0, "cpu": 0, "mib": 0})
+    try:
+        _, spent = run(command, seconds)
+    except OutOfTime as e:
+        spent = e.args[0]
+        result["stopped"] = {"wall": before["wall"] + spent["wall"], "cpu": before["cpu"] + spent["cpu"],
+                             "mib": max(before["mib"], spent["mib"])}
+        raise
+    result["quantize"] = {"wall": before["wall"] + spent["wall"], "cpu": before["cpu"] + spent["cpu"],
+                          "mib": max(before["mib"], spent["mib"]), "stops": before["wall"] > 0}
+
+
+def judge(row, path, result, options):
+    model = row.model
+    result["eval"] = evaluate(model, path)
+    if model.other and os.path.exists(model.other):
+        result["other"] = evaluate(model, path, model.other, model.other_chunks)
+    if options.long and row.long and model.long_chunks:
+        result["long"] = evaluate(model, path, chunks=model.long_chunks)
+    if not options.no_speed:
+        result["bench"] = speed(model, path)
+
+
+def fresh_result(row, store, options):
+    """What is left of an earlier result: nothing of another program's, unless that shall count."""
+    result = store.get(row)
+    same = result.get("program") == store.program
+    if not same and not options.keep:
+        return {}
+    if result.get("failed") and options.retry:
+        return {"stopped": result["stopped"]} if "stopped" in result else {}
+    return result
+
+
+def place_of(row):
+    return os.path.join(WORK, hashlib.sha256(row.key().encode()).hexdigest()[:16])
+
+
+def claim(row):
+    """A file that keeps other runs off the row until it is closed; None where another has it."""
+    lock = open(place_of(row) + ".lock", "w", encoding="ascii")  # pylint: disable=consider-using-with
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def measure(row, store, options, seconds):
+    """The result, also of a row that failed; None when the time was up."""
+    result = fresh_result(row, store, options)
+    out = place_of(row)
+    if result.get("program") != store.program:
+        shutil.rmtree(out, ignore_errors=True)
+    result.update(program=store.program, commit=commit(), date=time.strftime("%Y-%m-%d"), machine=machine(),
+                  load=os.getloadavg()[0])
+    try:
+        if row.bits and not os.path.isdir(out):
+            quantize(row, out, result, seconds)
+        facts = inspect(row.model.path)
+        result["bits"] = stored_bits(out, facts) if row.bits else facts["bits_per_weight"]
+        judge(row, out if row.bits else row.model.path, result, options)
+    except OutOfTime:
+        store.put(row, result)
+        return None
+    except Failed as e:
+        result["failed"] = str(e)
+    store.put(row, result)
+    shutil.rmtree(out, ignore_errors=True)
+    return result

@@ -1,0 +1,173 @@
+"""The models and the rows of the table of quantization methods."""
+import argparse
+import os
+import subprocess
+
+from quality_measure import ROOT, SHARED
+
+
+class Model:
+    """A model with the texts that it is calibrated and judged on."""
+
+    def __init__(self, name, title, path, calibration, text, ctx, chunks, **more):
+        self.name, self.title, self.path = name, title, path
+        self.calibration, self.text, self.ctx, self.chunks = calibration, text, ctx, chunks
+        self.other, self.other_chunks = more.get("other"), more.get("other_chunks", 0)
+        self.long_chunks = more.get("long_chunks", 0)
+        self.missing = more.get("missing", "")
+
+    def here(self):
+        return not self.missing and all(os.path.exists(p) for p in (self.path, self.calibration, self.text))
+
+
+class Row:
+    """One line of the table. bits 0: the model as it is."""
+
+    def __init__(self, model, section, label, flags, bits, **more):
+        self.model, self.section, self.label, self.bits = model, section, label, bits
+        self.own_text = more.get("own_text", False)
+        self.long = more.get("long", False)
+        self.flags = flags.split()
+
+    def title(self):
+        return f"{self.model.name} {self.bits or 'original'} bits: {self.label}" if self.bits else \
+            f"{self.model.name}: original"
+
+    def key(self):
+        own = ", own text" if self.own_text else ""
+        return f"{self.model.name} {self.bits} {' '.join(self.flags)}{own}"
+
+    def command(self):
+        """The flags as a user would type them."""
+        return " ".join(self.flags) or "none"
+
+
+MODELS = ["stories", "smollm2"]
+
+
+def stories(_):
+    shared = os.path.join(SHARED, "models", "stories")
+    return Model("stories", "stories (3.5 M parameters, width 256, bf16)",
+                 os.path.join(ROOT, "deploy", "models", "stories"), os.path.join(shared, "calibration.txt"),
+                 os.path.join(shared, "valid.txt"), 256, 0)
+
+
+def smollm2(options):
+    path = options.smollm2 or os.path.join(ROOT, "build", "smollm2", "smollm2.gguf")
+    if not os.path.exists(path) and not (options.list or options.table):
+        # With arguments it fetches the model and quantizes; --help ends that part at once.
+        subprocess.run([os.path.join(ROOT, "deploy", "get-smollm2"), os.path.dirname(path), "--help"],
+                       check=False, stdout=subprocess.DEVNULL)
+    data = os.path.join(SHARED, "data")
+    return Model("smollm2", "SmolLM2-135M-Instruct (Q4_1 GGUF)", path, os.path.join(data, "calibration.txt"),
+                 os.path.join(data, "wiki.test.raw"), 1024, 8, long_chunks=64,
+                 other=os.path.join(SHARED, "models", "stories", "valid.txt"), other_chunks=4)
+
+
+def models(options):
+    makers = {"stories": stories, "smollm2": smollm2}
+    return [makers[name](options) for name in (options.models or MODELS)]
+
+
+def for_table():
+    """All of them, as they are called, whether they are here or not."""
+    return models(argparse.Namespace(smollm2=None, models=[], list=True, table=True))
+
+
+# Written out, so that a default that changes does not change what a row means.
+FREE64 = "--params free --group 64"
+PLAIN = "--effort fast --refine 0"
+
+BASELINES = [
+    ("RTN", f"--method rtn {FREE64}"),
+    ("RTN, min-MSE", f"--method rtn {FREE64} --min-mse --weighting none"),
+    ("GPTQ", f"--method gptq {FREE64} --no-act-order"),
+    ("GPTQ, min-MSE", f"--method gptq {FREE64} --no-act-order --min-mse --weighting none"),
+    ("GPTQ, act-order", f"--method gptq {FREE64}"),
+    ("GPTQ, act-order, min-MSE", f"--method gptq {FREE64} --min-mse --weighting none"),
+    ("GPTQ, act-order, min-MSE weighted with diag(H)", f"--method gptq {FREE64} --min-mse"),
+    ("BCQ", f"--method bcq {FREE64}"),
+    ("BCQ with bias", f"--method bcq {FREE64} --bcq-bias"),
+    ("BCQ in the GPTQ loop", f"--method gptq-bcq {FREE64}"),
+    ("BCQ with bias in the GPTQ loop", f"--method gptq-bcq {FREE64} --bcq-bias"),
+]
+
+FAITHFUL = [
+    ("GPTQT as in the abstract, row-wise", "--params free --group row"),
+    ("GPTQT as in the abstract, groups of 128", "--params free --group 128"),
+    ("GPTQT as in the abstract, groups of 64", FREE64),
+]
+
+LADDER = [
+    ("GPTQT `fast`", "--effort fast"),
+    ("GPTQT `normal`", "--effort normal"),
+    ("GPTQT `best`", "--effort best"),
+]
+
+# The stored forms under the same search: refined, so that none is judged by its rounding.
+REFINED = "--refine 2"
+FORMATS = [
+    ("R16 4/4", f"--params compact --group 16 --scale-bits 4 --bias-bits 4 {REFINED}"),
+    ("R16 4/5 (the default)", f"--params compact --group 16 --scale-bits 4 --bias-bits 5 {REFINED}"),
+    ("R32 6/6", f"--params compact --group 32 --scale-bits 6 --bias-bits 6 {REFINED}"),
+    ("H32 6/6", f"--params compact-group --group 32 --scale-bits 6 --bias-bits 6 {REFINED}"),
+    ("free, groups of 64", f"--params free --group 64 {REFINED}"),
+    ("free, groups of 128", f"--params free --group 128 {REFINED}"),
+    ("free, row-wise", f"--params free --group row {REFINED}"),
+]
+
+# Each on top of the plain search in the default form.
+OPTIONS = [
+    ("plain: no option", ""),
+    ("asymmetric clipping", "--asymmetric"),
+    ("weights 1/U_jj^2", "--weighting u"),
+    ("static inputs", "--static"),
+    ("refinement, 2 rounds", "--refine 2"),
+    ("sparse outliers, 0.5 %", "--outliers 0.5"),
+    ("incoherence (Hadamard)", "--incoherence"),
+    ("8-bit activations", "--act-bits 8"),
+    ("4-bit activations", "--act-bits 4"),
+    ("codes greedy", "--codes greedy"),
+    ("codes gptq", "--codes gptq"),
+    ("codes by coordinate descent", "--codes cd"),
+    ("codes by beam search", "--codes beam"),
+    ("tuning of scales", "--tune scales"),
+    ("block-wise training", "--tune block"),
+    ("end-to-end tuning", "--tune e2e"),
+    ("norm tweaking", "--norm-tweak"),
+    ("learned clipping", "--learn-clip"),
+    ("learned transformation", "--learn-transform"),
+    ("mixed precision at equal bits", "--mixed {bits}"),
+    ("power-of-two alphas", "--pow2"),
+    ("pyramid vector quantization", "--codec pvq"),
+    ("Fisher-weighted", "--hessian fisher"),
+    ("guided Hessians", "--hessian guided"),
+]
+
+OWN_TEXT = [
+    ("GPTQ, act-order, min-MSE weighted with diag(H), own text", f"--method gptq {FREE64} --min-mse"),
+    ("GPTQT as in the abstract, groups of 64, own text", FREE64),
+    ("GPTQT `normal`, own text", "--effort normal"),
+]
+
+LONG = {"GPTQT `normal`", "GPTQT `best`", "GPTQ, act-order, min-MSE weighted with diag(H)"}
+
+
+def plain(flags):
+    """Flags of a row that no ladder shall add to."""
+    if "--effort" in flags or "--refine" in flags:
+        return flags if "--effort" in flags else f"{flags} ?--effort fast"
+    return f"{flags} --refine 0 ?--effort fast"
+
+
+def rows(model):
+    yield Row(model, "original", "original", "", 0, long=True)
+    for bits in (2, 3, 4):
+        for section, table in (("baselines", BASELINES), ("abstract", FAITHFUL), ("ladder", LADDER),
+                               ("formats", FORMATS), ("options", OPTIONS)):
+            for label, flags in table:
+                flags = flags.format(bits=bits)
+                yield Row(model, section, label, flags if section == "ladder" else plain(flags), bits,
+                          long=label in LONG)
+        for label, flags in OWN_TEXT:
+            yield Row(model, "own", label, flags if "--effort" in flags else plain(flags), bits, own_text=True)
