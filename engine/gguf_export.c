@@ -186,10 +186,14 @@ static bool is_idle(const struct export *e, const char *name) {
     return !strcmp(name, stored) || (n >= m && !strcmp(name + n - m, table));
 }
 
-/* What has no place in the file must not be lost in silence: the model would be another. */
+/* What has no place in the file must not be lost in silence: the model would be another. What lies
+ * beside a coded matrix is part of its rows. */
 static int check_all_found(const struct export *e, struct error *err) {
     size_t n = 0;
-    for (size_t i = 0; i < source_count(e->src); i++) n += !is_idle(e, source_at(e->src, i)->name);
+    for (size_t i = 0; i < source_count(e->src); i++) {
+        const struct source_tensor *t = source_at(e->src, i);
+        n += t->kind != SOURCE_SIDE && !is_idle(e, t->name);
+    }
     if (n == e->n_found) return 0;
     return error_set(
         err, -ENOTSUP,
