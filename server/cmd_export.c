@@ -1,4 +1,5 @@
 #include <argp.h>
+#include <signal.h>
 #include <string.h>
 
 #include "engine/gguf_export.h"
@@ -69,6 +70,8 @@ int cmd_export(int argc, char **argv) {
     argp_parse(&argp, argc, argv, 0, NULL, &args);
     struct error err = {{0}};
     struct source *src;
+    /* A limit on the size of files is an error like a full disk, told with the file's name. */
+    signal(SIGXFSZ, SIG_IGN);
     int r = model_source_open(&src, args.model, &err);
     if (r < 0) return cli_end(CLI_FAILED, name, &err);
     r = gguf_export(args.out, src, args.type, &err);

@@ -1,4 +1,5 @@
 #include <jansson.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -116,6 +117,8 @@ static int run(const struct quantize_args *args, struct error *err) {
 int main(int argc, char **argv) {
     struct quantize_args args;
     quantize_args_parse(&args, argc, argv);
+    /* A limit on the size of files is an error like a full disk, told with the file's name. */
+    signal(SIGXFSZ, SIG_IGN);
     struct error err = {{0}};
     int r = args.merge ? merge(&args, &err) : run(&args, &err);
     return r < 0 ? cli_end(CLI_FAILED, name, &err) : 0;

@@ -16,6 +16,7 @@
 #include "engine/quant/calibrate.h"
 #include "engine/quant/carry.h"
 #include "engine/quant/codebook.h"
+#include "engine/quant/examine.h"
 #include "engine/quant/linalg.h"
 #include "engine/quant/parallel.h"
 #include "engine/quant/parts.h"
@@ -576,14 +577,18 @@ static int write_texts(struct quantize *q, const struct quantize_summary *s, str
     return r;
 }
 
-/* The writer comes before the slow parts, so that a path that cannot be written shows at once. */
+/* The writer comes before the slow parts, so that a path that cannot be written shows at once. A
+ * model that writes its own text has shown by then that it is whole. */
 static int prepare(struct quantize *q, const char *out, struct error *err) {
     q->tokens = calloc((size_t)q->o.windows * (size_t)q->o.ctx, sizeof *q->tokens);
     if (!q->tokens) return error_set(err, -ENOMEM, "calibration: out of memory");
     int r = q->o.calibration ? tokens_from_file(q, err) : 0;
+    if (r == 0) r = examine_values(q->src, err);
     if (r == 0) r = open_writer(q, out, err);
     if (r == 0 && !q->o.calibration) r = tokens_from_model(q, err);
-    return r == 0 ? open_model(q, err) : r;
+    if (r == 0) r = open_model(q, err);
+    if (r == 0 && q->o.calibration) r = examine_layers(q->model, q->config->n_layers, err);
+    return r;
 }
 
 int quantize_run(struct quantize_summary *ret, const char *out, struct source *src,
