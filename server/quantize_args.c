@@ -303,9 +303,21 @@ static void take_arguments(struct quantize_args *args, struct argp_state *state)
     state->next = state->argc;
 }
 
+static void check_tune(const struct quantize_args *args, struct argp_state *state) {
+    if (args->tune.o.mode == TUNE_NONE) return;
+    if (args->merge) argp_error(state, "--tune does not go with --merge");
+    if (args->o.first_block || args->o.end_block)
+        argp_error(state, "--tune needs every block: it does not go with --layers");
+    if (!args->o.calibration) argp_error(state, "--tune needs --calibration");
+}
+
 static error_t parse(int key, char *value, struct argp_state *state) {
     struct quantize_args *args = state->input;
     struct error err;
+    if (key == ARGP_KEY_INIT) {
+        state->child_inputs[0] = &args->tune;
+        return 0;
+    }
     if (key == ARGP_KEY_ARGS) {
         take_arguments(args, state);
         return 0;
@@ -313,6 +325,7 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     if (key == ARGP_KEY_END) {
         if (!args->out) argp_error(state, "MODEL and OUT are needed");
         if (layer_check(&args->o.layer, &err) < 0) argp_error(state, "%s", err.text);
+        check_tune(args, state);
         if (blockwise_check(&args->o.blockwise, &args->o.layer, args->o.is_static, &err) < 0)
             argp_error(state, "%s", err.text);
         return 0;
@@ -325,6 +338,8 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     return 0;
 }
 
+static const struct argp_child children[] = {{&quantize_tune_argp, 0, NULL, 5}, {0}};
+
 static const struct argp argp = {
     options,
     parse,
@@ -332,12 +347,12 @@ static const struct argp argp = {
     "Quantizes a model's linear layers to binary codes.\vMODEL is a directory in Hugging Face form "
     "or "
     "a GGUF file; OUT becomes a checkpoint directory. An interrupted run goes on where it stopped.",
-    NULL,
+    children,
     NULL,
     NULL};
 
 void quantize_args_parse(struct quantize_args *ret, int argc, char **argv) {
-    *ret = (struct quantize_args){0};
+    *ret = (struct quantize_args){.argc = argc, .argv = argv};
     quantize_defaults(&ret->o);
     argp_err_exit_status = CLI_USAGE;
     argp_parse(&argp, argc, argv, 0, NULL, ret);
