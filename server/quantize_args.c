@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/quant/lay.h"
 #include "kernels/error.h"
 #include "server/cli.h"
 
@@ -21,6 +22,7 @@ enum {
     OPT_MIN_MSE,
     OPT_BCQ_BIAS,
     OPT_DAMP,
+    OPT_EXPLORE,
     OPT_REFINE,
     OPT_OUTLIERS,
     OPT_NORM_TWEAK,
@@ -31,6 +33,8 @@ enum {
     OPT_CTX,
     OPT_SEED,
     OPT_STATIC,
+    OPT_TARGET,
+    OPT_TOKENS,
     OPT_STATE_MEMORY,
     OPT_STOP_AFTER,
     OPT_LAYERS,
@@ -72,6 +76,8 @@ static const struct argp_option options[] = {
      2},
     {"beam", OPT_BEAM, "N", 0, "codes beam, additive: assignments kept for a row, 2 to 1024 (8)",
      2},
+    {"explore", OPT_EXPLORE, "N", 0,
+     "gptqt: sets of parameters per row judged by the loss they end with, 0 to 32 (0)", 2},
     {"refine", OPT_REFINE, "N", 0, "Rounds of refit and coordinate descent afterwards (0)", 2},
     {"outliers", OPT_OUTLIERS, "P", 0,
      "Per cent of the weights, up to 5, that stay fp16 beside the codes (0)", 2},
@@ -85,6 +91,12 @@ static const struct argp_option options[] = {
     {"ctx", OPT_CTX, "N", 0, "Tokens of a window (1024; own text 512)", 3},
     {"seed", OPT_SEED, "N", 0, "Of the own text (0)", 3},
     {"static", OPT_STATIC, NULL, 0, "Inputs from the unquantized model, not the coded blocks", 3},
+    {"target", OPT_TARGET, "NAME", 0,
+     "What a matrix reproduces: weights (default; its own outputs) or output (the original's, "
+     "which makes up for the blocks before; half as slow again)",
+     3},
+    {"tokens", OPT_TOKENS, "NAME", 0,
+     "How tokens count: equal (default), or state (o, down: by the state they add to)", 3},
     {"state-memory", OPT_STATE_MEMORY, "MIB", 0,
      "Hidden states kept in memory; more go to a file in $TMPDIR (2048)", 3},
     {NULL, 0, NULL, 0, "Running:", 4},
@@ -141,6 +153,9 @@ static int block_option(struct quantize_args *args, int key, const char *value, 
         return 1;
     }
 }
+static const char *target_name(int i) { return quantize_target_name((enum quantize_target)i); }
+
+static const char *tokens_name(int i) { return quantize_tokens_name((enum moments_tokens)i); }
 
 static const char *search_name(int i) { return codes_name((enum codes_search)i); }
 
@@ -190,6 +205,8 @@ static int method_option(struct quantize_args *args, int key, const char *value,
         return cli_int(&l->step_bits, "--step-bits", value, 1, 6, err);
     case OPT_RANGES:
         return cli_int(&l->n_ranges, "--ranges", value, 2, 40, err);
+    case OPT_EXPLORE:
+        return cli_int(&l->explore, "--explore", value, 0, LAY_MAX_VARIANTS, err);
     case OPT_REFINE:
         return cli_int(&l->refine, "--refine", value, 0, 100, err);
     case OPT_OUTLIERS:
@@ -235,7 +252,7 @@ static int layer_range(struct quantize_options *o, const char *text, struct erro
 
 static int other_option(struct quantize_args *args, int key, const char *value, struct error *err) {
     struct quantize_options *o = &args->o;
-    int mebibytes = 0, r;
+    int mebibytes = 0, choice = 0, r;
     switch (key) {
     case 'b':
         return cli_int(&o->layer.bits, "--bits", value, 1, BCQ_MAX_BITS, err);
@@ -257,6 +274,14 @@ static int other_option(struct quantize_args *args, int key, const char *value, 
     case OPT_STATIC:
         o->is_static = true;
         return 0;
+    case OPT_TARGET:
+        r = pick("--target", value, target_name, &choice, err);
+        o->target = (enum quantize_target)choice;
+        return r;
+    case OPT_TOKENS:
+        r = pick("--tokens", value, tokens_name, &choice, err);
+        o->tokens = (enum moments_tokens)choice;
+        return r;
     case OPT_STATE_MEMORY:
         r = cli_int(&mebibytes, "--state-memory", value, 1, 1 << 24, err);
         o->state_memory = (size_t)mebibytes << 20;

@@ -157,7 +157,7 @@ static void see_same_file(const char *path, const char *name, void *arg) {
     free(b);
 }
 
-static void check_resumption(bool is_static, double outliers) {
+static void check_resumption(bool is_static, double outliers, enum quantize_target target) {
     char folder[SCRATCH_PATH], whole[SCRATCH_PATH], broken[SCRATCH_PATH];
     struct quantize_options o = quick();
     struct quantize_summary summary;
@@ -168,6 +168,8 @@ static void check_resumption(bool is_static, double outliers) {
     scratch_join(broken, folder, "broken");
     o.is_static = is_static;
     o.layer.outliers = outliers;
+    o.target = target;
+    o.tokens = target == QUANTIZE_OUTPUT ? MOMENTS_BY_STATE : MOMENTS_EQUAL;
     cr_assert_eq(run("models/llama-gqa", whole, &o, &seen, &summary, &err), 0, "%s", err.text);
     cr_assert_eq(seen.matrices, 21);
     for (o.stop_after = 1; o.stop_after <= 2; o.stop_after++) {
@@ -184,9 +186,20 @@ static void check_resumption(bool is_static, double outliers) {
 }
 
 Test(quantize, interrupted_runs_give_the_same_bytes) {
-    check_resumption(false, 0.0);
-    check_resumption(true, 0.0);
-    check_resumption(false, 1.0);
+    check_resumption(false, 0.0, QUANTIZE_WEIGHTS);
+    check_resumption(true, 0.0, QUANTIZE_WEIGHTS);
+    check_resumption(false, 1.0, QUANTIZE_OUTPUT);
+}
+
+Test(quantize, static_inputs_leave_outputs_nothing_to_make_up_for) {
+    struct quantize_options o = quick();
+    struct quantize_summary summary;
+    struct seen seen;
+    struct error err;
+    o.is_static = true;
+    o.target = QUANTIZE_OUTPUT;
+    cr_assert_eq(run("models/llama-gqa", "unused", &o, &seen, &summary, &err), -EINVAL);
+    cr_assert(strstr(err.text, "target"), "%s", err.text);
 }
 
 /* Distance of the logits of two models, relative to those of b. */
