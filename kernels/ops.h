@@ -24,7 +24,7 @@
  * pack(), act_pack() or mul() covers a part, so that threads can share the work.
  * Tolerance: ||y - y64|| <= 2e-4 ||y64|| against fp64 on the stored parameters for x without
  * extreme outliers, and always |error| <= 2e-4 * sum |x| * largest |alpha_1| + .. + |beta| of the
- * row. */
+ * row; with act_bits below 16, of the rounded x. */
 struct bcq_ops {
     int row_block; /* rows handled as a unit; ranges below count such blocks */
 
@@ -34,14 +34,17 @@ struct bcq_ops {
     void (*pack)(void *dst, const struct bcq_view *w, int b0, int b1);
 
     /* What mul() needs of x: tables or quantized activations for n tokens, plus group sums.
-     * act is 64-byte aligned. Parts 0..n_parts-1 together cover everything. */
-    size_t (*act_bytes)(int cols, int n);
-    void (*act_pack)(void *act, const float *x, size_t ldx, int cols, int n, int part, int n_parts);
+     * act is 64-byte aligned. Parts 0..n_parts-1 together cover everything. act_bits: 16 for x as
+     * it is; 8 or 4 rounds x to whole numbers as kernels/rounding.h says, the same ones at every level,
+     * whose sums over a plane are exact. */
+    size_t (*act_bytes)(int act_bits, int cols, int n);
+    void (*act_pack)(void *act, int act_bits, const float *x, size_t ldx, int cols, int n, int part,
+                     int n_parts);
 
     /* y[t*ldy + r] = (W x_t)[r] for the rows of blocks [b0, b1); rows past w->rows are not
-     * written. packed is pack()'s whole result. */
+     * written. packed is pack()'s whole result, act was packed with the same act_bits. */
     void (*mul)(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,
-                int n, int b0, int b1);
+                int act_bits, int n, int b0, int b1);
 };
 
 /* Dense matrix times activations, fp32 accumulation over k in one fixed order per element.

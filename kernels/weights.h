@@ -79,10 +79,11 @@ struct bcq_view {
 /* A linear layer's matrix, either dense (row-major) or binary-coded. */
 struct weight_view {
     int is_bcq;
-    struct bcq_view bcq;                  /* when is_bcq */
-    enum dtype type;                      /* when dense */
-    int rows, cols;                       /* always */
-    const void *data;                     /* (rows, cols) of type, when dense */
+    struct bcq_view bcq; /* when is_bcq */
+    enum dtype type;     /* when dense */
+    int act_bits;        /* when is_bcq: 8 or 4 rounds what it is multiplied by; 0 and 16 do not */
+    int rows, cols;      /* always */
+    const void *data;    /* (rows, cols) of type, when dense */
     const struct outliers_view *outliers; /* beside the codes; NULL without */
 };
 

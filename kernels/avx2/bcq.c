@@ -4,9 +4,16 @@
 #include "kernels/ops.h"
 
 static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,
-                int n, int b0, int b1) {
-    const struct avx2_bcq_mul call = {
-        .y = y, .ldy = ldy, .packed = packed, .w = w, .act = act, .n = n, .b0 = b0, .b1 = b1};
+                int act_bits, int n, int b0, int b1) {
+    const struct avx2_bcq_mul call = {.y = y,
+                                      .ldy = ldy,
+                                      .packed = packed,
+                                      .w = w,
+                                      .act = act,
+                                      .n = n,
+                                      .b0 = b0,
+                                      .b1 = b1,
+                                      .bytes = act_bits < 16};
     switch (avx2_bcq_form(w)) {
     case AVX2_BCQ_FORM_FEW:
         avx2_bcq_mul_few(&call);

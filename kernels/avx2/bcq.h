@@ -57,19 +57,31 @@ enum avx2_bcq_form avx2_bcq_form(const struct bcq_spec *w);
 
 /* What a token's 128 inputs look like to the kernels. */
 struct avx2_bcq_act {
-    uint8_t lo[2 * AVX2_BCQ_COLUMNS][16];
-    int8_t hi[2 * AVX2_BCQ_COLUMNS][16];
-    uint8_t hi_up[AVX2_BCQ_COLUMNS][16]; /* hi of the even tables + 128 */
     float scale;    /* x = scale * (128 * hi + lo); NaN if an x is not finite */
     float sums[15]; /* of 128, 2 of 64, 4 of 32, 8 of 16 inputs: level of c sums begins at c - 1 */
     int16_t sums16[32]; /* 8 sums of 16 inputs in units of scale; the rest fills a cache line */
+    uint8_t lo[2 * AVX2_BCQ_COLUMNS][16];
+    int8_t hi[2 * AVX2_BCQ_COLUMNS][16];
+    uint8_t hi_up[AVX2_BCQ_COLUMNS][16]; /* hi of the even tables + 128 */
 };
-_Static_assert(sizeof(struct avx2_bcq_act) % 64 == 0, "records begin at cache lines");
+
+/* The same of rounded activations (struct bcq_ops): exact entries of one byte. */
+struct avx2_bcq_byte_act {
+    float scale, sums[15];
+    int16_t sums16[32]; /* exact */
+    int8_t entry[2 * AVX2_BCQ_COLUMNS][16];
+    uint8_t entry_up[2 * AVX2_BCQ_COLUMNS][16]; /* entry + 128 */
+};
+_Static_assert(sizeof(struct avx2_bcq_act) % 64 == 0 && sizeof(struct avx2_bcq_byte_act) % 64 == 0,
+               "records begin at cache lines");
 
 /* Records are (span, token). Of few inputs, fp32 (token, cols) instead. */
-size_t avx2_bcq_act_bytes(int cols, int n);
-void avx2_bcq_act_pack(void *act, const float *x, size_t ldx, int cols, int n, int part,
-                       int n_parts);
+size_t avx2_bcq_act_bytes(int act_bits, int cols, int n);
+void avx2_bcq_act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n,
+                       int part, int n_parts);
+
+/* kernels/rounding.h for 128 inputs: whole numbers to out, returns their scale. */
+float avx2_bcq_round(float *out, const float *x, int act_bits);
 
 /* Where things lie in a packed block, bytes from its start.
  *   FEW      weights [cols][32]
@@ -102,6 +114,7 @@ struct avx2_bcq_mul {
     const struct bcq_spec *w;
     const void *act;
     int n, b0, b1;
+    bool bytes; /* act has struct avx2_bcq_byte_act */
 };
 
 void avx2_bcq_mul_few(const struct avx2_bcq_mul *c);
@@ -125,11 +138,21 @@ AVX2_INLINE void avx2_bcq_prefetch(const uint8_t *p) {
     _mm_prefetch((const char *)((uintptr_t)p + AVX2_BCQ_NEAR), _MM_HINT_T0);
 }
 
+AVX2_INLINE size_t avx2_bcq_record(const bool bytes) {
+    return bytes ? sizeof(struct avx2_bcq_byte_act) : sizeof(struct avx2_bcq_act);
+}
+
+/* Record i of act. */
+AVX2_INLINE const void *avx2_bcq_at(const void *act, const bool bytes, size_t i) {
+    return (const uint8_t *)act + i * avx2_bcq_record(bytes);
+}
+
 /* Asks for a part of the tables that a tile uses next: x's token in the next span, n records on
  * (past the end in the last). The blocks of a tile take a part each, which spreads the requests. */
-AVX2_INLINE void avx2_bcq_prefetch_act(const struct avx2_bcq_act *x, int n, int block) {
-    const int lines = (sizeof *x / 64 + AVX2_BCQ_TILE_BLOCKS - 1) / AVX2_BCQ_TILE_BLOCKS;
-    uintptr_t next = (uintptr_t)x + (size_t)n * sizeof *x + (size_t)(block * lines) * 64;
+AVX2_INLINE void avx2_bcq_prefetch_act(const void *x, const bool bytes, int n, int block) {
+    const size_t record = avx2_bcq_record(bytes);
+    const int lines = ((int)record / 64 + AVX2_BCQ_TILE_BLOCKS - 1) / AVX2_BCQ_TILE_BLOCKS;
+    uintptr_t next = (uintptr_t)x + (size_t)n * record + (size_t)(block * lines) * 64;
     for (int i = 0; i < lines; i++)
         _mm_prefetch((const char *)(next + (size_t)i * 64), _MM_HINT_T1);
 }

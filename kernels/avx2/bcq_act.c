@@ -86,36 +86,71 @@ static void tables(struct avx2_bcq_act *out, const float *x) {
     }
 }
 
+/* Of rounded inputs: entries are whole numbers of at most 127. */
+static void byte_tables(struct avx2_bcq_byte_act *out, const float *x, int act_bits) {
+    const __m256i flip = _mm256_set1_epi8(-128);
+    const __m256 one = _mm256_set1_ps(1);
+    float whole[AVX2_BCQ_SPAN];
+    out->scale = avx2_bcq_round(whole, x, act_bits);
+    for (int c = 0; c < AVX2_BCQ_COLUMNS; c++) {
+        __m256i a = entries(whole + 8 * c, one), b = entries(whole + 8 * c + 4, one);
+        __m256i v = _mm256_permute4x64_epi64(_mm256_packs_epi16(a, b), 0xd8);
+        _mm256_store_si256((__m256i *)out->entry[2 * c], v);
+        _mm256_store_si256((__m256i *)out->entry_up[2 * c], _mm256_xor_si256(v, flip));
+    }
+    for (int i = 0; i < 8; i++) {
+        int sum = 0;
+        for (int t = 4 * i; t < 4 * i + 4; t++) sum += out->entry[t][15];
+        out->sums16[i] = (int16_t)sum;
+        out->sums[7 + i] = out->scale * (float)sum;
+    }
+    for (int i = 6; i >= 0; i--) out->sums[i] = out->sums[2 * i + 1] + out->sums[2 * i + 2];
+}
+
 static int n_spans(int cols) { return (cols + AVX2_BCQ_SPAN - 1) / AVX2_BCQ_SPAN; }
 
-size_t avx2_bcq_act_bytes(int cols, int n) {
+size_t avx2_bcq_act_bytes(int act_bits, int cols, int n) {
     if (cols <= AVX2_BCQ_FEW) return (size_t)cols * (size_t)n * sizeof(float);
-    return (size_t)n_spans(cols) * (size_t)n * sizeof(struct avx2_bcq_act);
+    return (size_t)n_spans(cols) * (size_t)n * avx2_bcq_record(act_bits < 16);
 }
 
-static void copy_few(float *act, const float *x, size_t ldx, int cols, int first, int last) {
-    for (int t = first; t < last; t++)
-        memcpy(act + (size_t)t * (size_t)cols, x + (size_t)t * ldx, (size_t)cols * sizeof *x);
+/* A span's inputs; the last span of a row is completed with zeros in tail. */
+static const float *inputs(const float *x, int cols, int span, float tail[AVX2_BCQ_SPAN]) {
+    int left = cols - span * AVX2_BCQ_SPAN;
+    x += (size_t)span * AVX2_BCQ_SPAN;
+    if (left >= AVX2_BCQ_SPAN) return x;
+    memset(tail, 0, AVX2_BCQ_SPAN * sizeof *tail);
+    memcpy(tail, x, (size_t)left * sizeof *tail);
+    return tail;
 }
 
-void avx2_bcq_act_pack(void *act, const float *x, size_t ldx, int cols, int n, int part,
-                       int n_parts) {
-    struct avx2_bcq_act *records = act;
+static void copy_few(float *act, int act_bits, const float *x, int cols) {
+    if (act_bits >= 16) {
+        memcpy(act, x, (size_t)cols * sizeof *x);
+        return;
+    }
+    for (int span = 0; span < n_spans(cols); span++) {
+        float tail[AVX2_BCQ_SPAN], whole[AVX2_BCQ_SPAN];
+        float scale = avx2_bcq_round(whole, inputs(x, cols, span, tail), act_bits);
+        for (int i = 0, k = span * AVX2_BCQ_SPAN; i < AVX2_BCQ_SPAN && k < cols; i++, k++)
+            act[k] = scale * whole[i];
+    }
+}
+
+void avx2_bcq_act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n,
+                       int part, int n_parts) {
     const bool few = cols <= AVX2_BCQ_FEW;
     int64_t total = few ? n : (int64_t)n_spans(cols) * n;
     int64_t first = total * part / n_parts, last = total * (part + 1) / n_parts;
-    if (few) {
-        copy_few(act, x, ldx, cols, (int)first, (int)last);
-        return;
-    }
     for (int64_t i = first; i < last; i++) {
-        int span = (int)(i / n), left = cols - span * AVX2_BCQ_SPAN;
-        const float *from = x + (size_t)(i % n) * ldx + (size_t)span * AVX2_BCQ_SPAN;
-        float tail[AVX2_BCQ_SPAN] = {0};
-        if (left < AVX2_BCQ_SPAN) {
-            memcpy(tail, from, (size_t)left * sizeof *tail);
-            from = tail;
-        }
-        tables(&records[i], from);
+        float tail[AVX2_BCQ_SPAN];
+        const float *from = x + (size_t)(few ? i : i % n) * ldx;
+        void *record = (uint8_t *)act + (size_t)i * avx2_bcq_record(act_bits < 16);
+        if (few)
+            copy_few((float *)act + (size_t)i * (size_t)cols, act_bits, from, cols);
+        else if (act_bits < 16)
+            byte_tables(record, inputs(from, cols, (int)(i / n), tail), act_bits);
+        else
+            tables(record, inputs(from, cols, (int)(i / n), tail));
     }
 }

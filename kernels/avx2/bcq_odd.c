@@ -8,11 +8,27 @@ struct words {
     __m256i lo[2], hi[2];
 };
 
-AVX2_INLINE void add_selected(struct words *s, __m256i selectors, const uint8_t *lo,
-                              const int8_t *hi) {
+/* The low and high bytes of a table's entries; byte tables are taken apart. */
+struct table {
+    __m128i lo, hi;
+};
+
+static struct table table_of(const void *act, bool bytes, int i) {
+    if (!bytes) {
+        const struct avx2_bcq_act *x = act;
+        return (struct table){_mm_load_si128((const void *)x->lo[i]),
+                              _mm_load_si128((const void *)x->hi[i])};
+    }
+    const struct avx2_bcq_byte_act *x = act;
+    __m128i v = _mm_load_si128((const void *)x->entry[i]);
+    return (struct table){_mm_and_si128(v, _mm_set1_epi8(127)),
+                          _mm_cmpgt_epi8(_mm_setzero_si128(), v)};
+}
+
+AVX2_INLINE void add_selected(struct words *s, __m256i selectors, const struct table *t) {
     const __m256i ones[2] = {_mm256_set1_epi16(1), _mm256_set1_epi16(0x0100)};
-    __m256i l = _mm256_shuffle_epi8(avx2_bcq_table(lo), selectors);
-    __m256i h = _mm256_shuffle_epi8(avx2_bcq_table(hi), selectors);
+    __m256i l = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t->lo), selectors);
+    __m256i h = _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(t->hi), selectors);
     for (int i = 0; i < 2; i++) {
         s->lo[i] = _mm256_add_epi16(s->lo[i], _mm256_maddubs_epi16(l, ones[i]));
         s->hi[i] = _mm256_add_epi16(s->hi[i], _mm256_maddubs_epi16(ones[i], h));
@@ -38,18 +54,21 @@ AVX2_INLINE void fold_plane(__m256 t[4], const struct words *s, const float *alp
 }
 
 /* Twice the plain sum of a group's inputs, in units: the look-up with every bit set. */
-static int plain_sum(const struct avx2_bcq_act *x, int begin, int end) {
+static int plain_sum(const void *act, bool bytes, int begin, int end) {
     int sum = 0;
-    for (int t = begin / 4; 4 * t < end; t++) {
-        int mask = mask_of(t, begin, end);
-        sum += 128 * (x->hi[t][15] + x->hi[t][mask]) + x->lo[t][15] + x->lo[t][mask];
+    for (int i = begin / 4; 4 * i < end; i++) {
+        const struct table t = table_of(act, bytes, i);
+        const int8_t *lo = (const int8_t *)&t.lo, *hi = (const int8_t *)&t.hi;
+        int mask = mask_of(i, begin, end);
+        sum += 128 * (hi[15] + hi[mask]) + lo[15] + lo[mask];
     }
     return sum;
 }
 
 /* y += the share of inputs [begin, end) of a span, all of one group; code is the span's. */
-static void add_part(float *y, const uint8_t *code, const float *params, int bits,
-                     const struct avx2_bcq_act *x, int begin, int end) {
+static void add_part(float *y, const uint8_t *code, const float *params, int bits, const void *act,
+                     bool bytes, int begin, int end) {
+    const float *act_scale = act; /* both kinds of record begin with it */
     const __m256i low = _mm256_set1_epi8(15);
     __m256 t[4];
     for (int k = 0; k < 4; k++) t[k] = _mm256_setzero_ps();
@@ -60,14 +79,14 @@ static void add_part(float *y, const uint8_t *code, const float *params, int bit
             __m256i v = avx2_bcq_load(code + (size_t)(i / 2 * bits + plane) * 32);
             __m256i mask = _mm256_set1_epi8((char)mask_of(i, begin, end));
             v = _mm256_and_si256(i % 2 ? _mm256_srli_epi16(v, 4) : v, low);
-            add_selected(&s, _mm256_or_si256(v, _mm256_andnot_si256(mask, low)), x->lo[i],
-                         x->hi[i]);
-            add_selected(&s, _mm256_and_si256(v, mask), x->lo[i], x->hi[i]);
+            const struct table from = table_of(act, bytes, i);
+            add_selected(&s, _mm256_or_si256(v, _mm256_andnot_si256(mask, low)), &from);
+            add_selected(&s, _mm256_and_si256(v, mask), &from);
         }
         fold_plane(t, &s, params + plane * AVX2_BCQ_ROWS);
     }
-    const __m256 scale = _mm256_broadcast_ss(&x->scale);
-    const __m256 sum = _mm256_set1_ps((float)plain_sum(x, begin, end));
+    const __m256 scale = _mm256_broadcast_ss(act_scale);
+    const __m256 sum = _mm256_set1_ps((float)plain_sum(act, bytes, begin, end));
     for (int k = 0; k < 4; k++) {
         __m256 beta = _mm256_load_ps(params + bits * AVX2_BCQ_ROWS + 8 * k);
         __m256 v = _mm256_fmadd_ps(beta, sum, t[k]);
@@ -78,14 +97,14 @@ static void add_part(float *y, const uint8_t *code, const float *params, int bit
 static void one_block(float *y, const uint8_t *block, const struct avx2_bcq_shape *s,
                       const struct avx2_bcq_mul *c, int token) {
     const int bits = c->w->bits;
-    const struct avx2_bcq_act *act = c->act;
     for (int pos = 0, end; pos < c->w->cols; pos = end) {
         int span = pos / AVX2_BCQ_SPAN, from = span * AVX2_BCQ_SPAN, group = pos / s->group;
         end = avx2_bcq_min((group + 1) * s->group, from + AVX2_BCQ_SPAN);
         if (end > c->w->cols) end = c->w->cols;
         add_part(y, block + s->head + (size_t)(span * AVX2_BCQ_COLUMNS * bits) * 32,
                  (const float *)(const void *)(block + (size_t)group * s->params), bits,
-                 act + (size_t)span * (size_t)c->n + token, pos - from, end - from);
+                 avx2_bcq_at(c->act, c->bytes, (size_t)span * (size_t)c->n + (size_t)token),
+                 c->bytes, pos - from, end - from);
     }
 }
 

@@ -71,13 +71,14 @@ size_t avx512_bcq_pack_bytes(const struct bcq_spec *w) {
     return ((size_t)w->rows + AVX512_BCQ_ROWS - 1) / AVX512_BCQ_ROWS * s.block_bytes;
 }
 
-static avx512_bcq_panel_function *kernel(const struct avx512_bcq_shape *s, int n) {
-    if (s->form == AVX512_BCQ_COMPACT) return avx512_bcq_compact(s, n);
-    return s->form == AVX512_BCQ_FREE ? avx512_bcq_free(s, n) : avx512_bcq_odd(n);
+static avx512_bcq_panel_function *kernel(const struct avx512_bcq_shape *s, int n, int parts) {
+    if (s->form == AVX512_BCQ_COMPACT) return avx512_bcq_compact(s, n, parts);
+    return s->form == AVX512_BCQ_FREE ? avx512_bcq_free(s, n, parts) : avx512_bcq_odd(n, parts);
 }
 
 static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,
-                int n, int b0, int b1) {
+                int act_bits, int n, int b0, int b1) {
+    const int parts = avx512_bcq_parts(act_bits);
     struct avx512_bcq_shape s;
     avx512_bcq_shape(&s, w);
     const struct avx512_bcq_token *tokens = act;
@@ -90,12 +91,12 @@ static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec 
                 const struct avx512_bcq_panel panel = {
                     .shape = &s,
                     .block = (const uint8_t *)packed + (size_t)b * s.block_bytes,
-                    .spans = first + (size_t)t * (size_t)s.spans,
+                    .spans = avx512_bcq_at(first, parts, (size_t)t * (size_t)s.spans),
                     .tokens = tokens + t,
                     .y = y + (size_t)t * ldy + row,
                     .ldy = ldy,
                     .n_rows = avx512_min(w->rows - row, AVX512_BCQ_ROWS)};
-                kernel(&s, avx512_min(n - t, AVX512_BCQ_COLUMNS))(&panel);
+                kernel(&s, avx512_min(n - t, AVX512_BCQ_COLUMNS), parts)(&panel);
             }
 }
 

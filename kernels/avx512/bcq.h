@@ -85,13 +85,14 @@ struct avx512_bcq_shape {
 
 void avx512_bcq_shape(struct avx512_bcq_shape *ret, const struct bcq_spec *w);
 
-/* What a token's 128 inputs look like to the kernels. */
+/* What a token's 128 inputs look like to the kernels. Rounded activations (struct bcq_ops) have
+ * entries of one byte, which are exact, and records of half the size. */
 struct avx512_bcq_span {
-    int8_t table[AVX512_BCQ_RUNS][2][64]; /* low and high bytes */
-    float scale;                          /* of entries; NaN if an input is not finite */
+    float scale;    /* of entries; NaN if an input is not finite */
     float sums[15]; /* of 128, 2 of 64, 4 of 32, 8 of 16 inputs: level of c sums begins at c - 1 */
     int32_t run_sums[4]; /* bytes, low of runs 0-3, high of 0-3, low of 4-7, high of 4-7 */
     int32_t unused[12];  /* fills a cache line */
+    int8_t table[][64];  /* (runs, parts): low and high bytes, or the entries themselves */
 };
 
 /* A token's sums over runs as 254 * high + low, in units of scale. */
@@ -103,9 +104,12 @@ struct avx512_bcq_token {
 
 /* Packed activations: tokens, then spans in blocks of AVX512_BCQ_COLUMNS tokens (the last block
  * has what is left), (span, token) within a block. */
-size_t avx512_bcq_act_bytes(int cols, int n);
-void avx512_bcq_act_pack(void *act, const float *x, size_t ldx, int cols, int n, int part,
-                         int n_parts);
+size_t avx512_bcq_act_bytes(int act_bits, int cols, int n);
+void avx512_bcq_act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n,
+                         int part, int n_parts);
+
+/* kernels/rounding.h for 128 inputs: whole numbers to out, returns their scale. */
+float avx512_bcq_round(float *out, const float *x, int act_bits);
 
 size_t avx512_bcq_pack_bytes(const struct bcq_spec *w);
 void avx512_bcq_pack(void *dst, const struct bcq_view *w, int b0, int b1);
@@ -123,10 +127,23 @@ struct avx512_bcq_panel {
 
 typedef void avx512_bcq_panel_function(const struct avx512_bcq_panel *c);
 
-/* n: tokens, 1..AVX512_BCQ_COLUMNS. */
-avx512_bcq_panel_function *avx512_bcq_compact(const struct avx512_bcq_shape *s, int n);
-avx512_bcq_panel_function *avx512_bcq_free(const struct avx512_bcq_shape *s, int n);
-avx512_bcq_panel_function *avx512_bcq_odd(int n);
+/* n: tokens, 1..AVX512_BCQ_COLUMNS; parts: bytes of a table entry, 1 or 2. */
+avx512_bcq_panel_function *avx512_bcq_compact(const struct avx512_bcq_shape *s, int n, int parts);
+avx512_bcq_panel_function *avx512_bcq_free(const struct avx512_bcq_shape *s, int n, int parts);
+avx512_bcq_panel_function *avx512_bcq_odd(int n, int parts);
+
+AVX512_INLINE int avx512_bcq_parts(int act_bits) { return act_bits > 8 ? 2 : 1; }
+
+AVX512_INLINE size_t avx512_bcq_span_bytes(const int parts) {
+    return sizeof(struct avx512_bcq_span) + (size_t)(64 * AVX512_BCQ_RUNS * parts);
+}
+
+/* Record i after x. */
+AVX512_INLINE const struct avx512_bcq_span *avx512_bcq_at(const struct avx512_bcq_span *x,
+                                                          const int parts, size_t i) {
+    const void *p = (const uint8_t *)x + i * avx512_bcq_span_bytes(parts);
+    return p;
+}
 
 AVX512_INLINE int avx512_min(int a, int b) { return a < b ? a : b; }
 

@@ -15,26 +15,34 @@ static size_t token_bytes(int n) {
     return ((size_t)n * sizeof(struct avx512_bcq_token) + 63) / 64 * 64;
 }
 
-size_t avx512_bcq_act_bytes(int cols, int n) {
-    return token_bytes(n) + (size_t)n_spans(cols) * (size_t)n * sizeof(struct avx512_bcq_span);
+size_t avx512_bcq_act_bytes(int act_bits, int cols, int n) {
+    return token_bytes(n) +
+           (size_t)n_spans(cols) * (size_t)n * avx512_bcq_span_bytes(avx512_bcq_parts(act_bits));
 }
 
-/* One token's records: span i is at first[i * stride]. */
+/* One token's records: span i is stride * i bytes after first. */
 struct column {
     const float *x;
-    int cols;
-    struct avx512_bcq_span *first;
+    int cols, act_bits;
+    uint8_t *first;
     size_t stride;
 };
 
-static struct column column_of(void *act, const float *x, size_t ldx, int cols, int n, int t) {
-    void *spans = (uint8_t *)act + token_bytes(n);
+static struct column column_of(void *act, int act_bits, const float *x, size_t ldx, int cols, int n,
+                               int t) {
     int in_block = t % AVX512_BCQ_COLUMNS, block = t - in_block;
-    struct avx512_bcq_span *first = spans;
+    size_t bytes = avx512_bcq_span_bytes(avx512_bcq_parts(act_bits));
+    size_t at = (size_t)block * (size_t)n_spans(cols) + (size_t)in_block;
     return (struct column){.x = x + (size_t)t * ldx,
                            .cols = cols,
-                           .first = first + (size_t)block * (size_t)n_spans(cols) + in_block,
-                           .stride = (size_t)avx512_min(n - block, AVX512_BCQ_COLUMNS)};
+                           .act_bits = act_bits,
+                           .first = (uint8_t *)act + token_bytes(n) + at * bytes,
+                           .stride = bytes * (size_t)avx512_min(n - block, AVX512_BCQ_COLUMNS)};
+}
+
+static struct avx512_bcq_span *span_of(const struct column *c, int span) {
+    void *p = c->first + (size_t)span * c->stride;
+    return p;
 }
 
 /* A span's inputs; the last span of a column is completed with zeros in tail. */
@@ -76,8 +84,13 @@ static int32_t sum_spans(const struct column *c) {
     __m128i largest = _mm_setzero_si128();
     const __m128i magnitude = _mm_set1_epi32(0x7fffffff);
     for (int i = 0; i < n_spans(c->cols); i++) {
-        float tail[AVX512_BCQ_SPAN], *sums = c->first[(size_t)i * c->stride].sums;
+        float tail[AVX512_BCQ_SPAN], *sums = span_of(c, i)->sums;
         const float *x = inputs(c, i, tail);
+        if (c->act_bits < 16) {
+            float scale = avx512_bcq_round(tail, x, c->act_bits);
+            for (int k = 0; k < AVX512_BCQ_SPAN; k++) tail[k] *= scale;
+            x = tail;
+        }
         __m128 a = sums_of_4_runs(x), b = sums_of_4_runs(x + 64);
         _mm_storeu_ps(sums + 7, a);
         _mm_storeu_ps(sums + 11, b);
@@ -97,7 +110,7 @@ static void pack_sums(const struct column *c, struct avx512_bcq_token *token) {
     scales(sum_spans(c), &up, &down);
     __m256i low_total = _mm256_setzero_si256(), high_total = low_total;
     for (int i = 0; i < n_spans(c->cols); i++) {
-        struct avx512_bcq_span *s = &c->first[(size_t)i * c->stride];
+        struct avx512_bcq_span *s = span_of(c, i);
         __m256 sums = _mm256_mul_ps(_mm256_loadu_ps(s->sums + 7), _mm256_set1_ps(up));
         /* NaN becomes a number here: every byte fits whatever the sums are. */
         sums = _mm256_min_ps(_mm256_max_ps(sums, _mm256_set1_ps(-LIMIT)), _mm256_set1_ps(LIMIT));
@@ -159,23 +172,38 @@ static void pack_tables(struct avx512_bcq_span *out, const float *x) {
         __m512i high_a = _mm512_mulhrs_epi16(a, k129), high_b = _mm512_mulhrs_epi16(b, k129);
         a = _mm512_sub_epi16(a, _mm512_mullo_epi16(high_a, k254));
         b = _mm512_sub_epi16(b, _mm512_mullo_epi16(high_b, k254));
-        _mm512_store_si512(out->table[i][0], join(a, b));
-        _mm512_store_si512(out->table[i][1], join(high_a, high_b));
+        _mm512_store_si512(out->table[2 * i], join(a, b));
+        _mm512_store_si512(out->table[2 * i + 1], join(high_a, high_b));
+    }
+}
+
+/* Of rounded inputs: entries are whole numbers of at most 127. */
+static void pack_bytes(struct avx512_bcq_span *out, const float *x, int act_bits) {
+    const __m512 sign[4] = {signs(0, 1), signs(1, 1), signs(2, 1), signs(3, 1)};
+    float whole[AVX512_BCQ_SPAN], *v = whole;
+    out->scale = avx512_bcq_round(whole, x, act_bits);
+    for (int i = 0; i < AVX512_BCQ_RUNS; i++, v += 16) {
+        __m512i a = _mm512_packs_epi32(entries(v, sign), entries(v + 4, sign));
+        __m512i b = _mm512_packs_epi32(entries(v + 8, sign), entries(v + 12, sign));
+        _mm512_store_si512(out->table[i], join(a, b));
     }
 }
 
 /* Parts are ranges of (token, span). The tables of a span belong to the part that has it, a
  * token's sums to the part that has its first span. */
-void avx512_bcq_act_pack(void *act, const float *x, size_t ldx, int cols, int n, int part,
-                         int n_parts) {
+void avx512_bcq_act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n,
+                         int part, int n_parts) {
     int64_t spans = n_spans(cols), total = spans * n;
     int64_t first = total * part / n_parts, last = total * (part + 1) / n_parts;
     struct avx512_bcq_token *tokens = act;
     for (int64_t i = first; i < last; i++) {
         int t = (int)(i / spans), span = (int)(i % spans);
-        struct column c = column_of(act, x, ldx, cols, n, t);
+        struct column c = column_of(act, act_bits, x, ldx, cols, n, t);
         float tail[AVX512_BCQ_SPAN];
         if (span == 0) pack_sums(&c, &tokens[t]);
-        pack_tables(&c.first[(size_t)span * c.stride], inputs(&c, span, tail));
+        if (act_bits < 16)
+            pack_bytes(span_of(&c, span), inputs(&c, span, tail), act_bits);
+        else
+            pack_tables(span_of(&c, span), inputs(&c, span, tail));
     }
 }

@@ -38,20 +38,21 @@ AVX512_INLINE __m512i biases(__m512i nibbles, __m512i fifth, __m512i fifth_at) {
 }
 
 /* sum_i d_i * (+-x) over a run, low and high bytes apart. */
-AVX512_INLINE void look_up(const int bits, const int8_t (*table)[64], const __m512i *select,
-                           const __m512i *d, __m512i *a) {
-    const __m512i low = avx512_load(table[0]), high = avx512_load(table[1]);
-    a[0] = a[1] = _mm512_setzero_si512();
-    AVX512_UNROLL for (int p = 0; p < bits; p++) {
-        a[0] = _mm512_dpbusd_epi32(a[0], d[p], _mm512_permutexvar_epi8(select[p], low));
-        a[1] = _mm512_dpbusd_epi32(a[1], d[p], _mm512_permutexvar_epi8(select[p], high));
+AVX512_INLINE void look_up(const int bits, const int parts, const int8_t (*table)[64],
+                           const __m512i *select, const __m512i *d, __m512i *a) {
+    AVX512_UNROLL for (int part = 0; part < parts; part++) {
+        const __m512i t = avx512_load(table[part]);
+        a[part] = _mm512_setzero_si512();
+        AVX512_UNROLL for (int p = 0; p < bits; p++) a[part] =
+            _mm512_dpbusd_epi32(a[part], d[p], _mm512_permutexvar_epi8(select[p], t));
     }
 }
 
 /* 16 rows x 64 inputs of n tokens; x: the span of the first. */
-AVX512_INLINE void half_unit(const int bits, const int n, const uint8_t *code, __m512i fifth,
-                             __m512i fifth_at, const __m512i *d, const struct avx512_bcq_span *x,
-                             int half, __m512i *low, __m512i *high, struct sums *sums) {
+AVX512_INLINE void half_unit(const int bits, const int n, const int parts, const uint8_t *code,
+                             __m512i fifth, __m512i fifth_at, const __m512i *d,
+                             const struct avx512_bcq_span *x, int half, __m512i *low, __m512i *high,
+                             struct sums *sums) {
     const __m512i pairs =
         _mm512_set_epi16(62, 30, 60, 28, 58, 26, 56, 24, 54, 22, 52, 20, 50, 18, 48, 16, 46, 14, 44,
                          12, 42, 10, 40, 8, 38, 6, 36, 4, 34, 2, 32, 0);
@@ -71,36 +72,40 @@ AVX512_INLINE void half_unit(const int bits, const int n, const uint8_t *code, _
                     }
                     select[h][p] = avx512_bcq_select(word[p], h);
                 }
-                look_up(bits, x[c].table[half * 4 + j * 2 + h], select[h], d, a[h]);
+                look_up(bits, parts,
+                        avx512_bcq_at(x, parts, (size_t)c)->table + (half * 4 + j * 2 + h) * parts,
+                        select[h], d, a[h]);
             }
             low[c] =
                 _mm512_dpwssd_epi32(low[c], _mm512_permutex2var_epi16(a[0][0], pairs, a[1][0]), qj);
-            high[c] = _mm512_dpwssd_epi32(high[c],
-                                          _mm512_permutex2var_epi16(a[0][1], pairs, a[1][1]), qj);
+            if (parts == 2)
+                high[c] = _mm512_dpwssd_epi32(
+                    high[c], _mm512_permutex2var_epi16(a[0][1], pairs, a[1][1]), qj);
         }
     }
     avx512_bcq_prefetch(code + 2 * bits * 64);
     const __m512i p16 = biases(q, fifth, fifth_at);
     AVX512_UNROLL for (int c = 0; c < n; c++) {
-        const int32_t *r = x[c].run_sums + 2 * half;
+        const int32_t *r = avx512_bcq_at(x, parts, (size_t)c)->run_sums + 2 * half;
         sums[c].low = _mm512_dpbusd_epi32(sums[c].low, p16, _mm512_set1_epi32(r[0]));
         sums[c].high = _mm512_dpbusd_epi32(sums[c].high, p16, _mm512_set1_epi32(r[1]));
     }
 }
 
-AVX512_INLINE void unit_span(const int bits, const int n, int halves, const uint8_t *code,
-                             __m512i fifth, const struct unit *unit,
+AVX512_INLINE void unit_span(const int bits, const int n, const int parts, int halves,
+                             const uint8_t *code, __m512i fifth, const struct unit *unit,
                              const struct avx512_bcq_span *x, struct sums *sums) {
     __m512i d[BCQ_MAX_BITS], low[AVX512_BCQ_COLUMNS], high[AVX512_BCQ_COLUMNS];
     AVX512_UNROLL for (int p = 0; p < bits; p++) d[p] = unit->d[p];
     AVX512_UNROLL for (int c = 0; c < n; c++) low[c] = high[c] = _mm512_setzero_si512();
     for (int half = 0; half < halves; half++)
-        half_unit(bits, n, code + half * (2 * bits + 1) * 64, fifth, unit->fifth[half], d, x, half,
-                  low, high, sums);
+        half_unit(bits, n, parts, code + half * (2 * bits + 1) * 64, fifth, unit->fifth[half], d, x,
+                  half, low, high, sums);
     AVX512_UNROLL for (int c = 0; c < n; c++) {
-        __m512 v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[c]), _mm512_set1_ps(254.0f),
-                                   _mm512_cvtepi32_ps(low[c]));
-        sums[c].y = _mm512_fmadd_ps(v, _mm512_set1_ps(x[c].scale), sums[c].y);
+        const __m512 scale = _mm512_set1_ps(avx512_bcq_at(x, parts, (size_t)c)->scale);
+        __m512 v = _mm512_cvtepi32_ps(low[c]);
+        if (parts == 2) v = _mm512_fmadd_ps(_mm512_cvtepi32_ps(high[c]), _mm512_set1_ps(254.0f), v);
+        sums[c].y = _mm512_fmadd_ps(v, scale, sums[c].y);
     }
 }
 
@@ -143,37 +148,48 @@ static void load_units(int bits, struct unit *units, const uint8_t *shape) {
     }
 }
 
-AVX512_INLINE void block(const int bits, const int n, const struct avx512_bcq_panel *panel) {
+AVX512_INLINE void block(const int bits, const int n, const int parts,
+                         const struct avx512_bcq_panel *panel) {
     const uint8_t *at = panel->block + panel->shape->head;
     const struct avx512_bcq_span *x = panel->spans;
     struct sums sums[AVX512_BCQ_UNITS][AVX512_BCQ_COLUMNS];
     struct unit units[AVX512_BCQ_UNITS];
     begin(n, sums, panel->tokens);
     load_units(bits, units, panel->block + 256);
-    for (int left = (panel->shape->words + 1) / 2; left > 0; left -= 2, x += n) {
+    for (int left = (panel->shape->words + 1) / 2; left > 0; left -= 2) {
         const int halves = avx512_min(left, 2);
         const __m512i fifth = avx512_load(at);
         avx512_bcq_prefetch(at);
         at += 64;
         for (int u = 0; u < AVX512_BCQ_UNITS; u++, at += halves * (2 * bits + 1) * 64)
-            unit_span(bits, n, halves, at, fifth, &units[u], x, sums[u]);
+            unit_span(bits, n, parts, halves, at, fifth, &units[u], x, sums[u]);
+        x = avx512_bcq_at(x, parts, (size_t)n);
     }
     finish(n, panel, sums);
 }
 
 #define KERNEL(bits, n)                                                                            \
-    static void block_##bits##_##n(const struct avx512_bcq_panel *panel) { block(bits, n, panel); }
+    static void bytes_##bits##_##n(const struct avx512_bcq_panel *panel) {                         \
+        block(bits, n, 1, panel);                                                                  \
+    }                                                                                              \
+    static void pairs_##bits##_##n(const struct avx512_bcq_panel *panel) {                         \
+        block(bits, n, 2, panel);                                                                  \
+    }
 #define KERNELS(bits) KERNEL(bits, 1) KERNEL(bits, 2) KERNEL(bits, 3) KERNEL(bits, 4)
 KERNELS(1)
 KERNELS(2)
 KERNELS(3)
 KERNELS(4)
 
-avx512_bcq_panel_function *avx512_bcq_compact(const struct avx512_bcq_shape *s, int n) {
-    static avx512_bcq_panel_function *const kernels[BCQ_MAX_BITS][AVX512_BCQ_COLUMNS] = {
-        {block_1_1, block_1_2, block_1_3, block_1_4},
-        {block_2_1, block_2_2, block_2_3, block_2_4},
-        {block_3_1, block_3_2, block_3_3, block_3_4},
-        {block_4_1, block_4_2, block_4_3, block_4_4}};
-    return kernels[s->bits - 1][n - 1];
+avx512_bcq_panel_function *avx512_bcq_compact(const struct avx512_bcq_shape *s, int n, int parts) {
+    static avx512_bcq_panel_function *const kernels[2][BCQ_MAX_BITS][AVX512_BCQ_COLUMNS] = {
+        {{bytes_1_1, bytes_1_2, bytes_1_3, bytes_1_4},
+         {bytes_2_1, bytes_2_2, bytes_2_3, bytes_2_4},
+         {bytes_3_1, bytes_3_2, bytes_3_3, bytes_3_4},
+         {bytes_4_1, bytes_4_2, bytes_4_3, bytes_4_4}},
+        {{pairs_1_1, pairs_1_2, pairs_1_3, pairs_1_4},
+         {pairs_2_1, pairs_2_2, pairs_2_3, pairs_2_4},
+         {pairs_3_1, pairs_3_2, pairs_3_3, pairs_3_4},
+         {pairs_4_1, pairs_4_2, pairs_4_3, pairs_4_4}}};
+    return kernels[parts - 1][s->bits - 1][n - 1];
 }

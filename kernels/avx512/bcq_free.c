@@ -8,12 +8,12 @@ struct pieces {
     __m512i a[AVX512_BCQ_COLUMNS][BCQ_MAX_BITS][2];
 };
 
-AVX512_INLINE void look_up(const int bits, const int n, const int chain, const __m512i *select,
-                           const int8_t *tables, struct pieces *s) {
+AVX512_INLINE void look_up(const int bits, const int n, const int parts, const int chain,
+                           const __m512i *select, const int8_t *tables, struct pieces *s) {
     const __m512i one = _mm512_set1_epi8(1), k254 = _mm512_set1_epi8((char)254);
     AVX512_UNROLL for (int c = 0; c < n; c++) {
-        const int8_t *table = tables + (size_t)c * sizeof(struct avx512_bcq_span);
-        AVX512_UNROLL for (int part = 0; part < 2; part++) {
+        const int8_t *table = tables + (size_t)c * avx512_bcq_span_bytes(parts);
+        AVX512_UNROLL for (int part = 0; part < parts; part++) {
             const __m512i t = avx512_load(table + 64 * part);
             AVX512_UNROLL for (int p = 0; p < bits; p++) s->a[c][p][chain] = _mm512_dpbusd_epi32(
                 s->a[c][p][chain], part ? k254 : one, _mm512_permutexvar_epi8(select[p], t));
@@ -22,9 +22,9 @@ AVX512_INLINE void look_up(const int bits, const int n, const int chain, const _
 }
 
 /* A piece of n_words * 32 inputs. tables: of its first run, first token. */
-AVX512_INLINE void sum_words(const int bits, const int n, const uint8_t *code, int n_words,
-                             const int8_t *tables, struct pieces *s) {
-    for (int w = 0; w < n_words; w++, code += 64 * bits, tables += 256) {
+AVX512_INLINE void sum_words(const int bits, const int n, const int parts, const uint8_t *code,
+                             int n_words, const int8_t *tables, struct pieces *s) {
+    for (int w = 0; w < n_words; w++, code += 64 * bits, tables += 128 * parts) {
         __m512i select[BCQ_MAX_BITS], word[BCQ_MAX_BITS];
         AVX512_UNROLL for (int h = 0; h < 2; h++) {
             AVX512_STEP_FENCE();
@@ -35,21 +35,21 @@ AVX512_INLINE void sum_words(const int bits, const int n, const uint8_t *code, i
                 }
                 select[p] = avx512_bcq_select(word[p], h);
             }
-            look_up(bits, n, n == 1 ? h : 0, select, tables + 128 * h, s);
+            look_up(bits, n, parts, n == 1 ? h : 0, select, tables + 64 * parts * h, s);
         }
     }
 }
 
 /* A piece of one run: a code vector has two planes. */
-AVX512_INLINE void sum_run(const int bits, const int n, const uint8_t *code, const int8_t *tables,
-                           struct pieces *s) {
+AVX512_INLINE void sum_run(const int bits, const int n, const int parts, const uint8_t *code,
+                           const int8_t *tables, struct pieces *s) {
     __m512i select[BCQ_MAX_BITS];
     AVX512_STEP_FENCE();
     AVX512_UNROLL for (int p = 0; p < bits; p++) {
         if (p % 2 == 0) avx512_bcq_prefetch(code + 32 * p);
         select[p] = avx512_bcq_select(avx512_load(code + p / 2 * 64), p % 2);
     }
-    look_up(bits, n, 0, select, tables, s);
+    look_up(bits, n, parts, 0, select, tables, s);
 }
 
 AVX512_INLINE __m512 parameter(const uint8_t *params, int i, bool wide) {
@@ -58,9 +58,9 @@ AVX512_INLINE __m512 parameter(const uint8_t *params, int i, bool wide) {
 }
 
 /* y += scale * sum_p alpha_p * a_p + beta * sum of x. */
-AVX512_INLINE void add_piece(const int bits, const int n, const uint8_t *params, bool wide,
-                             const struct avx512_bcq_span *x, int sum, const struct pieces *s,
-                             __m512 *y) {
+AVX512_INLINE void add_piece(const int bits, const int n, const int parts, const uint8_t *params,
+                             bool wide, const struct avx512_bcq_span *x, int sum,
+                             const struct pieces *s, __m512 *y) {
     __m512 param[BCQ_MAX_BITS + 1];
     AVX512_UNROLL for (int p = 0; p <= bits; p++) param[p] = parameter(params, p, wide);
     AVX512_UNROLL for (int c = 0; c < n; c++) {
@@ -70,8 +70,9 @@ AVX512_INLINE void add_piece(const int bits, const int n, const uint8_t *params,
             if (n == 1) a = _mm512_add_epi32(a, s->a[c][p][1]);
             v = _mm512_fmadd_ps(param[p], _mm512_cvtepi32_ps(a), v);
         }
-        y[c] = _mm512_fmadd_ps(v, _mm512_set1_ps(x[c].scale), y[c]);
-        y[c] = _mm512_fmadd_ps(param[bits], _mm512_set1_ps(x[c].sums[sum]), y[c]);
+        const struct avx512_bcq_span *xc = avx512_bcq_at(x, parts, (size_t)c);
+        y[c] = _mm512_fmadd_ps(v, _mm512_set1_ps(xc->scale), y[c]);
+        y[c] = _mm512_fmadd_ps(param[bits], _mm512_set1_ps(xc->sums[sum]), y[c]);
     }
 }
 
@@ -85,23 +86,24 @@ struct place {
     bool wide;
 };
 
-AVX512_INLINE void unit_piece(const int bits, const int n, const bool single_run,
+AVX512_INLINE void unit_piece(const int bits, const int n, const int parts, const bool single_run,
                               const struct place *at, __m512 *y) {
     struct pieces s;
     AVX512_UNROLL for (int c = 0; c < n; c++) AVX512_UNROLL for (int p = 0; p < bits; p++)
         s.a[c][p][0] = s.a[c][p][1] = _mm512_setzero_si512();
-    const int8_t *tables = at->x->table[at->run][0];
+    const int8_t *tables = at->x->table[at->run * parts];
     if (single_run)
-        sum_run(bits, n, at->code, tables, &s);
+        sum_run(bits, n, parts, at->code, tables, &s);
     else
-        sum_words(bits, n, at->code, at->words, tables, &s);
-    add_piece(bits, n, at->params, at->wide, at->x, at->sum, &s, y);
+        sum_words(bits, n, parts, at->code, at->words, tables, &s);
+    add_piece(bits, n, parts, at->params, at->wide, at->x, at->sum, &s, y);
 }
 
 /* The four units of a piece; returns its end. */
-AVX512_INLINE const uint8_t *piece(const int bits, const int n, const bool single_run,
-                                   const struct avx512_bcq_panel *panel, const uint8_t *code,
-                                   struct place *at, __m512 (*y)[AVX512_BCQ_COLUMNS]) {
+AVX512_INLINE const uint8_t *piece(const int bits, const int n, const int parts,
+                                   const bool single_run, const struct avx512_bcq_panel *panel,
+                                   const uint8_t *code, struct place *at,
+                                   __m512 (*y)[AVX512_BCQ_COLUMNS]) {
     const struct avx512_bcq_shape *s = panel->shape;
     const size_t bytes = 64 * (size_t)(single_run ? (bits + 1) / 2 : at->words * bits);
     for (int u = 0; u < AVX512_BCQ_UNITS; u++) {
@@ -109,7 +111,7 @@ AVX512_INLINE const uint8_t *piece(const int bits, const int n, const bool singl
         code += bytes;
         at->params =
             s->row ? panel->block + (size_t)u * s->params : code + (u % 2 ? s->params : bytes);
-        unit_piece(bits, n, single_run, at, y[u]);
+        unit_piece(bits, n, parts, single_run, at, y[u]);
         if (u % 2 == 0 || s->row) continue;
         for (size_t i = 0; i < 2 * s->params; i += 64) avx512_bcq_prefetch(code + i);
         code += 2 * s->params;
@@ -117,7 +119,7 @@ AVX512_INLINE const uint8_t *piece(const int bits, const int n, const bool singl
     return code;
 }
 
-AVX512_INLINE void block(const int bits, const int n, const bool single_run,
+AVX512_INLINE void block(const int bits, const int n, const int parts, const bool single_run,
                          const struct avx512_bcq_panel *panel) {
     const struct avx512_bcq_shape *s = panel->shape;
     const uint8_t *code = panel->block + s->head;
@@ -130,35 +132,37 @@ AVX512_INLINE void block(const int bits, const int n, const bool single_run,
         at.run = run % AVX512_BCQ_RUNS;
         at.sum = AVX512_BCQ_RUNS / runs - 1 + at.run / runs;
         at.words = avx512_min(runs / 2, s->words - run / 2);
-        at.x = panel->spans + (size_t)(run / AVX512_BCQ_RUNS) * (size_t)n;
-        code = piece(bits, n, single_run, panel, code, &at, y);
+        at.x = avx512_bcq_at(panel->spans, parts, (size_t)(run / AVX512_BCQ_RUNS) * (size_t)n);
+        code = piece(bits, n, parts, single_run, panel, code, &at, y);
     }
     for (int u = 0; u < AVX512_BCQ_UNITS; u++)
         for (int c = 0; c < n; c++) avx512_bcq_store(panel, u, c, y[u][c]);
 }
 
-#define KERNEL(bits, n)                                                                            \
-    static void words_##bits##_##n(const struct avx512_bcq_panel *panel) {                         \
-        block(bits, n, false, panel);                                                              \
-    }                                                                                              \
-    static void run_##bits##_##n(const struct avx512_bcq_panel *panel) {                           \
-        block(bits, n, true, panel);                                                               \
+#define KERNEL(name, bits, n, parts, single_run)                                                   \
+    static void name##_##bits##_##n(const struct avx512_bcq_panel *panel) {                        \
+        block(bits, n, parts, single_run, panel);                                                  \
     }
-#define KERNELS(bits) KERNEL(bits, 1) KERNEL(bits, 2) KERNEL(bits, 3) KERNEL(bits, 4)
-KERNELS(1)
-KERNELS(2)
-KERNELS(3)
-KERNELS(4)
+#define KERNELS_N(name, bits, parts, single_run)                                                   \
+    KERNEL(name, bits, 1, parts, single_run)                                                       \
+    KERNEL(name, bits, 2, parts, single_run)                                                       \
+    KERNEL(name, bits, 3, parts, single_run) KERNEL(name, bits, 4, parts, single_run)
+#define KERNELS(name, parts, single_run)                                                           \
+    KERNELS_N(name, 1, parts, single_run)                                                          \
+    KERNELS_N(name, 2, parts, single_run)                                                          \
+    KERNELS_N(name, 3, parts, single_run) KERNELS_N(name, 4, parts, single_run)
+KERNELS(words, 2, false)
+KERNELS(run, 2, true)
+KERNELS(byte_words, 1, false)
+KERNELS(byte_run, 1, true)
 
-avx512_bcq_panel_function *avx512_bcq_free(const struct avx512_bcq_shape *s, int n) {
-    static avx512_bcq_panel_function *const kernels[2][BCQ_MAX_BITS][AVX512_BCQ_COLUMNS] = {
-        {{words_1_1, words_1_2, words_1_3, words_1_4},
-         {words_2_1, words_2_2, words_2_3, words_2_4},
-         {words_3_1, words_3_2, words_3_3, words_3_4},
-         {words_4_1, words_4_2, words_4_3, words_4_4}},
-        {{run_1_1, run_1_2, run_1_3, run_1_4},
-         {run_2_1, run_2_2, run_2_3, run_2_4},
-         {run_3_1, run_3_2, run_3_3, run_3_4},
-         {run_4_1, run_4_2, run_4_3, run_4_4}}};
-    return kernels[s->piece == 16][s->bits - 1][n - 1];
+#define ROW(name, bits)                                                                            \
+    { name##_##bits##_1, name##_##bits##_2, name##_##bits##_3, name##_##bits##_4 }
+#define TABLE(name)                                                                                \
+    { ROW(name, 1), ROW(name, 2), ROW(name, 3), ROW(name, 4) }
+
+avx512_bcq_panel_function *avx512_bcq_free(const struct avx512_bcq_shape *s, int n, int parts) {
+    static avx512_bcq_panel_function *const kernels[2][2][BCQ_MAX_BITS][AVX512_BCQ_COLUMNS] = {
+        {TABLE(byte_words), TABLE(byte_run)}, {TABLE(words), TABLE(run)}};
+    return kernels[parts - 1][s->piece == 16][s->bits - 1][n - 1];
 }

@@ -37,6 +37,7 @@ struct weight {
     bool is_bcq;
     enum dtype type;      /* when dense */
     struct bcq_spec spec; /* when binary-coded */
+    int act_bits;         /* of its inputs when binary-coded: 16, 8 or 4 */
     int rows, cols;
     size_t bytes;
     void *data;     /* packed (LINEAR), row-major (TABLE) or fp32 (VECTOR) */

@@ -21,6 +21,7 @@ struct linear_job {
     const float *x; /* (n, cols) */
     int cols, n;
     bool any_bcq;
+    int act_bits;                /* of all that are binary-coded */
     int t0, n_slice;             /* the slice of tokens in work */
     int n_parts;                 /* of packing */
     int chunk_blocks[MAX_CALLS]; /* row blocks in a chunk of each call */
@@ -90,7 +91,7 @@ static void run_chunk(void *arg, int thread, int chunk) {
     float *y = c->accumulate ? row_zero(cpu->tmp + (size_t)thread * CPU_TMP, r0)
                              : c->dst->data + (size_t)t0 * ldy;
     if (w->is_bcq)
-        cpu->ops.bcq.mul(y, ldy, w->data, &w->spec, cpu->act, n, b0, b1);
+        cpu->ops.bcq.mul(y, ldy, w->data, &w->spec, cpu->act, w->act_bits, n, b0, b1);
     else
         cpu->ops.dense.mul(y, ldy, w->data, w->type, w->rows, w->cols,
                            job->x + (size_t)t0 * (size_t)job->cols, (size_t)job->cols, n, b0, b1);
@@ -103,8 +104,9 @@ static void run_chunk(void *arg, int thread, int chunk) {
 static void pack_part(void *arg, int thread, int part) {
     const struct linear_job *job = arg;
     (void)thread;
-    job->cpu->ops.bcq.act_pack(job->cpu->act, job->x + (size_t)job->t0 * (size_t)job->cols,
-                               (size_t)job->cols, job->cols, job->n_slice, part, job->n_parts);
+    job->cpu->ops.bcq.act_pack(job->cpu->act, job->act_bits,
+                               job->x + (size_t)job->t0 * (size_t)job->cols, (size_t)job->cols,
+                               job->cols, job->n_slice, part, job->n_parts);
 }
 
 /* Tables of few numbers are made by the caller: sharing them would take as long. */
@@ -129,6 +131,7 @@ static void linear_some(struct cpu *cpu, const struct linear_call *calls, int n_
     job.cols = calls[0].w->cols;
     for (int i = 0; i < n_calls; i++) {
         job.any_bcq |= calls[i].w->is_bcq;
+        if (calls[i].w->is_bcq) job.act_bits = calls[i].w->act_bits;
         work += (size_t)calls[i].w->rows * (size_t)job.cols * (size_t)job.n;
     }
     plan(&job);
@@ -138,10 +141,24 @@ static void linear_some(struct cpu *cpu, const struct linear_call *calls, int n_
     }
 }
 
+/* How many of the calls can share their packed inputs. */
+static int alike(const struct linear_call *calls, int n_calls) {
+    int n = 1, most = n_calls < MAX_CALLS ? n_calls : MAX_CALLS, act_bits = 0;
+    if (calls[0].w->is_bcq) act_bits = calls[0].w->act_bits;
+    for (; n < most; n++) {
+        if (!calls[n].w->is_bcq) continue;
+        if (act_bits && calls[n].w->act_bits != act_bits) break;
+        act_bits = calls[n].w->act_bits;
+    }
+    return n;
+}
+
 void cpu_linear(struct backend *be, const struct linear_call *calls, int n_calls,
                 const struct buffer *x) {
     struct cpu *cpu = (struct cpu *)be;
     if (cpu->n_rows <= 0) return;
-    for (int i = 0; i < n_calls; i += MAX_CALLS)
-        linear_some(cpu, calls + i, n_calls - i < MAX_CALLS ? n_calls - i : MAX_CALLS, x->data);
+    for (int i = 0, n; i < n_calls; i += n) {
+        n = alike(calls + i, n_calls - i);
+        linear_some(cpu, calls + i, n, x->data);
+    }
 }

@@ -13,6 +13,9 @@ static int check(const struct weight_view *v, enum weight_use use, struct error 
         return error_set(err, -EINVAL, "a matrix of %d x %d is out of range", v->rows, v->cols);
     if (v->outliers && (!v->is_bcq || v->outliers->rows != v->rows || v->outliers->cols != v->cols))
         return error_set(err, -EINVAL, "outliers of another matrix");
+    if (v->act_bits && v->act_bits != 16 && v->act_bits != 8 && v->act_bits != 4)
+        return error_set(err, -EINVAL, "activations of %d bits; 16, 8 and 4 are known",
+                         v->act_bits);
     if (!v->is_bcq) return 0;
     if (use != WEIGHT_LINEAR)
         return error_set(err, -EINVAL, "tables and vectors cannot be binary-coded");
@@ -36,8 +39,8 @@ static int pack(struct cpu *cpu, struct weight *w, const struct weight_view *v) 
     int unit = w->is_bcq ? ops->bcq.row_block : ops->dense.row_block;
     w->bytes = w->is_bcq ? ops->bcq.pack_bytes(&w->spec)
                          : ops->dense.pack_bytes(w->type, w->rows, w->cols);
-    if (w->is_bcq &&
-        cpu_grow(cpu, &cpu->act, &cpu->act_bytes, ops->bcq.act_bytes(w->cols, CPU_SLICE)))
+    if (w->is_bcq && cpu_grow(cpu, &cpu->act, &cpu->act_bytes,
+                              ops->bcq.act_bytes(w->act_bits, w->cols, CPU_SLICE)))
         return -ENOMEM;
     w->data = memory_new(&cpu->memory, w->bytes);
     if (!w->data) return -ENOMEM;
@@ -77,6 +80,7 @@ int cpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
     w->is_bcq = view->is_bcq;
     w->type = view->type;
     if (w->is_bcq) w->spec = view->bcq.spec;
+    w->act_bits = view->act_bits ? view->act_bits : 16;
     w->rows = view->rows;
     w->cols = view->cols;
     rc = use == WEIGHT_LINEAR ? pack(cpu, w, view) : copy(cpu, w, view, use == WEIGHT_VECTOR);

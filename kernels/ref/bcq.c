@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kernels/ops.h"
+#include "kernels/rounding.h"
 
 /* Packed form: for each row the planes as they are, then alpha_1..alpha_m and beta of every
  * group in fp32. act is a copy of x. Tokens go in blocks so that a row is decoded once for all
@@ -41,14 +42,21 @@ static void pack(void *dst, const struct bcq_view *w, int b0, int b1) {
     }
 }
 
-static size_t act_bytes(int cols, int n) { return (size_t)cols * (size_t)n * sizeof(float); }
+static size_t act_bytes(int act_bits, int cols, int n) {
+    (void)act_bits;
+    return (size_t)cols * (size_t)n * sizeof(float);
+}
 
-static void act_pack(void *act, const float *x, size_t ldx, int cols, int n, int part,
+static void act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n, int part,
                      int n_parts) {
     int t0 = (int)((int64_t)n * part / n_parts), t1 = (int)((int64_t)n * (part + 1) / n_parts);
-    for (int t = t0; t < t1; t++)
-        memcpy((float *)act + (size_t)t * (size_t)cols, x + (size_t)t * ldx,
-               (size_t)cols * sizeof(float));
+    for (int t = t0; t < t1; t++) {
+        float *out = (float *)act + (size_t)t * (size_t)cols;
+        if (act_bits < 16)
+            rounding_row(out, x + (size_t)t * ldx, cols, act_bits);
+        else
+            memcpy(out, x + (size_t)t * ldx, (size_t)cols * sizeof *out);
+    }
 }
 
 /* out: the weights of columns [k0, k1) of a packed row. */
@@ -79,7 +87,8 @@ static void mul_row(float *y, size_t ldy, const uint32_t *row, const struct bcq_
 }
 
 static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,
-                int n, int b0, int b1) {
+                int act_bits, int n, int b0, int b1) {
+    (void)act_bits;
     for (int r = b0 * ROW_BLOCK; r < last_row(w, b1); r++)
         for (int t = 0; t < n; t += TOKENS)
             mul_row(y + (size_t)t * ldy + r, ldy,

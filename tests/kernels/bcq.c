@@ -14,10 +14,12 @@ static const float untouched = -12345.5f;
 /* A matrix packed by the level under test, and its rows in fp32. */
 struct packed {
     struct bcq_view view;
+    int act_bits;
     void *block;
     struct fence data;
     float *rows;    /* the weights */
     float *largest; /* largest_of() each row */
+    float *offset;  /* the largest |beta| of each row */
     char name[96];
 };
 
@@ -26,29 +28,32 @@ static int n_blocks(const struct check *c, const struct packed *m) {
 }
 
 /* The largest |alpha_1| + .. + |alpha_m| + |beta| of a row: no weight in it is larger. */
-static float largest_of(const struct bcq_view *w, int row) {
+static float largest_of(const struct bcq_view *w, int row, float *offset) {
     float largest = 0;
     for (int g = 0; g < w->layout.n_groups; g++) {
         float alpha[BCQ_MAX_BITS], beta;
         bcq_group_params(w, row, g, alpha, &beta);
         float sum = fabsf(beta);
+        if (sum > *offset) *offset = sum;
         for (int i = 0; i < w->spec.bits; i++) sum += fabsf(alpha[i]);
         if (sum > largest) largest = sum;
     }
     return largest;
 }
 
-static void packed_init(struct packed *m, struct check *c, const struct bcq_spec *s, bool extreme) {
+static void packed_init(struct packed *m, struct check *c, const struct bcq_spec *s, int act_bits,
+                        bool extreme) {
     const struct bcq_ops *ops = &c->ops->bcq;
-    *m = (struct packed){0};
+    *m = (struct packed){.act_bits = act_bits};
     m->block = extreme ? matrix_bcq_extreme(&m->view, s) : matrix_bcq(&m->view, s, 7);
-    snprintf(m->name, sizeof m->name, "kind %d %dx%d bits %d group %d q%d p%d", (int)s->kind,
-             s->rows, s->cols, s->bits, s->group, s->scale_bits, s->bias_bits);
+    snprintf(m->name, sizeof m->name, "kind %d %dx%d bits %d group %d q%d p%d act %d", (int)s->kind,
+             s->rows, s->cols, s->bits, s->group, s->scale_bits, s->bias_bits, act_bits);
     m->rows = malloc((size_t)s->rows * (size_t)s->cols * sizeof *m->rows);
     m->largest = malloc((size_t)s->rows * sizeof *m->largest);
+    m->offset = calloc((size_t)s->rows, sizeof *m->offset);
     for (int r = 0; r < s->rows; r++) {
         bcq_expand_row(&m->view, r, m->rows + (size_t)r * (size_t)s->cols);
-        m->largest[r] = largest_of(&m->view, r);
+        m->largest[r] = largest_of(&m->view, r, &m->offset[r]);
     }
     m->data = fence_new(ops->pack_bytes(s), 64);
     int end = n_blocks(c, m), middle = end / 3;
@@ -61,6 +66,7 @@ static void packed_deinit(struct packed *m) {
     fence_free(&m->data);
     free(m->rows);
     free(m->largest);
+    free(m->offset);
     free(m->block);
 }
 
@@ -70,16 +76,16 @@ static struct fence multiply(struct check *c, const struct packed *m, const floa
     const struct bcq_ops *ops = &c->ops->bcq;
     const struct bcq_spec *s = &m->view.spec;
     size_t ldy = (size_t)s->rows + GAP, size = (size_t)n * ldy;
-    struct fence act = fence_new(ops->act_bytes(s->cols, n), 64);
+    struct fence act = fence_new(ops->act_bytes(m->act_bits, s->cols, n), 64);
     struct fence y = fence_new(size * sizeof(float), sizeof(float));
     for (size_t i = 0; i < size; i++) ((float *)y.p)[i] = untouched;
     for (int part = n_parts - 1; part >= 0; part--)
-        ops->act_pack(act.p, x, (size_t)s->cols, s->cols, n, part, n_parts);
+        ops->act_pack(act.p, m->act_bits, x, (size_t)s->cols, s->cols, n, part, n_parts);
     int end = n_blocks(c, m), a = whole ? end : end / 4, b = whole ? end : a + (end - a) / 2;
     const int range[][2] = {{b, end}, {0, a}, {a, b}};
     for (int i = 0; i < 3; i++)
         if (range[i][0] < range[i][1])
-            ops->mul(y.p, ldy, m->data.p, s, act.p, n, range[i][0], range[i][1]);
+            ops->mul(y.p, ldy, m->data.p, s, act.p, m->act_bits, n, range[i][0], range[i][1]);
     for (int t = 0; t < n; t++)
         for (int g = 0; g < GAP; g++)
             check_expect(c, ((float *)y.p)[(size_t)t * ldy + (size_t)(s->rows + g)] == untouched,
@@ -89,7 +95,27 @@ static struct fence multiply(struct check *c, const struct packed *m, const floa
     return y;
 }
 
-/* Against fp64, for each element and over all. */
+/* What mul() makes of n rows of x: kernels/rounding.h in the words of its comment. */
+static void round_inputs(float *x, int n, int cols, int act_bits) {
+    for (int t = 0; t < n; t++, x += cols)
+        for (int k = 0; k < cols; k += 128) {
+            int end = k + 128 < cols ? k + 128 : cols;
+            float largest = 0, limit = act_bits == 8 ? 125 : 7;
+            for (int i = k; i < end; i += act_bits == 8 ? 4 : 1) {
+                float v[4] = {0};
+                for (int j = 0; j < (act_bits == 8 ? 4 : 1) && i + j < end; j++)
+                    v[j] = fabsf(x[i + j]);
+                float sum = (v[0] + v[1]) + (v[2] + v[3]);
+                if (sum > largest) largest = sum;
+            }
+            float up = limit / largest, scale = largest / limit;
+            for (int i = k; i < end; i++)
+                x[i] = largest > 1e-30f ? (float)lrintf(x[i] * up) * scale : 0;
+        }
+}
+
+/* Against fp64, for each element and over all. Sums of whole numbers over planes are exact: then
+ * the parameters' fp32 and the offsets' share are all that may err. */
 static void compare(struct check *c, const struct packed *m, const float *x, const float *y, int n,
                     bool ordinary) {
     const struct bcq_spec *s = &m->view.spec;
@@ -98,13 +124,15 @@ static void compare(struct check *c, const struct packed *m, const float *x, con
         for (int r = 0; r < s->rows; r++) {
             const float *w = m->rows + (size_t)r * (size_t)s->cols;
             const float *in = x + (size_t)t * (size_t)s->cols;
-            double sum = 0, size = 0;
+            double sum = 0, size = 0, plain = 0;
             for (int k = 0; k < s->cols; k++) {
                 sum += (double)w[k] * (double)in[k];
                 size += (double)m->largest[r] * fabs((double)in[k]);
+                plain += (double)m->offset[r] * fabs((double)in[k]);
             }
+            double bound = m->act_bits < 16 ? 4e-6 * size + 1e-4 * plain : 2e-4 * size;
             double d = (double)y[(size_t)t * (size_t)(s->rows + GAP) + (size_t)r] - sum;
-            check_expect(c, fabs(d) <= 2e-4 * size + 1e-37,
+            check_expect(c, fabs(d) <= bound + 1e-37,
                          "%s: row %d token %d of %d is off by %g of %g", m->name, r, t, n, d, size);
             all += sum * sum;
             wrong += d * d;
@@ -122,14 +150,20 @@ static void expect_equal_tokens(struct check *c, const struct packed *m, const f
                      "%s: token %d differs %s (%d)", m->name, t, what, n);
 }
 
-static void check_matrix(struct check *c, const struct bcq_spec *s, enum check_input input,
-                         bool extreme) {
+static void check_matrix(struct check *c, const struct bcq_spec *s, int act_bits,
+                         enum check_input input, bool extreme) {
     struct packed m;
-    packed_init(&m, c, s, extreme);
+    packed_init(&m, c, s, act_bits, extreme);
     struct fence x = check_floats(MAX_N * (size_t)s->cols, input, 3);
     struct fence y = multiply(c, &m, x.p, MAX_N, 1, true);
     bool ordinary = input == INPUT_NORMAL && !extreme && s->rows * s->cols >= 64;
-    if (input != INPUT_NOT_FINITE) compare(c, &m, x.p, y.p, MAX_N, ordinary);
+    if (input != INPUT_NOT_FINITE) {
+        size_t size = MAX_N * (size_t)s->cols * sizeof(float);
+        float *seen = memcpy(malloc(size), x.p, size);
+        if (act_bits < 16) round_inputs(seen, MAX_N, s->cols, act_bits);
+        compare(c, &m, seen, y.p, MAX_N, ordinary);
+        free(seen);
+    }
     for (int i = 0; i < N_COUNTS; i++) {
         /* The last tokens, so that the rows end at the fence. */
         size_t from = (size_t)(MAX_N - counts[i]);
@@ -145,9 +179,9 @@ static void check_matrix(struct check *c, const struct bcq_spec *s, enum check_i
 }
 
 /* A token with NaN in it must leave its neighbours alone. */
-static void check_neighbours(struct check *c, const struct bcq_spec *s) {
+static void check_neighbours(struct check *c, const struct bcq_spec *s, int act_bits) {
     struct packed m;
-    packed_init(&m, c, s, false);
+    packed_init(&m, c, s, act_bits, false);
     struct fence x = check_floats(5 * (size_t)s->cols, INPUT_NORMAL, 3);
     struct fence good = multiply(c, &m, x.p, 5, 1, true);
     check_fill((float *)x.p + 2 * s->cols, (size_t)s->cols, INPUT_NOT_FINITE, 9);
@@ -162,19 +196,19 @@ static void check_neighbours(struct check *c, const struct bcq_spec *s) {
     packed_deinit(&m);
 }
 
-static void check_spec(struct check *c, struct bcq_spec s, int turn) {
+static void check_spec(struct check *c, struct bcq_spec s, int act_bits, int turn) {
     for (int i = 0; i < 3; i++) {
         s.rows = check_sizes[(turn * 5 + i * 7) % CHECK_N_SIZES];
         s.cols = check_sizes[(turn + i * 11) % CHECK_N_SIZES];
         int group = s.group;
         if (!s.group || s.group > s.cols) s.group = s.cols; /* 0: whole rows */
-        check_matrix(c, &s, i ? (enum check_input)((turn + i) % CHECK_N_INPUTS) : INPUT_NORMAL,
-                     false);
+        check_matrix(c, &s, act_bits,
+                     i ? (enum check_input)((turn + i) % CHECK_N_INPUTS) : INPUT_NORMAL, false);
         s.group = group;
     }
 }
 
-void check_bcq(struct check *c) {
+static void check_all(struct check *c, int act_bits) {
     static const int groups[] = {16, 128, 32, 64, 8, 1, 24, 100, 256, 0};
     static const int widths[][2] = {{4, 5}, {1, 2}, {8, 8}, {6, 6}, {5, 7}, {3, 4}};
     int turn = 0;
@@ -182,11 +216,12 @@ void check_bcq(struct check *c) {
         for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
             const int *w = widths[turn % 6];
             struct bcq_spec s = {BCQ_COMPACT, 1, 1, bits, groups[g], w[0], w[1], 0};
-            check_spec(c, s, turn);
+            check_spec(c, s, act_bits, turn);
             s.kind = BCQ_COMPACT_GROUP;
             s.n_shapes = turn % 3 ? 1 + turn * 37 % 256 : 1;
-            check_spec(c, s, turn + 1);
-            check_spec(c, (struct bcq_spec){BCQ_FREE, 1, 1, bits, groups[g], 0, 0, 0}, turn + 2);
+            check_spec(c, s, act_bits, turn + 1);
+            check_spec(c, (struct bcq_spec){BCQ_FREE, 1, 1, bits, groups[g], 0, 0, 0}, act_bits,
+                       turn + 2);
             turn++;
         }
         /* Real shapes, every input, and the largest sums that the format allows. */
@@ -194,12 +229,16 @@ void check_bcq(struct check *c) {
             const struct bcq_spec compact = {BCQ_COMPACT, 100, 576, bits, 16, 4, 5, 0};
             const struct bcq_spec wide = {BCQ_COMPACT_GROUP, 70, 512, bits, 16, 8, 8, 256};
             const struct bcq_spec free_form = {BCQ_FREE, 100, 576, bits, 128, 0, 0, 0};
-            check_matrix(c, &compact, (enum check_input)input, false);
-            check_matrix(c, &compact, (enum check_input)input, true);
-            check_matrix(c, &wide, (enum check_input)input, true);
-            check_matrix(c, &free_form, (enum check_input)input, true);
+            check_matrix(c, &compact, act_bits, (enum check_input)input, false);
+            check_matrix(c, &compact, act_bits, (enum check_input)input, true);
+            check_matrix(c, &wide, act_bits, (enum check_input)input, true);
+            check_matrix(c, &free_form, act_bits, (enum check_input)input, true);
         }
-        check_neighbours(c, &(struct bcq_spec){BCQ_COMPACT, 100, 576, bits, 16, 4, 5, 0});
-        check_neighbours(c, &(struct bcq_spec){BCQ_FREE, 100, 576, bits, 64, 0, 0, 0});
+        check_neighbours(c, &(struct bcq_spec){BCQ_COMPACT, 100, 576, bits, 16, 4, 5, 0}, act_bits);
+        check_neighbours(c, &(struct bcq_spec){BCQ_FREE, 100, 576, bits, 64, 0, 0, 0}, act_bits);
     }
 }
+
+void check_bcq(struct check *c) { check_all(c, 16); }
+void check_bcq_act8(struct check *c) { check_all(c, 8); }
+void check_bcq_act4(struct check *c) { check_all(c, 4); }

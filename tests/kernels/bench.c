@@ -18,7 +18,7 @@
 /* Through the back end, because that is what a model sees: packing of activations, fork and join
  * are in the time. Matrices are rotated so that weights come from memory, not from a cache. */
 enum {
-    ROTATE_MIB = 200,
+    ROTATE_MIB = 128, /* for each set */
     MAX_COPIES = 64,
     MAX_TOKENS = 128,
     READ_BYTES = 256 << 20,
@@ -92,12 +92,22 @@ static double read_pass(struct reader *r, double bytes) {
     return (now() - start) * bytes / ((double)chunks * READ_CHUNK);
 }
 
+/* Packed copies of one subject. */
+struct set {
+    struct weight *copies[MAX_COPIES];
+    int n_copies, next;
+};
+
+/* Bits of the inputs of binary-coded matrices: timed sample by sample in turn, so that what
+ * disturbs one disturbs the other. */
+static const int act_bits[] = {16, 8};
+enum { N_ACTS = sizeof act_bits / sizeof *act_bits };
+
 struct rig {
     struct backend *be;
     const char *level;
     int n_threads;
-    struct weight *copies[MAX_COPIES];
-    int n_copies;
+    struct set sets[N_ACTS];
     struct buffer *x, *y;
     struct reader reader;
 };
@@ -107,60 +117,87 @@ static void begin(struct rig *rig, int n) {
     backend_begin(rig->be, &(struct batch){n, 1, zeros, zeros, zeros, zeros, 1});
 }
 
-static void run_once(struct rig *rig, int i) {
-    const struct linear_call call = {.dst = rig->y, .w = rig->copies[i % rig->n_copies]};
+static void run_once(struct rig *rig, struct set *set) {
+    const struct linear_call call = {.dst = rig->y, .w = set->copies[set->next]};
+    set->next = (set->next + 1) % set->n_copies;
     backend_linear(rig->be, &call, 1, rig->x);
 }
 
 struct timing {
     double median, best; /* seconds of a call */
     double fraction;     /* median of read time over call time, sample by sample */
+    double ratio;        /* median of the first set's time over this one's, likewise */
 };
 
-/* Samples of 5 ms at least, for about 0.8 s; a read pass over as many bytes follows each, so that
- * what disturbs one disturbs the other. */
-static struct timing time_linear(struct rig *rig, int n) {
-    double samples[64], fractions[64];
-    double bytes = (double)backend_weight_bytes(rig->be, rig->copies[0]);
-    int n_samples = 0, i = 0;
-    begin(rig, n);
-    for (; i < rig->n_copies && i < 4; i++) run_once(rig, i);
-    for (double end = now() + 0.8; n_samples < 64 && (now() < end || n_samples < 3); n_samples++) {
-        double start = now();
-        int count = 0;
-        do {
-            run_once(rig, i++);
-            count++;
-        } while (now() - start < 0.005);
-        samples[n_samples] = (now() - start) / count;
-        fractions[n_samples] = read_pass(&rig->reader, bytes * count) / count / samples[n_samples];
-    }
-    qsort(samples, (size_t)n_samples, sizeof *samples, compare_doubles);
-    qsort(fractions, (size_t)n_samples, sizeof *fractions, compare_doubles);
-    return (struct timing){samples[n_samples / 2], samples[0], fractions[n_samples / 2]};
+enum { SAMPLES = 64 };
+
+struct samples {
+    double seconds[N_ACTS][SAMPLES], fractions[N_ACTS][SAMPLES], ratios[N_ACTS][SAMPLES];
+};
+
+static double median(double *v, int n) {
+    qsort(v, (size_t)n, sizeof *v, compare_doubles);
+    return v[n / 2];
 }
 
-static int load(struct rig *rig, const struct subject *s, struct error *err) {
-    struct weight_view view = {.is_bcq = s->is_bcq};
+static void take_sample(struct rig *rig, int act, int at, struct samples *s) {
+    struct set *set = &rig->sets[act];
+    double bytes = (double)backend_weight_bytes(rig->be, set->copies[0]);
+    int count = 0;
+    double start = now();
+    do {
+        run_once(rig, set);
+        count++;
+    } while (now() - start < 0.005);
+    s->seconds[act][at] = (now() - start) / count;
+    s->fractions[act][at] = read_pass(&rig->reader, bytes * count) / count / s->seconds[act][at];
+    s->ratios[act][at] = s->seconds[0][at] / s->seconds[act][at];
+}
+
+/* Samples of 5 ms at least, for about 0.8 s a set; a read pass over as many bytes follows each, so
+ * that what disturbs one disturbs the other. */
+static void time_linear(struct rig *rig, int n, int n_sets, struct timing ret[N_ACTS]) {
+    struct samples s;
+    int n_samples = 0;
+    begin(rig, n);
+    for (int act = 0; act < n_sets; act++)
+        for (int i = 0; i < 4; i++) run_once(rig, &rig->sets[act]);
+    for (double end = now() + 0.8 * n_sets; n_samples < SAMPLES && (now() < end || n_samples < 3);
+         n_samples++)
+        for (int act = 0; act < n_sets; act++) take_sample(rig, act, n_samples, &s);
+    for (int act = 0; act < n_sets; act++) {
+        ret[act].median = median(s.seconds[act], n_samples);
+        ret[act].best = s.seconds[act][0];
+        ret[act].fraction = median(s.fractions[act], n_samples);
+        ret[act].ratio = median(s.ratios[act], n_samples);
+    }
+}
+
+static int load(struct rig *rig, const struct subject *s, int act, struct error *err) {
+    struct weight_view view = {.is_bcq = s->is_bcq, .act_bits = act_bits[act]};
+    struct set *set = &rig->sets[act];
     void *block = s->is_bcq ? matrix_bcq(&view.bcq, &s->spec, 1)
                             : matrix_dense(&view, s->type, s->spec.rows, s->spec.cols, 1);
     view.rows = s->spec.rows;
     view.cols = s->spec.cols;
     int rc = 0;
     size_t bytes = 0;
-    for (rig->n_copies = 0;
-         !rc && rig->n_copies < MAX_COPIES && bytes < (size_t)ROTATE_MIB << 20;) {
-        rc = backend_weight_new(rig->be, &rig->copies[rig->n_copies], WEIGHT_LINEAR, &view, err);
+    *set = (struct set){0};
+    while (!rc && set->n_copies < MAX_COPIES && bytes < (size_t)ROTATE_MIB << 20) {
+        rc = backend_weight_new(rig->be, &set->copies[set->n_copies], WEIGHT_LINEAR, &view, err);
         if (rc) break;
-        bytes += backend_weight_bytes(rig->be, rig->copies[rig->n_copies++]);
+        bytes += backend_weight_bytes(rig->be, set->copies[set->n_copies++]);
     }
     free(block);
     return rc;
 }
 
 static void unload(struct rig *rig) {
-    for (int i = 0; i < rig->n_copies; i++) backend_weight_free(rig->be, rig->copies[i]);
-    rig->n_copies = 0;
+    for (int act = 0; act < N_ACTS; act++) {
+        struct set *set = &rig->sets[act];
+        for (int i = 0; i < set->n_copies; i++) backend_weight_free(rig->be, set->copies[i]);
+        set->n_copies = 0;
+    }
 }
 
 static const struct subject subjects[] = {
@@ -174,17 +211,23 @@ static const struct subject subjects[] = {
     {"bf16", false, {BCQ_FREE, 4096, 4096, 1, 1, 0, 0, 0}, DTYPE_BF16},
 };
 
+static void print_row(const struct rig *rig, const struct subject *s, int act, int n,
+                      const struct timing *t) {
+    double bytes = (double)backend_weight_bytes(rig->be, rig->sets[act].copies[0]);
+    double flops = 2.0 * s->spec.rows * s->spec.cols * n;
+    printf("%s,%d,%s%s,%dx%d,%d,%.1f,%.1f,%.2f,%.2f,%.1f,%.2f\n", rig->level, rig->n_threads,
+           s->name, act ? " act 8" : "", s->spec.rows, s->spec.cols, n, t->median * 1e6,
+           t->best * 1e6, bytes / t->median / 1e9, t->fraction, flops / t->median / 1e9, t->ratio);
+}
+
 static int bench_subject(struct rig *rig, const struct subject *s, struct error *err) {
     static const int counts[] = {1, 4, 16, MAX_TOKENS};
-    int rc = load(rig, s, err);
+    int rc = 0, n_sets = s->is_bcq ? N_ACTS : 1;
+    for (int act = 0; !rc && act < n_sets; act++) rc = load(rig, s, act, err);
     for (size_t i = 0; !rc && i < sizeof counts / sizeof *counts; i++) {
-        struct timing time = time_linear(rig, counts[i]);
-        double t = time.median;
-        double bytes = (double)backend_weight_bytes(rig->be, rig->copies[0]);
-        double flops = 2.0 * s->spec.rows * s->spec.cols * counts[i];
-        printf("%s,%d,%s,%dx%d,%d,%.1f,%.1f,%.2f,%.2f,%.1f\n", rig->level, rig->n_threads, s->name,
-               s->spec.rows, s->spec.cols, counts[i], t * 1e6, time.best * 1e6, bytes / t / 1e9,
-               time.fraction, flops / t / 1e9);
+        struct timing times[N_ACTS];
+        time_linear(rig, counts[i], n_sets, times);
+        for (int act = 0; act < n_sets; act++) print_row(rig, s, act, counts[i], &times[act]);
         fflush(stdout);
     }
     unload(rig);
@@ -246,7 +289,7 @@ int check_bench(const char *level, const char *only) {
     static const char *const all[] = {"avx512", "avx2"};
     struct error err;
     unsigned features;
-    printf("level,threads,matrix,shape,tokens,us,best us,GB/s,of read pass,GFLOP/s\n");
+    printf("level,threads,matrix,shape,tokens,us,best us,GB/s,of read pass,GFLOP/s,speed-up\n");
     for (int i = 0; i < (level ? 1 : 2); i++) {
         const char *name = level ? level : all[i];
         if (features_parse(&features, name, &err)) continue;

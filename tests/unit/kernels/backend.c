@@ -8,6 +8,7 @@
 
 #include "kernels/cpu/features.h"
 #include "kernels/error.h"
+#include "kernels/rounding.h"
 #include "tests/support/matrix.h"
 #include "tests/support/random.h"
 
@@ -185,6 +186,49 @@ Test(backend, linear_computes_what_plain_loops_do) {
     }
     free(x);
     free(old);
+    matrices_deinit(&m);
+}
+
+/* Matrices of one call may ask for inputs rounded differently, or not at all. */
+Test(backend, linear_rounds_the_inputs_of_coded_matrices_that_ask_for_it) {
+    enum { N = 20 };
+    static const int act_bits[] = {8, 4, 16, 0};
+    struct matrices m;
+    matrices_init(&m);
+    float *x = random_floats(N * COLS, 9), *old = random_floats(N * 130, 10);
+    for (int i = 0; i < N_MATRICES; i++) m.views[i].act_bits = act_bits[i];
+    for (int l = 0; l < N_LEVELS; l++) {
+        struct backend *be = open_level(levels[l], 2);
+        float *got[N_MATRICES], *seen = malloc(N * COLS * sizeof *seen);
+        if (be) run_linear(be, &m, x, old, N, got);
+        for (int i = 0; be && i < N_MATRICES; i++) {
+            memcpy(seen, x, N * COLS * sizeof *seen);
+            for (int t = 0; i < 2 && t < N; t++)
+                rounding_row(seen + t * COLS, x + t * COLS, COLS, act_bits[i]);
+            float *want = plain_linear(&m, i, seen, old, N);
+            double d = distance(got[i], want, N * (size_t)m.views[i].rows);
+            cr_expect(d < 1e-5 || (i == 0 && d < 1e-4), "%s, matrix %d: %g", levels[l], i, d);
+            free(want);
+            free(got[i]);
+        }
+        free(seen);
+        backend_close(be);
+    }
+    free(x);
+    free(old);
+    matrices_deinit(&m);
+}
+
+Test(backend, inputs_are_rounded_to_eight_or_four_bits_or_not) {
+    struct matrices m;
+    struct error err;
+    struct weight *w;
+    matrices_init(&m);
+    struct backend *be = open_level("ref", 1);
+    m.views[0].act_bits = 6;
+    cr_assert_eq(backend_weight_new(be, &w, WEIGHT_LINEAR, &m.views[0], &err), -EINVAL);
+    cr_expect_str_eq(err.text, "activations of 6 bits; 16, 8 and 4 are known");
+    backend_close(be);
     matrices_deinit(&m);
 }
 
