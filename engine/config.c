@@ -181,6 +181,9 @@ static void take_quantization(struct fields *f, struct config_quantization *q) {
         q->bits = (int)fields_int(&s, "bits", 1, BCQ_MAX_BITS, FIELDS_REQUIRED);
         q->group = (int)fields_int(&s, "group_size", 0, MAX_WIDTH, 0);
         fields_text(&s, "params", q->params, sizeof q->params, "");
+        q->act_bits = (int)fields_int(&s, "act_bits", 4, 16, 16);
+        if (!s.code && q->act_bits != 4 && q->act_bits != 8 && q->act_bits != 16)
+            fields_fail(&s, -ENOTSUP, "act_bits %d: 16, 8 and 4 are supported", q->act_bits);
     }
     if (s.code && !f->code) f->code = s.code;
 }

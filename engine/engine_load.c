@@ -47,6 +47,7 @@ static int open_model(struct engine *e, struct error *err) {
     struct model_options model = {.progress = on_progress,
                                   .progress_arg = e,
                                   .kv_type = o->kv_f32 ? DTYPE_F32 : DTYPE_F16,
+                                  .act_bits = o->act_bits,
                                   .max_batch_tokens = o->step_tokens,
                                   .max_logit_rows = e->n_logit_rows};
     r = model_open(&e->model, e->backend, e->src, &model, err);

@@ -48,6 +48,7 @@ struct model_options {
     int max_batch_tokens;     /* tokens of one forward() at most */
     int max_logit_rows;       /* rows of one logits() at most */
     int n_kv_blocks;          /* KV pool, in blocks of BACKEND_KV_BLOCK tokens; 0: none yet */
+    int act_bits;             /* of the inputs of coded matrices: 16, 8, 4; 0: as the source says */
     bool layers_on_demand;    /* load blocks with model_load_layer() (the quantizer's way) */
     model_progress *progress; /* after each tensor; may be NULL */
     void *progress_arg;

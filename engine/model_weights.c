@@ -210,8 +210,12 @@ static int load_coded(struct model_weights *w, int layer, enum model_role role, 
     if (spec->rows != rows || spec->cols != cols)
         return error_set(err, -EBADMSG, "tensor '%s': codes of [%d, %d], the model needs [%d, %d]",
                          name, spec->rows, spec->cols, rows, cols);
-    struct weight_view view = {
-        .is_bcq = 1, .bcq = t->bcq, .rows = rows, .cols = cols, .outliers = t->outliers};
+    struct weight_view view = {.is_bcq = 1,
+                               .bcq = t->bcq,
+                               .act_bits = w->act_bits,
+                               .rows = rows,
+                               .cols = cols,
+                               .outliers = t->outliers};
     struct weight **ret = &w->layers[layer].linear[role];
     int r = backend_weight_new(w->be, ret, WEIGHT_LINEAR, &view, err);
     if (t->outliers) w->read += t->outliers->total;
@@ -350,6 +354,11 @@ int model_weights_open(struct model_weights *w, struct backend *be, struct sourc
                                 .total = source_bytes(src),
                                 .progress = options->progress,
                                 .progress_arg = options->progress_arg};
+    if (options->act_bits && !w->config->quantization.method[0])
+        return error_set(err, -EINVAL,
+                         "act-bits: the model has no binary-coded matrices, whose "
+                         "inputs it is about");
+    w->act_bits = options->act_bits ? options->act_bits : w->config->quantization.act_bits;
     w->arch = model_arch_find(w->config->arch);
     if (!w->arch) return error_set(err, -ENOTSUP, "model: no forward pass for this architecture");
     w->layers = calloc((size_t)w->config->n_layers, sizeof *w->layers);

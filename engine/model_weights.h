@@ -38,6 +38,7 @@ struct model_weights {
     struct model_norm embed_norm, final_norm;
     struct model_layer *layers; /* (n_layers) */
 
+    int act_bits;       /* of coded matrices */
     size_t bytes;       /* packed so far */
     size_t read, total; /* bytes of the source's tensors, for progress */
     model_progress *progress;

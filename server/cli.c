@@ -52,6 +52,15 @@ int cli_float(float *ret, const char *flag, const char *text, float lo, float hi
     return 0;
 }
 
+int cli_act_bits(int *ret, const char *text, struct error *err) {
+    int bits = 0, r = cli_int(&bits, "--act-bits", text, 4, 16, err);
+    if (r < 0) return r;
+    if (bits != 16 && bits != 8 && bits != 4)
+        return error_set(err, -1, "--act-bits '%s': 16, 8 or 4 is needed", text);
+    *ret = bits;
+    return 0;
+}
+
 int cli_kv(enum dtype *ret, const char *text, struct error *err) {
     if (!strcmp(text, "f32"))
         *ret = DTYPE_F32;

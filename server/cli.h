@@ -28,6 +28,8 @@ int cli_float(float *ret, const char *flag, const char *text, float lo, float hi
 
 /* "f16" or "f32": the type of stored keys and values. */
 int cli_kv(enum dtype *ret, const char *text, struct error *err);
+/* 16, 8 or 4. */
+int cli_act_bits(int *ret, const char *text, struct error *err);
 
 /* A positional MODEL and no other, for a command's argp parser. Returns 0. */
 int cli_model(const char **model, const char *value, struct argp_state *state);

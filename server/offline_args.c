@@ -4,11 +4,14 @@
 #include "kernels/error.h"
 #include "server/cli.h"
 
-enum { OPT_KV = 512, OPT_LEVEL };
+enum { OPT_KV = 512, OPT_LEVEL, OPT_ACT_BITS };
 
 static const struct argp_option options[] = {
     {"backend", 'b', "NAME", 0, "auto, cpu, cuda or cuda-emu", 0},
     {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512 or auto", 0},
+    {"act-bits", OPT_ACT_BITS, "N", 0,
+     "Inputs of binary-coded layers: 16 as they are, 8 or 4 rounded (default: the checkpoint's)",
+     0},
     {"threads", 't', "N", 0, "Threads (default: all processors)", 0},
     {"kv", OPT_KV, "TYPE", 0,
      "f16 or f32: type of stored keys and values (default: f32 where results are compared with "
@@ -27,6 +30,9 @@ static error_t parse(int key, char *value, struct argp_state *state) {
         break;
     case OPT_LEVEL:
         o->backend.level = value;
+        break;
+    case OPT_ACT_BITS:
+        r = cli_act_bits(&o->model.act_bits, value, &err);
         break;
     case 't':
         r = cli_int(&o->backend.n_threads, "--threads", value, 1, 1024, &err);

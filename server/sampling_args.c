@@ -16,6 +16,7 @@ enum {
     OPT_REPETITION,
     OPT_SEED,
     OPT_LEVEL,
+    OPT_ACT_BITS,
     OPT_KV,
     OPT_CONTEXT
 };
@@ -38,6 +39,9 @@ static const struct argp_option options[] = {
     {"seed", OPT_SEED, "S", 0, "Same seed, same text (default: from the clock)", 0},
     {"backend", 'b', "NAME", 0, "auto, cpu, cuda or cuda-emu", 0},
     {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512 or auto", 0},
+    {"act-bits", OPT_ACT_BITS, "N", 0,
+     "Inputs of binary-coded layers: 16 as they are, 8 or 4 rounded (default: the checkpoint's)",
+     0},
     {"threads", 't', "N", 0, "Threads (default: all processors)", 0},
     {"kv", OPT_KV, "TYPE", 0, "f16 (default) or f32: type of stored keys and values", 0},
     {"max-context", OPT_CONTEXT, "N", 0, "Positions (default: the model's)", 0},
@@ -74,6 +78,8 @@ static int set(struct sampling_args *args, int key, const char *value, struct er
     case OPT_SEED:
         args->seed_given = true;
         return cli_seed(&args->seed, "--seed", value, err);
+    case OPT_ACT_BITS:
+        return cli_act_bits(&args->engine.act_bits, value, err);
     case OPT_LEVEL:
         args->engine.level = value;
         return 0;

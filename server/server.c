@@ -230,6 +230,7 @@ static int open_engine(struct server *s, struct source *source, struct error *er
     const struct settings *c = s->settings;
     struct engine_options options = {.backend = c->backend,
                                      .level = c->cpu_level,
+                                     .act_bits = atoi(c->act_bits), /* "auto": 0 */
                                      .n_threads = (int)c->threads,
                                      .max_context = (int)c->max_context,
                                      .max_running = (int)c->max_running,

@@ -23,7 +23,7 @@ struct settings {
     const char *model, *served_model_name; /* the names in /v1/models; NULL = from the model */
     const char *engine;                    /* "null": no model is run */
     const char *any_model, *unknown_fields, *pooling;
-    const char *host, *backend, *cpu_level, *kv, *log_level, *log_format;
+    const char *host, *backend, *cpu_level, *act_bits, *kv, *log_level, *log_format;
     const char *cors; /* allowed origin; NULL = none */
     int64_t port, threads, max_context, max_running, max_waiting, step_tokens, kv_tokens;
     int64_t speculate; /* tokens guessed a step */

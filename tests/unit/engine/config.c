@@ -177,6 +177,19 @@ Test(config, quantization_facts_are_read_and_other_keys_allowed) {
     cr_expect_str_eq(c.quantization.method, "rtn");
     cr_expect(c.quantization.bits == 3 && c.quantization.group == 128);
     cr_expect_str_eq(c.quantization.params, "compact");
+    cr_expect_eq(c.quantization.act_bits, 16);
     free(text);
+    json_t *q = json_object_get(root, "quantization_config");
+    static const struct {
+        int bits, r;
+    } cases[] = {{4, 0}, {8, 0}, {16, 0}, {6, -ENOTSUP}, {3, -EBADMSG}, {32, -EBADMSG}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        json_object_set_new(q, "act_bits", json_integer(cases[i].bits));
+        text = json_dumps(root, 0);
+        cr_expect_eq(parse(&c, text, &err), cases[i].r, "%d", cases[i].bits);
+        cr_expect(cases[i].r ? strstr(err.text, "act_bits") != NULL
+                             : c.quantization.act_bits == cases[i].bits);
+        free(text);
+    }
     json_decref(root);
 }
