@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import struct
 
 import quality_rows
@@ -9,6 +10,8 @@ from quality_measure import GPTQT, QUANTIZE, WORK, Failed, evaluate, run
 
 # Smallest first; what the shipped mixtures really take is counted from the file.
 TYPES = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M"]
+# Pure and at their nominal sizes, for a model whose rows are no multiples of 256.
+JOINED = ["Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS"]
 AGREE_CTX = {"stories": 256, "smollm2": 512}
 AGREE_CHUNKS = {"stories": 32, "smollm2": 8}
 # Of a block: elements and bytes, by the number in the file (ggml.h).
@@ -20,9 +23,9 @@ NAMES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_
          22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 30: "BF16"}
 
 
-def read_tensors(path):
-    """Yields (name, dims, type) from a GGUF file's directory."""
-    with open(path, "rb") as f:
+def read_tensors(path, change=None):
+    """Yields (name, dims, type) from a GGUF file's directory; change(name, dims) may give other dims to put there."""
+    with open(path, "rb+" if change else "rb") as f:
         def number(fmt):
             return struct.unpack("<" + fmt, f.read(struct.calcsize(fmt)))[0]
 
@@ -46,7 +49,13 @@ def read_tensors(path):
             skip(number("I"))
         for _ in range(n_tensors):
             name = text()
-            dims = [number("Q") for _ in range(number("I"))]
+            n_dims = number("I")
+            at = f.tell()
+            dims = [number("Q") for _ in range(n_dims)]
+            if change:
+                f.seek(at)
+                f.write(struct.pack(f"<{n_dims}Q", *change(name, dims)))
+                f.flush()
             kind = number("I")
             number("Q")
             yield name, dims, kind
@@ -65,6 +74,57 @@ def linear_bits(path):
         kinds[NAMES[kind]] = kinds.get(NAMES[kind], 0) + n
     shares = sorted(kinds.items(), key=lambda item: -item[1])
     return 8 * size / weights, ", ".join(f"{name} {100 * n / weights:.0f} %" for name, n in shares)
+
+
+JOIN = 4  # 4 rows of 576 are 9 blocks of 256
+
+
+def joined(name, dims):
+    """Rows put behind one another where a row is no multiple of 256: the data stay where they are."""
+    if not name.startswith("blk.") or len(dims) != 2 or dims[0] % 256 == 0 or dims[0] * JOIN % 256 or dims[1] % JOIN:
+        return dims
+    return [dims[0] * JOIN, dims[1] // JOIN]
+
+
+def join_rows(source, target):
+    shutil.copyfile(source, target)
+    for _ in read_tensors(target, joined):
+        pass
+
+
+def part_rows(path, original):
+    whole = {name: dims for name, dims, _ in read_tensors(original)}
+    for _ in read_tensors(path, lambda name, dims: whole[name]):
+        pass
+
+
+def join_imatrix(source, target, whole):
+    """In the older form of that file, which is written in a few lines: each entry as often as rows are joined."""
+    sums, counts = {}, {}
+    for name, kind, values in read_floats(source):
+        (sums if kind == "in_sum2" else counts)[name] = values
+    dims = {name: d for name, d, _ in read_tensors(whole)}
+    with open(target, "wb") as out:
+        out.write(struct.pack("<i", len(sums)))
+        for name, values in sums.items():
+            times = JOIN if name in dims and joined(name, dims[name]) != dims[name] else 1
+            mean = [v / max(counts[name][0], 1) for v in values] * times
+            out.write(struct.pack("<i", len(name)) + name.encode() + struct.pack("<ii", 1, len(mean)))
+            out.write(struct.pack(f"<{len(mean)}f", *mean))
+
+
+def read_floats(path):
+    """Yields (name of the matrix, "in_sum2" or "counts", values) from an importance matrix."""
+    entries = [(name, dims) for name, dims, kind in read_tensors(path) if kind == 0]
+    with open(path, "rb") as f:
+        data = f.read()
+    # The data are the end of the file, in the order of the directory, at multiples of 32.
+    sizes = [4 * dims[0] * (dims[1] if len(dims) > 1 else 1) for _, dims in entries]
+    at = len(data) - sum((n + 31) // 32 * 32 for n in sizes)
+    for (name, _), n in zip(entries, sizes):
+        matrix, kind = name.rsplit(".", 1)
+        yield matrix, kind, struct.unpack(f"<{n // 4}f", data[at : at + n])
+        at += (n + 31) // 32 * 32
 
 
 class Tools:
@@ -119,6 +179,30 @@ def type_row(tools, kind):
                 os.remove(path)
 
 
+def joined_row(tools, kind):
+    """A pure type at its nominal size: rows joined, quantized, widened, parted."""
+    model = tools.model
+    tools.make_imatrix()
+    rows, coded, wide, matrix = (os.path.join(WORK, f"{model.name}-joined{end}") for end in
+                                 (".gguf", "-coded.gguf", "-wide.gguf", ".imatrix"))
+    try:
+        join_rows(tools.whole, rows)
+        join_imatrix(tools.imatrix, matrix, tools.whole)
+        _, spent = tools.tool("llama-quantize", "--imatrix", matrix, "--pure", "--token-embedding-type", "f16", rows, coded,
+                              kind)
+        bits, kinds = linear_bits(coded)
+        tools.tool("llama-quantize", "--allow-requantize", coded, wide, "F32")
+        part_rows(wide, tools.whole)
+        result = {"bits": bits, "kinds": f"{kinds}; rows joined by {JOIN}", "quantize": spent, "eval": evaluate(model, wide)}
+        if model.other:
+            result["other"] = evaluate(model, wide, model.other, model.other_chunks)
+        return result
+    finally:
+        for path in (rows, coded, wide, matrix):
+            if os.path.exists(path):
+                os.remove(path)
+
+
 def ours(model, path):
     command = [GPTQT, "eval", path, "--text", model.text, "--protocol", "llama.cpp", "--json", "--ctx",
                str(AGREE_CTX[model.name]), "--chunks", str(AGREE_CHUNKS[model.name])]
@@ -151,6 +235,8 @@ def run_model(model, store, options):
     failed = 0
     tools = Tools(options.llama, model)
     jobs = [(f"llama {model.name} {kind}", lambda k=kind: type_row(tools, k)) for kind in TYPES]
+    if model.name == "smollm2":
+        jobs = [(f"llama {model.name} {kind}, joined", lambda k=kind: joined_row(tools, k)) for kind in JOINED] + jobs
     jobs += [(f"agree {model.name} {name}", lambda n=name, f=flags: agreement(tools, n, f)) for name, flags in AGREE]
     for key, job in jobs:
         if key in store.results and not (options.retry and "failed" in store.results[key]):
@@ -170,7 +256,8 @@ def measure_all(models, store, options):
 
 
 def type_lines(model, store):
-    found = [(kind, store.results.get(f"llama {model.name} {kind}", {})) for kind in TYPES]
+    kinds = TYPES + [f"{kind}, joined" for kind in JOINED if f"llama {model.name} {kind}, joined" in store.results]
+    found = [(kind, store.results.get(f"llama {model.name} {kind}", {})) for kind in kinds]
     if not any("eval" in r for _, r in found):
         return []
     lines = ["", f"### {model.title}", "", "| type | bits | what the file really has | perplexity | KL | top-1 % |",

@@ -14,10 +14,10 @@ class Model:
         self.calibration, self.text, self.ctx, self.chunks = calibration, text, ctx, chunks
         self.other, self.other_chunks = more.get("other"), more.get("other_chunks", 0)
         self.long_chunks = more.get("long_chunks", 0)
-        self.missing = more.get("missing", "")
+        self.budgets = more["budgets"]  # bits a weight of the plain row, by planes
 
     def here(self):
-        return not self.missing and all(os.path.exists(p) for p in (self.path, self.calibration, self.text))
+        return all(os.path.exists(p) for p in (self.path, self.calibration, self.text))
 
 
 class Row:
@@ -49,7 +49,7 @@ def stories(_):
     shared = os.path.join(SHARED, "models", "stories")
     return Model("stories", "stories (3.5 M parameters, width 256, bf16)",
                  os.path.join(ROOT, "deploy", "models", "stories"), os.path.join(shared, "calibration.txt"),
-                 os.path.join(shared, "valid.txt"), 256, 0)
+                 os.path.join(shared, "valid.txt"), 256, 0, budgets={2: 2.74, 3: 3.77, 4: 4.81})
 
 
 def smollm2(options):
@@ -61,7 +61,8 @@ def smollm2(options):
     data = os.path.join(SHARED, "data")
     return Model("smollm2", "SmolLM2-135M-Instruct (Q4_1 GGUF)", path, os.path.join(data, "calibration.txt"),
                  os.path.join(data, "wiki.test.raw"), 1024, 8, long_chunks=64,
-                 other=os.path.join(SHARED, "models", "stories", "valid.txt"), other_chunks=4)
+                 other=os.path.join(SHARED, "models", "stories", "valid.txt"), other_chunks=4,
+                 budgets={2: 2.64, 3: 3.65, 4: 4.67})
 
 
 def models(options):
@@ -120,28 +121,35 @@ FORMATS = [
 OPTIONS = [
     ("plain: no option", ""),
     ("asymmetric clipping", "--asymmetric"),
+    ("true-loss re-explore, 4 sets", "--explore 4"),
     ("weights 1/U_jj^2", "--weighting u"),
+    ("output-aware targets", "--target output"),
+    ("tokens weighted by state", "--tokens state"),
     ("static inputs", "--static"),
     ("refinement, 2 rounds", "--refine 2"),
     ("sparse outliers, 0.5 %", "--outliers 0.5"),
-    ("incoherence (Hadamard)", "--incoherence"),
+    ("incoherence, inputs rotated", "--incoherence input"),
+    ("incoherence, both sides rotated", "--incoherence both"),
     ("8-bit activations", "--act-bits 8"),
     ("4-bit activations", "--act-bits 4"),
-    ("codes greedy", "--codes greedy"),
-    ("codes gptq", "--codes gptq"),
-    ("codes by coordinate descent", "--codes cd"),
-    ("codes by beam search", "--codes beam"),
-    ("tuning of scales", "--tune scales"),
-    ("block-wise training", "--tune block"),
-    ("end-to-end tuning", "--tune e2e"),
-    ("norm tweaking", "--norm-tweak"),
+    ("codes: nearest, no loop", "--codes greedy"),
+    ("codes: coordinate descent", "--codes cd"),
+    ("codes: beam search", "--codes beam"),
+    ("codes: additive, by turns", "--codes additive --params free --group 64"),
+    ("norms fitted by least squares", "--norm-tweak fit"),
+    ("norms fitted by moments", "--norm-tweak moments"),
+    ("norms fitted by gradient", "--norm-tweak train"),
     ("learned clipping", "--learn-clip"),
-    ("learned transformation", "--learn-transform"),
-    ("mixed precision at equal bits", "--mixed {bits}"),
-    ("power-of-two alphas", "--pow2"),
-    ("pyramid vector quantization", "--codec pvq"),
-    ("Fisher-weighted", "--hessian fisher"),
+    ("input scales by grid", "--learn-transform grid"),
+    ("learned transformation", "--learn-transform train"),
+    ("Fisher-weighted codebooks", "--hessian fisher"),
     ("guided Hessians", "--hessian guided"),
+    ("block-wise training", "--tune block"),
+    ("end-to-end tuning of scales", "--tune scales"),
+    ("end-to-end tuning, all parameters", "--tune e2e"),
+    ("mixed precision at the bits of the plain row", "--mixed {budget}"),
+    ("power-of-two alphas", "--pow2"),
+    ("pyramid vector quantization of scales", "--codec pvq"),
 ]
 
 OWN_TEXT = [
@@ -166,7 +174,7 @@ def rows(model):
         for section, table in (("baselines", BASELINES), ("abstract", FAITHFUL), ("ladder", LADDER),
                                ("formats", FORMATS), ("options", OPTIONS)):
             for label, flags in table:
-                flags = flags.format(bits=bits)
+                flags = flags.format(budget=model.budgets[bits])
                 yield Row(model, section, label, flags if section == "ladder" else plain(flags), bits,
                           long=label in LONG)
         for label, flags in OWN_TEXT:

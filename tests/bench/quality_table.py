@@ -151,11 +151,32 @@ def provenance(store):
     return lines + ["", *READING.format(rounds=measure.SPEED_ROUNDS).splitlines()]
 
 
+SCALE = """## A model of 7 billion parameters
+
+`tests/bench/quality_scale FLAGS` quantizes one block of a random model in Llama 2 7B's shape (widths 4096 and 11008), calibrated on the
+default number of windows; the model of 32 blocks is extrapolated from it. Memory does not grow with the number of blocks: one is held
+at a time.
+"""
+
+
+def scale_lines(store):
+    found = [r for k, r in sorted(store.results.items()) if k.startswith("scale ")]
+    if not found:
+        return []
+    lines = ["", *SCALE.splitlines(), "", "| flags | one block, s (CPU) | 32 blocks, hours (CPU) | peak memory, MiB |",
+             "| --- | ---: | ---: | ---: |"]
+    for r in found:
+        lines.append(f"| `{r['flags']}` | {r['wall']:.0f} ({r['cpu']:.0f}) | {32 * r['wall'] / 3600:.1f} "
+                     f"({32 * r['cpu'] / 3600:.1f}) | {r['mib']:.0f} |")
+    return lines
+
+
 def write(path, store):
     lines = HEAD.splitlines() + provenance(store)
     for model in quality_rows.for_table():
         lines += model_part(model, store)
     lines += quality_llama.lines(store)
+    lines += scale_lines(store)
     with open(os.path.join(measure.ROOT, "tests", "bench", "quality_notes.md"), encoding="utf-8") as notes:
         lines += ["", *notes.read().splitlines()]
     with open(path + ".tmp", "w", encoding="utf-8") as out:
