@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/quant/lay.h"
 #include "kernels/error.h"
 #include "server/cli.h"
 
@@ -23,6 +24,7 @@ enum {
     OPT_MIN_MSE,
     OPT_BCQ_BIAS,
     OPT_DAMP,
+    OPT_EXPLORE,
     OPT_REFINE,
     OPT_OUTLIERS,
     OPT_NORM_TWEAK,
@@ -33,6 +35,8 @@ enum {
     OPT_CTX,
     OPT_SEED,
     OPT_STATIC,
+    OPT_TARGET,
+    OPT_TOKENS,
     OPT_STATE_MEMORY,
     OPT_STOP_AFTER,
     OPT_LAYERS,
@@ -76,6 +80,8 @@ static const struct argp_option options[] = {
      2},
     {"beam", OPT_BEAM, "N", 0, "codes beam, additive: assignments kept for a row, 2 to 1024 (8)",
      2},
+    {"explore", OPT_EXPLORE, "N", 0,
+     "gptqt: sets of parameters per row judged by the loss they end with, 0 to 32 (0)", 2},
     {"refine", OPT_REFINE, "N", 0, "Rounds of refit and coordinate descent afterwards (0)", 2},
     {"outliers", OPT_OUTLIERS, "P", 0,
      "Per cent of the weights, up to 5, that stay fp16 beside the codes (0)", 2},
@@ -89,6 +95,12 @@ static const struct argp_option options[] = {
     {"ctx", OPT_CTX, "N", 0, "Tokens of a window (1024; own text 512)", 3},
     {"seed", OPT_SEED, "N", 0, "Of the own text (0)", 3},
     {"static", OPT_STATIC, NULL, 0, "Inputs from the unquantized model, not the coded blocks", 3},
+    {"target", OPT_TARGET, "NAME", 0,
+     "What a matrix reproduces: weights (default; its own outputs) or output (the original's, "
+     "which makes up for the blocks before; half as slow again)",
+     3},
+    {"tokens", OPT_TOKENS, "NAME", 0,
+     "How tokens count: equal (default), or state (o, down: by the state they add to)", 3},
     {"act-moments", OPT_ACT_MOMENTS, "NAME", 0,
      "With --act-bits: second moments of plain or of rounded inputs (auto: rounded at 8)", 3},
     {"state-memory", OPT_STATE_MEMORY, "MIB", 0,
@@ -147,6 +159,9 @@ static int block_option(struct quantize_args *args, int key, const char *value, 
         return 1;
     }
 }
+static const char *target_name(int i) { return quantize_target_name((enum quantize_target)i); }
+
+static const char *tokens_name(int i) { return quantize_tokens_name((enum moments_tokens)i); }
 
 static const char *search_name(int i) { return codes_name((enum codes_search)i); }
 
@@ -198,6 +213,8 @@ static int method_option(struct quantize_args *args, int key, const char *value,
         return cli_int(&l->step_bits, "--step-bits", value, 1, 6, err);
     case OPT_RANGES:
         return cli_int(&l->n_ranges, "--ranges", value, 2, 40, err);
+    case OPT_EXPLORE:
+        return cli_int(&l->explore, "--explore", value, 0, LAY_MAX_VARIANTS, err);
     case OPT_REFINE:
         return cli_int(&l->refine, "--refine", value, 0, 100, err);
     case OPT_OUTLIERS:
@@ -271,6 +288,14 @@ static int other_option(struct quantize_args *args, int key, const char *value, 
     case OPT_STATIC:
         o->is_static = true;
         return 0;
+    case OPT_TARGET:
+        r = pick("--target", value, target_name, &choice, err);
+        o->target = (enum quantize_target)choice;
+        return r;
+    case OPT_TOKENS:
+        r = pick("--tokens", value, tokens_name, &choice, err);
+        o->tokens = (enum moments_tokens)choice;
+        return r;
     case OPT_STATE_MEMORY:
         r = cli_int(&mebibytes, "--state-memory", value, 1, 1 << 24, err);
         o->state_memory = (size_t)mebibytes << 20;
@@ -317,9 +342,21 @@ static void take_arguments(struct quantize_args *args, struct argp_state *state)
     state->next = state->argc;
 }
 
+static void check_tune(const struct quantize_args *args, struct argp_state *state) {
+    if (args->tune.o.mode == TUNE_NONE) return;
+    if (args->merge) argp_error(state, "--tune does not go with --merge");
+    if (args->o.first_block || args->o.end_block)
+        argp_error(state, "--tune needs every block: it does not go with --layers");
+    if (!args->o.calibration) argp_error(state, "--tune needs --calibration");
+}
+
 static error_t parse(int key, char *value, struct argp_state *state) {
     struct quantize_args *args = state->input;
     struct error err;
+    if (key == ARGP_KEY_INIT) {
+        state->child_inputs[0] = &args->tune;
+        return 0;
+    }
     if (key == ARGP_KEY_ARGS) {
         take_arguments(args, state);
         return 0;
@@ -327,6 +364,7 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     if (key == ARGP_KEY_END) {
         if (!args->out) argp_error(state, "MODEL and OUT are needed");
         if (layer_check(&args->o.layer, &err) < 0) argp_error(state, "%s", err.text);
+        check_tune(args, state);
         if (blockwise_check(&args->o.blockwise, &args->o.layer, args->o.is_static, &err) < 0)
             argp_error(state, "%s", err.text);
         return 0;
@@ -339,6 +377,8 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     return 0;
 }
 
+static const struct argp_child children[] = {{&quantize_tune_argp, 0, NULL, 5}, {0}};
+
 static const struct argp argp = {
     options,
     parse,
@@ -346,12 +386,12 @@ static const struct argp argp = {
     "Quantizes a model's linear layers to binary codes.\vMODEL is a directory in Hugging Face form "
     "or "
     "a GGUF file; OUT becomes a checkpoint directory. An interrupted run goes on where it stopped.",
-    NULL,
+    children,
     NULL,
     NULL};
 
 void quantize_args_parse(struct quantize_args *ret, int argc, char **argv) {
-    *ret = (struct quantize_args){0};
+    *ret = (struct quantize_args){.argc = argc, .argv = argv};
     quantize_defaults(&ret->o);
     argp_err_exit_status = CLI_USAGE;
     argp_parse(&argp, argc, argv, 0, NULL, ret);

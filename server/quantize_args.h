@@ -13,10 +13,14 @@
 #include <stdbool.h>
 
 #include "engine/quant/quantize.h"
+#include "server/quantize_tune.h"
 
 struct quantize_args {
     const char *model, *out;
     struct quantize_options o;
+    struct quantize_tune tune;
+    int argc; /* the whole command line */
+    char **argv;
     bool json;
     bool merge;               /* join parts into out; there is no model then */
     const char *const *parts; /* (n_parts) */

@@ -12,6 +12,7 @@
 #include "server/cli.h"
 #include "server/progress.h"
 #include "server/quantize_args.h"
+#include "server/quantize_tune.h"
 
 static const char name[] = "gptqt-quantize";
 
@@ -120,6 +121,8 @@ int main(int argc, char **argv) {
     /* A limit on the size of files is an error like a full disk, told with the file's name. */
     signal(SIGXFSZ, SIG_IGN);
     struct error err = {{0}};
-    int r = args.merge ? merge(&args, &err) : run(&args, &err);
+    int r = args.merge                      ? merge(&args, &err)
+            : args.tune.o.mode != TUNE_NONE ? quantize_tune_run(&args, run, &err)
+                                            : run(&args, &err);
     return r < 0 ? cli_end(CLI_FAILED, name, &err) : 0;
 }

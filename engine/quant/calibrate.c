@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "engine/config.h"
-#include "engine/quant/linalg.h"
 #include "engine/quant/spill.h"
 #include "engine/sampler.h"
 #include "kernels/error.h"
@@ -13,15 +12,16 @@
 
 struct calibrate {
     struct model *m;
-    int n_threads, n_windows, ctx, hidden, act_bits;
+    int n_windows, ctx, hidden;
     int batch_windows, chunk; /* windows of a batch, tokens of each at a time */
     int32_t *tokens;
     int32_t *positions, *seqs, *blocks; /* of a batch */
-    struct spill states;                /* (n_tokens, hidden) */
-    double *h[INPUT_COUNT];             /* (n, n) */
-    int width[INPUT_COUNT];
-    int64_t n_rows[INPUT_COUNT]; /* summed so far */
-    int failed;                  /* first error inside the tap */
+    struct spill states, reference;     /* (n_tokens, hidden); reference.x is NULL without one */
+    struct moments *moments;
+    float *output;     /* (batch_windows * chunk, hidden) of a run that only collects */
+    bool in_reference; /* which stream the tap sees */
+    int act_bits;
+    float *rounded; /* (CALIBRATE_BATCH, the widest input), NULL unless inputs are rounded */
 };
 
 static int blocks_of(int ctx) { return (ctx + BACKEND_KV_BLOCK - 1) / BACKEND_KV_BLOCK; }
@@ -39,32 +39,44 @@ enum calibrate_input calibrate_input_of(enum model_role role) {
     return inputs[role];
 }
 
-static int make_states(struct calibrate *c, const struct calibrate_options *o, struct error *err) {
+static int make_states(struct spill *s, const struct calibrate *c,
+                       const struct calibrate_options *o, struct error *err) {
     size_t n = (size_t)c->n_windows * (size_t)c->ctx * (size_t)c->hidden;
-    return spill_open(&c->states, n, o->memory, o->spill, err);
+    return spill_open(s, n, o->memory, o->spill, err);
 }
 
-static int make_moments(struct calibrate *c, struct error *err) {
+static int make_moments(struct calibrate *c, const struct calibrate_options *o, struct error *err) {
+    struct moments_options options = {.hidden = c->hidden,
+                                      .max_tokens = CALIBRATE_BATCH,
+                                      .has_reference = o->has_reference,
+                                      .tokens = o->tokens,
+                                      .n_threads = o->n_threads};
+    int widest = 0;
     for (int role = 0; role < ROLE_COUNT; role++) {
         int rows, cols;
-        enum calibrate_input input = calibrate_input_of((enum model_role)role);
-        if (c->h[input] || !model_linear_shape(c->m, (enum model_role)role, &rows, &cols)) continue;
-        c->width[input] = cols;
-        c->h[input] = malloc((size_t)cols * (size_t)cols * sizeof *c->h[input]);
-        if (!c->h[input]) return error_set(err, -ENOMEM, "moments: out of memory");
+        if (!model_linear_shape(c->m, (enum model_role)role, &rows, &cols)) continue;
+        options.width[calibrate_input_of((enum model_role)role)] = cols;
+        if (cols > widest) widest = cols;
     }
-    return 0;
+    c->act_bits = o->act_bits ? o->act_bits : 16;
+    if (c->act_bits < 16) {
+        c->rounded = malloc(CALIBRATE_BATCH * (size_t)widest * sizeof *c->rounded);
+        if (!c->rounded) return error_set(err, -ENOMEM, "calibration: out of memory");
+    }
+    return moments_new(&c->moments, &options, err);
 }
 
 static int make_batch_room(struct calibrate *c, const int32_t *tokens, struct error *err) {
     size_t n = (size_t)c->batch_windows * (size_t)c->chunk;
     size_t all = (size_t)c->n_windows * (size_t)c->ctx;
-    size_t n_blocks = (size_t)calibrate_kv_blocks(c->ctx);
+    /* The reference has keys of its own. */
+    size_t n_blocks = 2 * (size_t)calibrate_kv_blocks(c->ctx);
     c->tokens = malloc(all * sizeof *c->tokens);
     c->positions = malloc(n * sizeof *c->positions);
     c->seqs = malloc(n * sizeof *c->seqs);
     c->blocks = malloc(n_blocks * sizeof *c->blocks);
-    if (!c->tokens || !c->positions || !c->seqs || !c->blocks)
+    c->output = malloc(n * (size_t)c->hidden * sizeof *c->output);
+    if (!c->tokens || !c->positions || !c->seqs || !c->blocks || !c->output)
         return error_set(err, -ENOMEM, "calibration: out of memory");
     memcpy(c->tokens, tokens, all * sizeof *c->tokens);
     for (size_t i = 0; i < n_blocks; i++) c->blocks[i] = (int32_t)i;
@@ -77,6 +89,7 @@ struct piece {
 };
 
 static void start_piece(struct calibrate *c, const struct piece *p, int32_t *tokens) {
+    int first_block = c->in_reference ? calibrate_kv_blocks(c->ctx) : 0;
     for (int w = 0; w < p->n_windows; w++) {
         for (int i = 0; i < p->n; i++) {
             int at = w * p->n + i;
@@ -91,36 +104,45 @@ static void start_piece(struct calibrate *c, const struct piece *p, int32_t *tok
                           .tokens = tokens,
                           .positions = c->positions,
                           .seqs = c->seqs,
-                          .blocks = c->blocks,
+                          .blocks = c->blocks + first_block,
                           .max_blocks = blocks_of(c->ctx)};
     model_begin(c->m, &batch);
 }
 
 /* Whole windows lie side by side in the states; a part of one is contiguous as well. */
-static float *state_at(struct calibrate *c, const struct piece *p) {
+static float *state_at(const struct calibrate *c, const struct spill *s, const struct piece *p) {
     size_t token = (size_t)p->window * (size_t)c->ctx + (size_t)p->start;
-    return c->states.x + token * (size_t)c->hidden;
+    return s->x + token * (size_t)c->hidden;
 }
 
 struct pass {
     int layer; /* -1: the embedding */
-    bool advance;
+    bool collect, advance;
+    bool on_states, on_reference; /* which streams run */
 };
 
 static int run_piece(struct calibrate *c, const struct piece *p, const struct pass *pass,
-                     struct error *err) {
+                     bool is_reference, struct error *err) {
     int32_t tokens[CALIBRATE_BATCH];
+    float *state = state_at(c, is_reference ? &c->reference : &c->states, p);
+    bool advance = is_reference || pass->advance;
+    float *output = advance ? state : c->output;
+    c->in_reference = is_reference;
     start_piece(c, p, tokens);
     if (pass->layer < 0) {
         model_embed(c->m);
     } else {
-        model_write_state(c->m, state_at(c, p));
+        model_write_state(c->m, state);
         model_layer(c->m, pass->layer);
     }
-    return pass->advance ? model_read_state(c->m, state_at(c, p), err) : 0;
+    if (!advance && !pass->collect) return 0;
+    int r = model_read_state(c->m, output, err);
+    if (r == 0 && pass->collect && !is_reference) r = moments_end_batch(c->moments, output, err);
+    return r;
 }
 
-/* A window longer than a batch goes through in chunks: its earlier keys are still there. */
+/* The reference's piece comes just before the same piece of the states. A window longer than a
+ * batch goes through in chunks: its earlier keys are still there. */
 static int run_pass(struct calibrate *c, const struct pass *pass, struct error *err) {
     int r = 0;
     for (int w = 0; r == 0 && w < c->n_windows; w += c->batch_windows) {
@@ -128,7 +150,8 @@ static int run_pass(struct calibrate *c, const struct pass *pass, struct error *
         if (p.n_windows > c->batch_windows) p.n_windows = c->batch_windows;
         for (; r == 0 && p.start < c->ctx; p.start += c->chunk) {
             p.n = c->ctx - p.start < c->chunk ? c->ctx - p.start : c->chunk;
-            r = run_piece(c, &p, pass, err);
+            if (pass->on_reference) r = run_piece(c, &p, pass, true, err);
+            if (r == 0 && pass->on_states) r = run_piece(c, &p, pass, false, err);
         }
     }
     return r;
@@ -139,17 +162,17 @@ int calibrate_open(struct calibrate **ret, struct model *m, const int32_t *token
     struct calibrate *c = calloc(1, sizeof *c);
     if (!c) return error_set(err, -ENOMEM, "calibration: out of memory");
     c->m = m;
-    c->n_threads = options->n_threads;
-    c->act_bits = options->act_bits;
     c->n_windows = n_windows;
     c->ctx = ctx;
     c->hidden = model_get_config(m)->hidden;
     c->batch_windows = windows_at_once(ctx);
     c->chunk = ctx < CALIBRATE_BATCH ? ctx : CALIBRATE_BATCH;
-    struct pass embed = {.layer = -1, .advance = true};
+    struct pass embed = {
+        .layer = -1, .advance = true, .on_states = true, .on_reference = options->has_reference};
     int r = make_batch_room(c, tokens, err);
-    if (r == 0) r = make_states(c, options, err);
-    if (r == 0) r = make_moments(c, err);
+    if (r == 0) r = make_states(&c->states, c, options, err);
+    if (r == 0 && options->has_reference) r = make_states(&c->reference, c, options, err);
+    if (r == 0) r = make_moments(c, options, err);
     if (r == 0) r = run_pass(c, &embed, err);
     if (r < 0)
         calibrate_close(c);
@@ -161,62 +184,44 @@ int calibrate_open(struct calibrate **ret, struct model *m, const int32_t *token
 void calibrate_close(struct calibrate *c) {
     if (!c) return;
     spill_close(&c->states);
-    for (int i = 0; i < INPUT_COUNT; i++) free(c->h[i]);
+    spill_close(&c->reference);
+    moments_free(c->moments);
     free(c->tokens);
     free(c->positions);
     free(c->seqs);
     free(c->blocks);
+    free(c->output);
+    free(c->rounded);
     free(c);
 }
 
-static float *round_rows(const float *x, int n, int width, int act_bits) {
-    size_t row = (size_t)width;
-    float *rounded = malloc((size_t)n * row * sizeof *rounded);
-    for (size_t i = 0; rounded && i < (size_t)n; i++)
-        rounding_row(rounded + i * row, x + i * row, width, act_bits);
-    return rounded;
-}
-
-static void sum_moments(void *arg, int layer, enum model_role role, const float *x, int n,
-                        int width) {
+static void show_moments(void *arg, int layer, enum model_role role, const float *x, int n,
+                         int width) {
     struct calibrate *c = arg;
-    enum calibrate_input input = calibrate_input_of(role);
     (void)layer;
-    float *rounded = NULL;
-    if (c->failed) return;
-    if (c->act_bits && c->act_bits < 16) {
-        x = rounded = round_rows(x, n, width, c->act_bits);
-        if (!rounded) c->failed = -ENOMEM;
-        if (!rounded) return;
+    /* The reference is the original, which rounds nothing. */
+    if (c->rounded && !c->in_reference) {
+        for (size_t t = 0, row = (size_t)width; t < (size_t)n; t++)
+            rounding_row(c->rounded + t * row, x + t * row, width, c->act_bits);
+        x = c->rounded;
     }
-    c->failed = linalg_gram_add(c->h[input], x, (size_t)n, width, c->n_threads, NULL);
-    c->n_rows[input] += n;
-    free(rounded);
+    moments_show(c->moments, calibrate_input_of(role), c->in_reference, x, n);
 }
 
 int calibrate_run(struct calibrate *c, int layer, bool collect, bool advance, struct error *err) {
-    struct pass pass = {.layer = layer, .advance = advance};
+    struct pass pass = {.layer = layer,
+                        .collect = collect,
+                        .advance = advance,
+                        .on_states = true,
+                        .on_reference = collect && c->reference.x};
     if (collect) {
-        c->failed = 0;
-        for (int i = 0; i < INPUT_COUNT; i++) {
-            size_t n = (size_t)c->width[i];
-            c->n_rows[i] = 0;
-            if (c->h[i]) memset(c->h[i], 0, n * n * sizeof *c->h[i]);
-        }
-        model_set_tap(c->m, sum_moments, c);
+        moments_clear(c->moments);
+        model_set_tap(c->m, show_moments, c);
     }
     int r = run_pass(c, &pass, err);
     model_set_tap(c->m, NULL, NULL);
-    if (r < 0 || !collect) return r;
-    if (c->failed) return error_set(err, c->failed, "moments of block %d: out of memory", layer);
-    for (int i = 0; i < INPUT_COUNT; i++) {
-        if (!c->h[i]) continue;
-        /* A device that was lost shows nothing to the tap. */
-        if (c->n_rows[i] == 0)
-            return error_set(err, -EIO, "block %d: the device gave no inputs", layer);
-        linalg_symmetrize(c->h[i], c->width[i], 1.0 / (double)c->n_rows[i]);
-    }
-    return 0;
+    if (r == 0 && collect) r = moments_finish(c->moments, err);
+    return r < 0 ? error_prefix(err, r, "block %d", layer) : 0;
 }
 
 const float *calibrate_states(const struct calibrate *c) { return c->states.x; }
@@ -226,9 +231,17 @@ void calibrate_windows(const struct calibrate *c, int *ret_n_windows, int *ret_c
     *ret_ctx = c->ctx;
 }
 
+int calibrate_run_reference(struct calibrate *c, int layer, struct error *err) {
+    struct pass pass = {.layer = layer, .on_reference = true};
+    return c->reference.x ? run_pass(c, &pass, err) : 0;
+}
+
 double *calibrate_moments(struct calibrate *c, enum calibrate_input input, int *ret_n) {
-    *ret_n = c->width[input];
-    return c->h[input];
+    return moments_h(c->moments, input, ret_n);
+}
+
+const double *calibrate_cross(const struct calibrate *c, enum calibrate_input input) {
+    return moments_cross(c->moments, input);
 }
 
 int calibrate_spread(int32_t *ret, int *n_windows, int ctx, const int32_t *tokens, size_t n_tokens,

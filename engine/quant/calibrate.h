@@ -18,24 +18,24 @@
 #include <stdint.h>
 
 #include "engine/model.h"
+#include "engine/quant/moments.h"
 
 struct calibrate;
 struct error;
-
-/* Inputs that the linear layers of a block share. */
-enum calibrate_input { INPUT_QKV, INPUT_O, INPUT_UP, INPUT_DOWN, INPUT_COUNT };
 
 enum { CALIBRATE_BATCH = 1024, CALIBRATE_SEQUENCES = 32 };
 
 struct calibrate_options {
     int n_threads;
+    bool has_reference; /* states of the original model go along */
+    enum moments_tokens tokens;
     size_t memory; /* bytes of states to keep in memory at most */
     int act_bits;  /* moments of inputs rounded so (kernels/rounding.h); 0 and 16: as they are */
     const char *spill; /* folder for a file beyond that; NULL = $TMPDIR, else /tmp */
 };
 
-/* KV blocks that the model needs for windows of ctx tokens; its batches must hold
- * CALIBRATE_BATCH tokens. */
+/* KV blocks that the model needs for windows of ctx tokens, twice as many with a reference; its
+ * batches must hold CALIBRATE_BATCH tokens. */
 int calibrate_kv_blocks(int ctx);
 
 /* Embeds tokens: (n_windows, ctx), which are in the vocabulary; copied. */
@@ -44,17 +44,21 @@ int calibrate_open(struct calibrate **ret, struct model *m, const int32_t *token
 void calibrate_close(struct calibrate *c); /* NULL is allowed */
 
 /* Runs every window through a loaded block. collect: sums the moments of its inputs anew.
- * advance: the states become the block's output. */
+ * advance: the states become the block's output. With a reference, collecting also runs it through
+ * the block, which is still the original, and moves it on. */
 int calibrate_run(struct calibrate *c, int layer, bool collect, bool advance, struct error *err);
 
 /* (n_windows, ctx, hidden) what enters the next block; valid until the next run. */
 const float *calibrate_states(const struct calibrate *c);
 void calibrate_windows(const struct calibrate *c, int *ret_n_windows, int *ret_ctx);
+/* Moves the reference on alone, through the original block; nothing without one. */
+int calibrate_run_reference(struct calibrate *c, int layer, struct error *err);
 
 enum calibrate_input calibrate_input_of(enum model_role role);
 
-/* Mean of x x^T, (n, n) symmetric, of the last run that collected; the caller may write it. */
+/* Of the last run that collected; see moments_h() and moments_cross(). */
 double *calibrate_moments(struct calibrate *c, enum calibrate_input input, int *ret_n);
+const double *calibrate_cross(const struct calibrate *c, enum calibrate_input input);
 
 /* Windows evenly spread over a text's tokens. Writes *n_windows * ctx tokens; *n_windows falls
  * when the text is too short for windows without overlap. -EINVAL below one window. */

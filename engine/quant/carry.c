@@ -79,7 +79,7 @@ int carry_tensors(struct checkpoint_writer *w, const struct source *src,
                   bool (*skip)(void *arg, const char *name), void *arg, struct error *err) {
     for (size_t i = 0; i < source_count(src); i++) {
         const struct source_tensor *t = source_at(src, i);
-        if (t->kind == SOURCE_OTHER || t->kind == SOURCE_CODED) continue;
+        if (t->kind == SOURCE_OTHER || t->kind == SOURCE_CODED || t->kind == SOURCE_SIDE) continue;
         if (skip(arg, t->name) || checkpoint_writer_has(w, t->name)) continue;
         int r = carry(w, src, t, err);
         if (r < 0) return error_prefix(err, r, "tensor '%s'", t->name);

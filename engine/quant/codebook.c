@@ -262,7 +262,7 @@ struct search {
     const struct codebook_set *set;
     const struct codebook_query *q;
     struct factors factors;
-    int n_groups, n_slots, rows_at_once;
+    int n_groups, n_slots, n_ranks, rows_at_once;
     struct table *table;
     struct cell *cells; /* (rows_at_once * n_groups) */
     struct best *best;  /* (ceil(cells / LANES), n_slots) */
@@ -310,17 +310,23 @@ static const struct best *slot_of(const struct search *s, int cell, int slot) {
     return &s->best[(size_t)(cell / LANES) * (size_t)s->n_slots + (size_t)slot];
 }
 
-/* The shape with the least cost over cells first .. first + n_groups - 1; ties to the first. */
-static int least_shape(struct search *s, int first) {
-    int best = 0;
+/* Sums of every shape's cost over cells first .. first + n_groups - 1. */
+static void sum_shapes(struct search *s, int first) {
     for (int shape = 0; shape < s->n_slots; shape++) s->sums[shape] = 0.0;
     for (int c = first; c < first + s->n_groups; c++) {
         const struct best *slots = slot_of(s, c, 0);
         for (int shape = 0; shape < s->n_slots; shape++)
             s->sums[shape] += (double)slots[shape].cost[c % LANES];
     }
+}
+
+/* The shape with the least sum, which is then out of the race; ties to the first. When all are
+ * out, the first again. */
+static int take_least(struct search *s) {
+    int best = 0;
     for (int shape = 1; shape < s->n_slots; shape++)
         if (s->sums[shape] < s->sums[best]) best = shape;
+    s->sums[best] = INFINITY;
     return best;
 }
 
@@ -349,10 +355,13 @@ static void search_rows(struct search *s, int row, int n_rows, struct codebook_c
         explore(s, s->cells + c, n_cells - c < LANES ? n_cells - c : LANES,
                 s->best + (size_t)(c / LANES) * (size_t)s->n_slots);
     for (int r = 0; r < n_rows; r++) {
-        int slot = s->n_slots > 1 ? least_shape(s, r * s->n_groups) : 0;
-        for (int c = r * s->n_groups; c < (r + 1) * s->n_groups; c++) {
-            const struct best *b = slot_of(s, c, slot);
-            decode(s, &s->cells[c], b->which[c % LANES], b->cost[c % LANES], &ret[c]);
+        sum_shapes(s, r * s->n_groups);
+        for (int rank = 0; rank < s->n_ranks; rank++) {
+            int slot = s->n_slots > 1 ? take_least(s) : 0;
+            for (int c = r * s->n_groups; c < (r + 1) * s->n_groups; c++) {
+                const struct best *b = slot_of(s, c, slot);
+                decode(s, &s->cells[c], b->which[c % LANES], b->cost[c % LANES], ret++);
+            }
         }
     }
 }
@@ -363,6 +372,7 @@ int codebook_search(const struct codebook_set *set, const struct codebook_query 
     struct search s = {.set = set, .q = q, .n_groups = n_groups};
     s.factors = make_factors(q->n_ranges, q->group);
     s.n_slots = q->one_shape && n_groups > 1 ? set->n_shapes : 1;
+    s.n_ranks = q->n_ranks > 1 ? q->n_ranks : 1;
     s.rows_at_once = n_groups < LANES ? LANES / n_groups : 1;
     size_t n_cells = (size_t)s.rows_at_once * (size_t)n_groups;
     s.table = aligned_alloc(sizeof(lanes), sizeof *s.table);
@@ -376,7 +386,7 @@ int codebook_search(const struct codebook_set *set, const struct codebook_query 
     } else {
         for (int row = 0; row < q->rows; row += s.rows_at_once)
             search_rows(&s, row, q->rows - row < s.rows_at_once ? q->rows - row : s.rows_at_once,
-                        ret + (size_t)row * (size_t)n_groups);
+                        ret + (size_t)row * (size_t)s.n_ranks * (size_t)n_groups);
     }
     free(s.table);
     free(s.cells);

@@ -54,6 +54,7 @@ struct codebook_query {
     int rows, cols;
     int group;       /* columns in a group; the last group may be shorter */
     bool one_shape;  /* all groups of a row share one shape */
+    int n_ranks;     /* with one_shape: how many of the row's shapes to answer with; 0 = 1 */
     int n_ranges;    /* range factors from 0.35 to 1.16, at least 2 */
     bool asymmetric; /* low and high ends of the range move on their own: n_ranges^2 pairs */
 };
@@ -65,7 +66,7 @@ struct codebook_choice {
     float cost; /* weighted squared error before any rounding of scale and bias */
 };
 
-/* ret: (rows, groups). Groups without spread get scale 0 and their value as bias. */
+/* ret: (rows, n_ranks, groups), shapes by rising cost. Groups without spread get scale 0 and their value as bias. */
 int codebook_search(const struct codebook_set *set, const struct codebook_query *query,
                     struct codebook_choice *ret, struct error *err);
 

@@ -8,10 +8,11 @@
 
 #include "engine/quant/alternate.h"
 #include "engine/quant/codebook.h"
-#include "engine/quant/fit.h"
+#include "engine/quant/explore.h"
 #include "engine/quant/gptq.h"
 #include "engine/quant/grid.h"
 #include "engine/quant/outliers.h"
+#include "engine/quant/lay.h"
 #include "engine/quant/pack.h"
 #include "engine/quant/parallel.h"
 #include "engine/quant/refine.h"
@@ -82,6 +83,13 @@ int layer_check(const struct layer_options *o, struct error *err) {
         return error_set(err, -EINVAL, "ranges: %d is not in 2..40", o->n_ranges);
     if (!(o->damp >= 0.0 && o->damp <= 10.0))
         return error_set(err, -EINVAL, "damp: %g is not in 0..10", o->damp);
+    if (o->explore < 0 || o->explore > LAY_MAX_VARIANTS)
+        return error_set(err, -EINVAL, "explore: %d is not in 0..%d", o->explore, LAY_MAX_VARIANTS);
+    if (o->explore > 0 && (o->method != LAYER_GPTQT || o->codes.search == CODES_GREEDY ||
+                           o->codes.search == CODES_ADDITIVE))
+        return error_set(err, -EINVAL,
+                         "explore: only method gptqt with codes gptq, cd or beam has variants that "
+                         "a column loop can judge");
     if (o->refine < 0 || o->refine > 100)
         return error_set(err, -EINVAL, "refine: %d is not in 0..100", o->refine);
     if (!(o->outliers >= 0.0 && o->outliers <= OUTLIERS_MAX_SHARE))
@@ -174,10 +182,9 @@ struct job {
 
 /* Buffers of one strip beside struct strip. */
 struct scratch {
-    float *rows;                     /* (GPTQ_LANES, n) natural order, dead columns 0 */
-    float *weights;                  /* the same shape, where outliers weigh 0; NULL without */
-    struct codebook_choice *choices; /* (GPTQ_LANES, n_groups) */
-    struct pack_group *groups;       /* (n_groups) of one row */
+    float *rows;               /* (GPTQ_LANES, n) natural order, dead columns 0 */
+    float *weights;            /* the same shape, where outliers weigh 0; NULL without */
+    struct pack_group *groups; /* (n_groups) of one row */
 };
 
 static void copy_live_rows(const struct job *j, struct scratch *s, int row, int n_rows) {
@@ -196,40 +203,29 @@ static const float *weights_of(const struct job *j, const struct scratch *s, int
     return j->outliers ? s->weights + (size_t)i * (size_t)j->in->n : j->in->weights32;
 }
 
-/* Values are scale * (sum of d_i over set bits) + offset, seen from the middle of the levels. */
-static void set_shape(struct pack_group *g, const uint8_t *shapes, int bits, int shape, float scale,
-                      float bias) {
-    g->shape = shape;
-    g->scale = scale;
-    g->bias = bias;
-    for (int i = 0; i < bits; i++)
-        g->alpha[i] = 0.5f * scale * (float)shapes[(size_t)shape * (size_t)bits + (size_t)i];
-}
-
-static int search_strip(const struct job *j, struct scratch *s, int row, int n_rows,
+/* Codebook search, then the column loop: once, or for every variant. */
+static int search_strip(const struct job *j, struct strip *strip, struct scratch *s,
                         struct error *err) {
-    int n_groups = j->problem.view.layout.n_groups;
-    struct codebook_query q = {.w = s->rows,
-                               .h = weights_of(j, s, 0),
-                               .h_stride = j->outliers ? j->in->n : 0,
-                               .rows = n_rows,
-                               .cols = j->in->n,
-                               .group = j->group,
-                               .one_shape = j->o->kind == BCQ_COMPACT,
-                               .n_ranges = j->o->n_ranges,
-                               .asymmetric = j->o->asymmetric};
-    int r = codebook_search(j->set, &q, s->choices, err);
+    struct lay_problem p = {.set = j->set,
+                            .view = j->problem.view,
+                            .weights = weights_of(j, s, 0),
+                            .stride = j->outliers ? (size_t)j->in->n : 0,
+                            .n_ranges = j->o->n_ranges,
+                            .asymmetric = j->o->asymmetric,
+                            .n_variants = j->o->explore > 1 ? j->o->explore : 1};
+    struct lay *lay;
+    int r = lay_new(&lay, &p, s->rows, strip->row, strip->n_rows, err);
     if (r < 0) return r;
-    for (int i = 0; i < n_rows; i++) {
-        const struct codebook_choice *c = s->choices + (size_t)i * (size_t)n_groups;
-        for (int g = 0; g < n_groups; g++)
-            set_shape(&s->groups[g], j->shapes, j->o->bits, c[g].shape, c[g].scale, c[g].bias);
-        pack_row(&j->problem.view, row + i, s->groups, j->shapes);
-        if (j->o->kind != BCQ_FREE)
-            fit_row(&j->problem.view, row + i, s->rows + (size_t)i * (size_t)j->in->n,
-                    weights_of(j, s, i));
+    if (j->o->explore > 0) {
+        r = explore_strip(strip, p.n_variants, lay_variant, lay, err);
+        if (r == 0 && j->o->codes.search != CODES_LOOP) r = codes_again(strip, &j->o->codes, err);
+    } else {
+        lay_variant(lay, 0, err);
+        strip_levels(strip);
+        r = codes_find(strip, &j->o->codes, err);
     }
-    return 0;
+    lay_free(lay);
+    return r;
 }
 
 static int group_width(const struct job *j, int group) {
@@ -258,8 +254,8 @@ static int grid_strip(const struct job *j, struct scratch *s, int row, int n_row
     for (int i = 0; i < n_rows; i++) {
         for (int g = 0; g < j->problem.view.layout.n_groups; g++) {
             struct grid grid = lay_grid(j, s->rows + (size_t)i * (size_t)j->in->n, g, values);
-            set_shape(&s->groups[g], j->shapes, j->o->bits, 0, (float)grid.scale,
-                      (float)grid_middle(&grid));
+            pack_group_set(&s->groups[g], j->shapes, j->o->bits, 0, (float)grid.scale,
+                           (float)grid_middle(&grid));
         }
         pack_row(&j->problem.view, row + i, s->groups, j->shapes);
     }
@@ -297,8 +293,8 @@ static void store_dynamic(const struct job *j, struct strip *strip, const struct
             struct grid grid = {.scale = d->scales[i * n_groups + g],
                                 .zero = d->zeros[i * n_groups + g],
                                 .bits = j->o->bits};
-            set_shape(&group, j->shapes, j->o->bits, 0, (float)grid.scale,
-                      (float)grid_middle(&grid));
+            pack_group_set(&group, j->shapes, j->o->bits, 0, (float)grid.scale,
+                           (float)grid_middle(&grid));
             pack_free(&j->problem.view, strip->row + i, g, group.alpha, group.bias);
         }
     }
@@ -340,7 +336,7 @@ static int dynamic_strip(const struct job *j, struct strip *strip, const struct 
 static int fixed_strip(const struct job *j, struct strip *strip, struct scratch *s,
                        struct error *err) {
     int r = 0, row = strip->row, n_rows = strip->n_rows;
-    if (j->o->method == LAYER_GPTQT) r = search_strip(j, s, row, n_rows, err);
+    if (j->o->method == LAYER_GPTQT) return search_strip(j, strip, s, err);
     if (is_uniform(j->o->method)) r = grid_strip(j, s, row, n_rows, err);
     if (is_alternating(j->o->method)) alternate_strip(j, s, row, n_rows);
     if (r < 0) return r;
@@ -383,9 +379,8 @@ static void run_strip(void *arg, size_t index) {
     int r = strip_new(&strip, &j->problem, &err);
     s.rows = malloc(GPTQ_LANES * (size_t)j->in->n * sizeof *s.rows);
     if (j->outliers) s.weights = malloc(GPTQ_LANES * (size_t)j->in->n * sizeof *s.weights);
-    s.choices = malloc(GPTQ_LANES * (size_t)n_groups * sizeof *s.choices);
     s.groups = calloc((size_t)n_groups, sizeof *s.groups);
-    if (!s.rows || !s.choices || !s.groups || (j->outliers && !s.weights)) r = -ENOMEM;
+    if (!s.rows || !s.groups || (j->outliers && !s.weights)) r = -ENOMEM;
     if (r == 0) {
         strip_load(strip, j->w, row, n_rows);
         copy_live_rows(j, &s, row, n_rows);
@@ -397,7 +392,6 @@ static void run_strip(void *arg, size_t index) {
     strip_free(strip);
     free(s.rows);
     free(s.weights);
-    free(s.choices);
     free(s.groups);
 }
 

@@ -55,6 +55,7 @@ struct layer_options {
     bool bcq_bias; /* alternating methods fit a bias as well */
     double damp;
     struct codes_options codes;
+    int explore;     /* variants of parameters judged by the loss they end with; 0 = none */
     int refine;      /* rounds of refit and coordinate descent after the loop */
     double outliers; /* per cent of the weights that stay fp16 beside the codes; 0 = none */
     int n_threads;

@@ -39,16 +39,22 @@ static size_t triangle_count(int n_tiles) { return (size_t)n_tiles * ((size_t)n_
 
 struct gram {
     double *h;
-    const float *x;
+    const float *y, *x; /* the same for a gram matrix */
     size_t n_rows;
     int n;
+    bool is_gram;
     atomic_int failed;
 };
 
 static void gram_tile(void *arg, size_t index) {
     struct gram *g = arg;
     int row, col;
-    triangle_tile(index, &col, &row); /* the upper triangle: row <= col */
+    if (g->is_gram) {
+        triangle_tile(index, &col, &row); /* the upper triangle: row <= col */
+    } else {
+        row = (int)index / tiles(g->n);
+        col = (int)index % tiles(g->n);
+    }
     int height = tile_size(g->n, row), width = tile_size(g->n, col);
     float *sum = malloc(sizeof(float) * TILE * TILE);
     if (!sum) {
@@ -58,9 +64,9 @@ static void gram_tile(void *arg, size_t index) {
     for (size_t first = 0; first < g->n_rows; first += LINALG_GRAM_ROWS) {
         size_t rows = g->n_rows - first;
         if (rows > LINALG_GRAM_ROWS) rows = LINALG_GRAM_ROWS;
-        const float *x = g->x + first * (size_t)g->n;
+        const float *y = g->y + first * (size_t)g->n, *x = g->x + first * (size_t)g->n;
         cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, height, width, (int)rows, 1.0f,
-                    x + (size_t)row * TILE, g->n, x + (size_t)col * TILE, g->n, 0.0f, sum, TILE);
+                    y + (size_t)row * TILE, g->n, x + (size_t)col * TILE, g->n, 0.0f, sum, TILE);
         for (int i = 0; i < height; i++) {
             double *h = g->h + ((size_t)row * TILE + (size_t)i) * (size_t)g->n + (size_t)col * TILE;
             for (int j = 0; j < width; j++) h[j] += (double)sum[i * TILE + j];
@@ -69,13 +75,23 @@ static void gram_tile(void *arg, size_t index) {
     free(sum);
 }
 
+static int add_products(struct gram *g, size_t n_tiles, int n_threads, struct error *err) {
+    atomic_init(&g->failed, 0);
+    parallel_for(n_threads, n_tiles, gram_tile, g);
+    if (atomic_load(&g->failed)) return error_set(err, -ENOMEM, "gram: out of memory");
+    return 0;
+}
+
 int linalg_gram_add(double *h, const float *x, size_t n_rows, int n, int n_threads,
                     struct error *err) {
-    struct gram g = {.h = h, .x = x, .n_rows = n_rows, .n = n};
-    atomic_init(&g.failed, 0);
-    parallel_for(n_threads, triangle_count(tiles(n)), gram_tile, &g);
-    if (atomic_load(&g.failed)) return error_set(err, -ENOMEM, "gram: out of memory");
-    return 0;
+    struct gram g = {.h = h, .y = x, .x = x, .n_rows = n_rows, .n = n, .is_gram = true};
+    return add_products(&g, triangle_count(tiles(n)), n_threads, err);
+}
+
+int linalg_cross_add(double *c, const float *y, const float *x, size_t n_rows, int n, int n_threads,
+                     struct error *err) {
+    struct gram g = {.h = c, .y = y, .x = x, .n_rows = n_rows, .n = n};
+    return add_products(&g, (size_t)tiles(n) * (size_t)tiles(n), n_threads, err);
 }
 
 void linalg_symmetrize(double *h, int n, double factor) {
@@ -166,6 +182,42 @@ int linalg_inverse_factor(double *u, const double *h, int n, int n_threads, stru
             if (!(u[i * side + i] > 0.0)) r = error_set(err, -ENOMEM, "factor: out of memory");
     }
     free(f.a);
+    return r;
+}
+
+struct divide {
+    double *a;
+    const double *u;
+    int n;
+    atomic_int failed;
+};
+
+/* A tile of rows: a u^T u. */
+static void divide_tile(void *arg, size_t index) {
+    struct divide *d = arg;
+    int rows = tile_size(d->n, (int)index);
+    double *a = d->a + index * TILE * (size_t)d->n;
+    double *half = malloc((size_t)rows * (size_t)d->n * sizeof *half);
+    if (!half) {
+        atomic_store(&d->failed, 1);
+        return;
+    }
+    cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, d->n, d->n, 1.0, a, d->n, d->u, d->n,
+                0.0, half, d->n);
+    cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rows, d->n, d->n, 1.0, half, d->n, d->u,
+                d->n, 0.0, a, d->n);
+    free(half);
+}
+
+int linalg_divide(double *a, const double *h, int n, int n_threads, struct error *err) {
+    double *u = malloc((size_t)n * (size_t)n * sizeof *u);
+    if (!u) return error_set(err, -ENOMEM, "division: out of memory");
+    struct divide d = {.a = a, .u = u, .n = n};
+    atomic_init(&d.failed, 0);
+    int r = linalg_inverse_factor(u, h, n, n_threads, err);
+    if (r == 0) parallel_for(n_threads, (size_t)tiles(n), divide_tile, &d);
+    if (r == 0 && atomic_load(&d.failed)) r = error_set(err, -ENOMEM, "division: out of memory");
+    free(u);
     return r;
 }
 

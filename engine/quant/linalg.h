@@ -25,12 +25,19 @@ enum { LINALG_GRAM_ROWS = 512 };
 int linalg_gram_add(double *h, const float *x, size_t n_rows, int n, int n_threads,
                     struct error *err);
 
+/* c: (n, n) += y^T x, y and x: (n_rows, n), summed likewise. */
+int linalg_cross_add(double *c, const float *y, const float *x, size_t n_rows, int n, int n_threads,
+                     struct error *err);
+
 /* Multiplies the upper triangle by factor and mirrors it into the lower one. */
 void linalg_symmetrize(double *h, int n, double factor);
 
 /* u: (n, n) upper triangular, lower part 0, with inverse(h) = u^T u. h must be symmetric; u may not
  * overlap it. u is scratch on failure. */
 int linalg_inverse_factor(double *u, const double *h, int n, int n_threads, struct error *err);
+
+/* a: (n, n) becomes a * inverse(h); h: (n, n) symmetric. a is scratch on failure. */
+int linalg_divide(double *a, const double *h, int n, int n_threads, struct error *err);
 
 /* c (m, n) = alpha * a (m, k) * b (k, n) + beta * c; ld is the distance between rows. */
 struct linalg_shape {

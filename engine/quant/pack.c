@@ -15,6 +15,20 @@ static uint16_t finite_f16(float x) {
     return f32_to_f16(x > 65504.0f ? 65504.0f : x < -65504.0f ? -65504.0f : x);
 }
 
+void pack_group_set(struct pack_group *g, const uint8_t *shapes, int bits, int shape, float scale,
+                    float bias) {
+    g->shape = shape;
+    g->scale = scale;
+    g->bias = bias;
+    for (int i = 0; i < bits; i++)
+        g->alpha[i] = 0.5f * scale * (float)shapes[(size_t)shape * (size_t)bits + (size_t)i];
+}
+
+void pack_stretch(const struct bcq_view *v, int row, float factor) {
+    uint16_t *super = halves_of(v->row_scale) + 2 * (size_t)row;
+    super[0] = finite_f16(f16_to_f32(super[0]) * factor);
+}
+
 void pack_compact(const struct bcq_view *v, int row, int group, unsigned q, int p) {
     const struct bcq_layout *l = &v->layout;
     bcq_put(bytes_of(v->q) + (size_t)row * l->q_stride, v->spec.scale_bits, group, q);

@@ -22,10 +22,17 @@ struct pack_group {
     float alpha[BCQ_MAX_BITS]; /* at least 0, rising */
 };
 
+/* Values are scale * (sum of d_i over set bits) + offset, seen from the middle of the levels. */
+void pack_group_set(struct pack_group *ret, const uint8_t *shapes, int bits, int shape, float scale,
+                    float bias);
+
 /* groups: (n_groups); shapes: (n, bits). Of a compact block all groups have the same shape. Sets
  * the row's super-scales so that the largest scale and bias of the row get the largest codes. */
 void pack_row(const struct bcq_view *view, int row, const struct pack_group *groups,
               const uint8_t *shapes);
+
+/* Multiplies the scales of a compact row by factor, in the super-scale. */
+void pack_stretch(const struct bcq_view *view, int row, float factor);
 
 /* The table of a BCQ_COMPACT_GROUP block: (n_shapes, bits). */
 void pack_shape_table(const struct bcq_view *view, const uint8_t *shapes);

@@ -21,6 +21,7 @@
 #include "engine/model.h"
 #include "engine/quant/blockwise.h"
 #include "engine/quant/layer.h"
+#include "engine/quant/moments.h"
 
 struct error;
 struct source;
@@ -44,6 +45,12 @@ struct quantize_events {
     void *arg;
 };
 
+/* What a matrix is to reproduce. */
+enum quantize_target {
+    QUANTIZE_WEIGHTS, /* its own outputs on the inputs that it will see */
+    QUANTIZE_OUTPUT   /* the original model's outputs, from the inputs that it will see */
+};
+
 /* With 8 bits rounded inputs measured better, with 4 plain ones (README.md). */
 enum quantize_moments {
     QUANTIZE_MOMENTS_DEFAULT,
@@ -59,12 +66,14 @@ struct quantize_options {
     int act_bits;            /* inputs of the coded matrices when they run: 16, 8, 4; 0 = 16 */
     enum quantize_moments moments; /* of which inputs; counts below 16 act bits */
     int windows;                   /* 0 = 64; fewer when the text is short */
-    int ctx;             /* tokens of a window; 0 = 1024 (own text: 512), or the model's limit */
-    uint64_t seed;       /* of the own text */
-    bool is_static;      /* inputs come from the unquantized model, not from the coded blocks */
-    bool force;          /* replace whatever is at the output path */
-    size_t state_memory; /* bytes of hidden states kept in memory; 0 = 2 GiB */
-    int stop_after;      /* blocks; then -ECANCELED. 0 = do all */
+    int ctx;        /* tokens of a window; 0 = 1024 (own text: 512), or the model's limit */
+    uint64_t seed;  /* of the own text */
+    bool is_static; /* inputs come from the unquantized model, not from the coded blocks */
+    enum quantize_target target;
+    enum moments_tokens tokens; /* how tokens count in the second moments */
+    bool force;                 /* replace whatever is at the output path */
+    size_t state_memory;        /* bytes of hidden states kept in memory; 0 = 2 GiB */
+    int stop_after;             /* blocks; then -ECANCELED. 0 = do all */
     int first_block; /* only blocks first_block .. end_block - 1, as a part that merge.h joins; */
     int end_block;   /* static inputs only. 0 = to the last */
 };
@@ -88,6 +97,8 @@ int quantize_run(struct quantize_summary *ret, const char *out, struct source *s
 const char *quantize_method_name(enum layer_method method);
 const char *quantize_kind_name(enum bcq_kind kind);
 const char *quantize_weighting_name(enum layer_weighting weighting);
+const char *quantize_target_name(enum quantize_target target);
+const char *quantize_tokens_name(enum moments_tokens tokens);
 const char *quantize_moments_name(enum quantize_moments moments);
 const char *quantize_role_name(enum model_role role);
 

@@ -8,6 +8,7 @@
 #include "engine/quant/descend.h"
 #include "engine/quant/linalg.h"
 #include "engine/quant/pack.h"
+#include "engine/quant/rescale.h"
 #include "engine/quant/strip.h"
 #include "kernels/error.h"
 #include "kernels/float16.h"
@@ -309,6 +310,8 @@ int refine_strip(struct strip *s, const uint8_t *shapes, int n_shapes, int round
     if (r < 0) return r;
     for (int round = 0; round < rounds && r == 0; round++) {
         refit(&f, round == 0 ? 2 : 1);
+        r = rescale_strip(s, err);
+        if (r < 0) break;
         descend_codes(s);
         if (round == 0) r = try_afresh(s, err);
     }

@@ -42,6 +42,10 @@ void params_norm_name(const struct params *p, int layer, enum block_norm norm, c
     model_weights_tensor_name(&p->names, norm_pattern(p, norm), layer, suffix, name, size);
 }
 
+void params_final_norm_name(const struct params *p, const char *suffix, char *name, size_t size) {
+    model_weights_tensor_name(&p->names, p->names.arch->final_norm, 0, suffix, name, size);
+}
+
 static int allocate(float **ret, size_t n, struct error *err) {
     *ret = malloc(n * sizeof **ret);
     return *ret ? 0 : error_set(err, -ENOMEM, "weights: out of memory");
@@ -107,12 +111,13 @@ static int read_matrix(float **ret, struct params *p, int layer, enum model_role
 }
 
 static int read_linear(struct params_block *b, struct params *p, int layer, enum model_role role,
-                       struct error *err) {
-    int rows, cols;
+                       bool leave_coded, struct error *err) {
+    int rows, cols, r = 0;
     if (!model_weights_shape(&p->names, role, &rows, &cols)) return 0;
-    int r = read_matrix(&b->linear[role], p, layer, role, rows, cols, err);
-    if (r < 0) return r;
     const char *pattern = p->names.arch->linear[role];
+    if (!leave_coded || !has_named(p, pattern, layer, ".bcq"))
+        r = read_matrix(&b->linear[role], p, layer, role, rows, cols, err);
+    if (r < 0) return r;
     bool own = has_named(p, pattern, layer, ".bias"); /* a changed part counts before the whole */
     if (p->names.arch->fused_qkv && role <= ROLE_V && !own)
         return read_fused_bias(&b->bias[role], p, layer, role, rows, err);
@@ -120,19 +125,29 @@ static int read_linear(struct params_block *b, struct params *p, int layer, enum
     return read_named(&b->bias[role], p, pattern, layer, ".bias", 1, rows, err);
 }
 
-int params_block_read(struct params_block *ret, struct params *p, int layer, struct error *err) {
+static int read_block(struct params_block *ret, struct params *p, int layer, bool leave_coded,
+                      struct error *err) {
     struct params_block b = {0};
     int r = 0;
     for (int i = 0; r == 0 && i < BLOCK_NORMS; i++)
         r = read_norm(&b.norm_w[i], &b.norm_b[i], p, norm_pattern(p, (enum block_norm)i), layer,
                       err);
     for (int role = 0; r == 0 && role < ROLE_COUNT; role++)
-        r = read_linear(&b, p, layer, (enum model_role)role, err);
+        r = read_linear(&b, p, layer, (enum model_role)role, leave_coded, err);
     if (r < 0)
         params_block_free(&b);
     else
         *ret = b;
     return r;
+}
+
+int params_block_read(struct params_block *ret, struct params *p, int layer, struct error *err) {
+    return read_block(ret, p, layer, false, err);
+}
+
+int params_block_read_rest(struct params_block *ret, struct params *p, int layer,
+                           struct error *err) {
+    return read_block(ret, p, layer, true, err);
 }
 
 void params_block_free(struct params_block *b) {

@@ -23,6 +23,9 @@ struct params_block {
     float *linear[ROLE_COUNT], *bias[ROLE_COUNT], *norm_w[BLOCK_NORMS], *norm_b[BLOCK_NORMS];
 };
 int params_block_read(struct params_block *ret, struct params *p, int layer, struct error *err);
+/* All but the binary-coded matrices, which stay NULL for who expands them otherwise. */
+int params_block_read_rest(struct params_block *ret, struct params *p, int layer,
+                           struct error *err);
 void params_block_free(struct params_block *block); /* zeroed is allowed */
 struct block_weights params_block_view(const struct params_block *block);
 
@@ -45,5 +48,6 @@ void params_linear_name(const struct params *p, int layer, enum model_role role,
                         size_t size);
 void params_norm_name(const struct params *p, int layer, enum block_norm norm, const char *suffix,
                       char *name, size_t size);
+void params_final_norm_name(const struct params *p, const char *suffix, char *name, size_t size);
 
 #endif

@@ -28,7 +28,7 @@ static void rig_open(struct rig *r, const char *name, int ctx, bool on_demand) {
         .kv_type = DTYPE_F32,
         .max_batch_tokens = on_demand ? CALIBRATE_BATCH : CALIBRATE_SEQUENCES,
         .max_logit_rows = CALIBRATE_SEQUENCES,
-        .n_kv_blocks = on_demand ? calibrate_kv_blocks(ctx) : calibrate_generate_blocks(ctx),
+        .n_kv_blocks = on_demand ? 2 * calibrate_kv_blocks(ctx) : calibrate_generate_blocks(ctx),
         .layers_on_demand = on_demand};
     linalg_init();
     cr_assert_eq(source_open(&r->src, scratch_fixture(path, name), &err), 0, "%s", err.text);
@@ -135,6 +135,48 @@ Test(calibrate, moments_are_those_of_a_whole_forward_pass) {
 
 Test(calibrate, states_in_a_file_are_the_same_states) {
     check_moments("models/llama-gqa", 50, 4, 0);
+}
+
+/* While nothing is coded both streams are the same, in windows of several batches as well; a
+ * reference that was left behind is another. */
+Test(calibrate, the_reference_goes_through_the_original_block) {
+    struct rig r;
+    struct calibrate *c;
+    struct error err;
+    struct calibrate_options options = {.n_threads = 2, .memory = SIZE_MAX, .has_reference = true};
+    int ctx = 60, n_windows = 30;
+    rig_open(&r, "models/llama-gqa", ctx, true);
+    int32_t *tokens = random_tokens(&r, (size_t)(n_windows * ctx));
+    cr_assert_eq(calibrate_open(&c, r.m, tokens, n_windows, ctx, &options, &err), 0, "%s",
+                 err.text);
+    for (int layer = 0; layer < 3; layer++) {
+        cr_assert_eq(model_load_layer(r.m, layer, &err), 0);
+        if (layer == 1) {
+            /* Both move on, by the two ways that a run has for it. */
+            cr_assert_eq(calibrate_run_reference(c, layer, &err), 0, "%s", err.text);
+            cr_assert_eq(calibrate_run(c, layer, false, true, &err), 0, "%s", err.text);
+            continue;
+        }
+        cr_assert_eq(calibrate_run(c, layer, true, layer == 0, &err), 0, "%s", err.text);
+        for (int i = 0; i < INPUT_COUNT; i++) {
+            int n;
+            const double *h = calibrate_moments(c, (enum calibrate_input)i, &n);
+            const double *cross = calibrate_cross(c, (enum calibrate_input)i);
+            for (int k = 0; k < n * n; k++)
+                cr_assert(fabs(h[k] - cross[k]) <=
+                              1e-5 * sqrt(h[k / n * n + k / n] * h[k % n * n + k % n]) + 1e-9,
+                          "block %d, input %d: C is not H at %d", layer, i, k);
+        }
+    }
+    /* The reference is behind block 2 now, the states before it. */
+    cr_assert_eq(calibrate_run(c, 2, true, false, &err), 0, "%s", err.text);
+    int n;
+    const double *h = calibrate_moments(c, INPUT_QKV, &n);
+    const double *cross = calibrate_cross(c, INPUT_QKV);
+    cr_assert(fabs(h[0] - cross[0]) > 1e-3 * h[0]);
+    calibrate_close(c);
+    free(tokens);
+    rig_close(&r);
 }
 
 Test(calibrate, spreads_windows_over_the_whole_text) {

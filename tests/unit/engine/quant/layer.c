@@ -187,6 +187,34 @@ Test(layer, refinement_never_raises_the_loss) {
     problem_free(&p);
 }
 
+/* Variants are a prefix of one list and each row keeps its best: more of them never lose. */
+Test(layer, exploring_more_never_raises_the_loss) {
+    static const enum bcq_kind kinds[] = {BCQ_COMPACT, BCQ_COMPACT_GROUP, BCQ_FREE};
+    struct problem p = problem_new(18, 70, 150);
+    double *h = malloc((size_t)(p.cols * p.cols) * sizeof *h);
+    cr_assert(h);
+    for (int i = 0; i < 3; i++) {
+        struct layer_options o;
+        double first = INFINITY, last = INFINITY;
+        layer_defaults(&o);
+        o.kind = kinds[i];
+        o.bits = 2;
+        o.n_ranges = 4;
+        for (o.explore = 1; o.explore <= 16; o.explore *= 4) {
+            struct layer_result result = run(&p, &o, h);
+            check_result(&p, &result, h, "explore");
+            cr_assert(result.loss <= last * 1.000001, "%d variants: %g after %g", o.explore,
+                      result.loss, last);
+            last = result.loss;
+            if (o.explore == 1) first = last;
+            layer_result_free(&result);
+        }
+        cr_assert(last < 0.99 * first, "kind %d: %g after %g", kinds[i], last, first);
+    }
+    free(h);
+    problem_free(&p);
+}
+
 Test(layer, refinement_is_worth_its_time) {
     struct problem p = problem_new(19, 64, 256);
     struct layer_options o;
@@ -204,6 +232,7 @@ Test(layer, threads_do_not_change_a_byte) {
     struct layer_options o;
     layer_defaults(&o);
     o.refine = 1;
+    o.explore = 4;
     struct layer_result one = run(&p, &o, NULL);
     for (o.n_threads = 2; o.n_threads <= 5; o.n_threads += 3) {
         struct layer_result many = run(&p, &o, NULL);
@@ -249,6 +278,7 @@ Test(layer, degenerate_rows_and_columns_are_defined) {
             o.bits = bits;
             o.n_ranges = 3;
             o.refine = bits == 2;
+            o.explore = bits == 2 && o.method == LAYER_GPTQT ? 5 : 0;
             struct layer_result a = run(&p, &o, NULL), b = run(&p, &o, NULL);
             struct bcq_view view;
             cr_assert_eq(bcq_parse(&view, a.block, a.n_bytes, NULL), 0, "%s", pairs[i].name);

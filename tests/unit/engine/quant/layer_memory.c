@@ -40,6 +40,7 @@ Test(layer_memory, quantizing_fails_cleanly_wherever_memory_ends) {
         layer_defaults(&kinds[i]);
         kinds[i].n_ranges = 2;
         kinds[i].refine = i == 0;
+        kinds[i].explore = i == 0 ? 2 : 0;
         kinds[i].outliers = i == 0 ? 2.0 : 0.0;
     }
     kinds[1].method = LAYER_GPTQ; /* lays its grids as it goes */

@@ -157,7 +157,8 @@ static void see_same_file(const char *path, const char *name, void *arg) {
     free(b);
 }
 
-static void check_resumption(bool is_static, double outliers, int act_bits) {
+static void check_resumption(bool is_static, double outliers, enum quantize_target target,
+                             int act_bits) {
     char folder[SCRATCH_PATH], whole[SCRATCH_PATH], broken[SCRATCH_PATH];
     struct quantize_options o = quick();
     struct quantize_summary summary;
@@ -168,6 +169,8 @@ static void check_resumption(bool is_static, double outliers, int act_bits) {
     scratch_join(broken, folder, "broken");
     o.is_static = is_static;
     o.layer.outliers = outliers;
+    o.target = target;
+    o.tokens = target == QUANTIZE_OUTPUT ? MOMENTS_BY_STATE : MOMENTS_EQUAL;
     o.act_bits = act_bits;
     cr_assert_eq(run("models/llama-gqa", whole, &o, &seen, &summary, &err), 0, "%s", err.text);
     cr_assert_eq(seen.matrices, 21);
@@ -185,9 +188,20 @@ static void check_resumption(bool is_static, double outliers, int act_bits) {
 }
 
 Test(quantize, interrupted_runs_give_the_same_bytes) {
-    check_resumption(false, 0.0, 16);
-    check_resumption(true, 0.0, 16);
-    check_resumption(false, 1.0, 8);
+    check_resumption(false, 0.0, QUANTIZE_WEIGHTS, 16);
+    check_resumption(true, 0.0, QUANTIZE_WEIGHTS, 16);
+    check_resumption(false, 1.0, QUANTIZE_OUTPUT, 8);
+}
+
+Test(quantize, static_inputs_leave_outputs_nothing_to_make_up_for) {
+    struct quantize_options o = quick();
+    struct quantize_summary summary;
+    struct seen seen;
+    struct error err;
+    o.is_static = true;
+    o.target = QUANTIZE_OUTPUT;
+    cr_assert_eq(run("models/llama-gqa", "unused", &o, &seen, &summary, &err), -EINVAL);
+    cr_assert(strstr(err.text, "target"), "%s", err.text);
 }
 
 /* Distance of the logits of two models, relative to those of b. */

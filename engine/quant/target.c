@@ -1,0 +1,84 @@
+#include "engine/quant/target.h"
+
+#include <errno.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/quant/linalg.h"
+#include "engine/quant/parallel.h"
+#include "kernels/error.h"
+
+enum { ROWS = 64 /* rows that one piece of work takes */ };
+
+struct target {
+    int n;
+    float *step; /* (n, n): w += w step */
+};
+
+static double ridge_of(const double *h, size_t n, double ridge) {
+    double sum = 0.0;
+    for (size_t i = 0; i < n; i++) sum += h[i * n + i];
+    return sum > 0.0 ? ridge * sum / (double)n : 1.0;
+}
+
+int target_new(struct target **ret, const double *h, const double *cross, int n, double ridge,
+               int n_threads, struct error *err) {
+    size_t side = (size_t)n, cells = side * side;
+    struct target *t = calloc(1, sizeof *t);
+    double *damped = malloc(cells * sizeof *damped), *step = malloc(cells * sizeof *step);
+    if (t) t->step = malloc(cells * sizeof *t->step);
+    int r = t && t->step && damped && step ? 0 : error_set(err, -ENOMEM, "target: out of memory");
+    if (r == 0) {
+        double added = ridge_of(h, side, ridge);
+        t->n = n;
+        memcpy(damped, h, cells * sizeof *damped);
+        for (size_t i = 0; i < side; i++) damped[i * side + i] += added;
+        for (size_t k = 0; k < cells; k++) step[k] = cross[k] - h[k];
+        r = linalg_divide(step, damped, n, n_threads, err);
+        for (size_t k = 0; r == 0 && k < cells; k++) t->step[k] = (float)step[k];
+    }
+    free(damped);
+    free(step);
+    if (r < 0)
+        target_free(t);
+    else
+        *ret = t;
+    return r;
+}
+
+void target_free(struct target *t) {
+    if (!t) return;
+    free(t->step);
+    free(t);
+}
+
+struct apply {
+    const struct target *t;
+    float *w;
+    int rows;
+    atomic_int failed;
+};
+
+static void apply_rows(void *arg, size_t index) {
+    struct apply *a = arg;
+    int first = (int)index * ROWS, n = a->t->n;
+    int rows = a->rows - first < ROWS ? a->rows - first : ROWS;
+    size_t cells = (size_t)rows * (size_t)n;
+    float *w = a->w + (size_t)first * (size_t)n, *before = malloc(cells * sizeof *before);
+    if (!before) {
+        atomic_store(&a->failed, 1);
+        return;
+    }
+    memcpy(before, w, cells * sizeof *w);
+    struct linalg_shape shape = {rows, n, n, n, n, n};
+    linalg_gemm_f32(w, before, a->t->step, &shape, 1.0f, 1.0f);
+    free(before);
+}
+
+int target_apply(const struct target *t, float *w, int rows, int n_threads, struct error *err) {
+    struct apply a = {.t = t, .w = w, .rows = rows};
+    atomic_init(&a.failed, 0);
+    parallel_for(n_threads, ((size_t)rows + ROWS - 1) / ROWS, apply_rows, &a);
+    return atomic_load(&a.failed) ? error_set(err, -ENOMEM, "target: out of memory") : 0;
+}

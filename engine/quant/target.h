@@ -1,0 +1,27 @@
+/* target.h - moves weights to where their outputs on the coded model's inputs are right.
+ *
+ * Owns      struct target until target_free().
+ * Borrows   moments and weights during the call.
+ * Thread    any; a target is read-only once made.
+ * Fails     -ENOMEM; -EDOM where the moments are not finite.
+ * Cost      making about 5 n^3 in fp64; applying rows * n^2 in fp32.
+ *
+ * Blocks before have changed the inputs from y to x. What comes closest to W y from x is
+ * W* = W C inverse(H), C = mean of y x^T, H = mean of x x^T; here as a step from W under a ridge,
+ * W* = W + W (C - H) inverse(H + ridge mean(diag H) I), so that what the text does not determine
+ * stays as it was. With x = y nothing moves. */
+#ifndef ENGINE_QUANT_TARGET_H
+#define ENGINE_QUANT_TARGET_H
+
+struct error;
+struct target;
+
+/* h, cross: (n, n), h not damped yet. */
+int target_new(struct target **ret, const double *h, const double *cross, int n, double ridge,
+               int n_threads, struct error *err);
+void target_free(struct target *t); /* NULL is allowed */
+
+/* w: (rows, n). */
+int target_apply(const struct target *t, float *w, int rows, int n_threads, struct error *err);
+
+#endif
