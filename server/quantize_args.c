@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/quant/effort.h"
 #include "engine/quant/lay.h"
 #include "kernels/error.h"
 #include "server/cli.h"
@@ -40,6 +41,8 @@ enum {
     OPT_STATE_MEMORY,
     OPT_STOP_AFTER,
     OPT_LAYERS,
+    OPT_EFFORT,
+    OPT_ORDER,
     OPT_MERGE,
     OPT_LEVEL,
     OPT_FORCE,
@@ -68,8 +71,14 @@ static const struct argp_option options[] = {
      2},
     {"weighting", OPT_WEIGHTING, "NAME", 0,
      "What an error in a column weighs when codebooks are chosen: diag (default), none, u", 2},
-    {"act-order", OPT_ACT_ORDER, NULL, 0, "Columns by falling input energy (default)", 2},
-    {"no-act-order", OPT_NO_ACT_ORDER, NULL, 0, "Columns as they come", 2},
+    {"effort", OPT_EFFORT, "NAME", 0,
+     "fast, normal or best: sets windows, ranges, explore, refine, static, target and tokens, "
+     "and with best tune; flags of these names win",
+     2},
+    {"order", OPT_ORDER, "NAME", 0,
+     "Columns by falling input energy (act, default), whole groups by it (group), or none", 2},
+    {"act-order", OPT_ACT_ORDER, NULL, 0, "The same as --order act", 2},
+    {"no-act-order", OPT_NO_ACT_ORDER, NULL, 0, "The same as --order none", 2},
     {"min-mse", OPT_MIN_MSE, NULL, 0, "gptq, rtn: shrink each range to the least error", 2},
     {"bcq-bias", OPT_BCQ_BIAS, NULL, 0, "bcq: fit a bias as well", 2},
     {"damp", OPT_DAMP, "X", 0, "Share of the mean diagonal added to it (0.01)", 2},
@@ -166,6 +175,12 @@ static const char *tokens_name(int i) { return quantize_tokens_name((enum moment
 static const char *search_name(int i) { return codes_name((enum codes_search)i); }
 
 static const char *moments_name(int i) { return quantize_moments_name((enum quantize_moments)i); }
+static const char *step_name(int i) { return effort_name((enum effort)i); }
+
+static const char *order_name(int i) {
+    static const char *const names[] = {"act", "group", "none"};
+    return i < 3 ? names[i] : NULL;
+}
 
 static int group_size(struct quantize_args *args, const char *text, struct error *err) {
     if (!strcmp(text, "row")) {
@@ -224,6 +239,11 @@ static int method_option(struct quantize_args *args, int key, const char *value,
     case OPT_ASYMMETRIC:
         l->asymmetric = true;
         return 0;
+    case OPT_ORDER:
+        r = pick("--order", value, order_name, &choice, err);
+        l->act_order = choice < 2;
+        l->group_order = choice == 1;
+        return r;
     case OPT_ACT_ORDER:
         l->act_order = true;
         return 0;
@@ -312,6 +332,8 @@ static int other_option(struct quantize_args *args, int key, const char *value, 
         return cli_int(&o->stop_after, "--stop-after", value, 1, 1 << 16, err);
     case OPT_LAYERS:
         return layer_range(o, value, err);
+    case OPT_EFFORT:
+        return pick("--effort", value, step_name, &args->effort, err);
     case OPT_MERGE:
         args->merge = true;
         return 0;
@@ -363,6 +385,8 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     }
     if (key == ARGP_KEY_END) {
         if (!args->out) argp_error(state, "MODEL and OUT are needed");
+        if (args->effort >= 0 && args->o.layer.method != LAYER_GPTQT)
+            argp_error(state, "--effort is a ladder of method gptqt alone");
         if (layer_check(&args->o.layer, &err) < 0) argp_error(state, "%s", err.text);
         check_tune(args, state);
         if (blockwise_check(&args->o.blockwise, &args->o.layer, args->o.is_static, &err) < 0)
@@ -390,9 +414,21 @@ static const struct argp argp = {
     NULL,
     NULL};
 
+static void parse_over(struct quantize_args *args, int argc, char **argv, int effort, bool tune) {
+    *args = (struct quantize_args){.argc = argc, .argv = argv, .effort = effort};
+    quantize_defaults(&args->o);
+    if (effort >= 0) effort_apply((enum effort)effort, &args->o);
+    if (tune) args->tune.o.mode = TUNE_E2E;
+    argp_parse(&argp, argc, argv, 0, NULL, args);
+}
+
+/* An effort lies under the flags wherever it stands among them: the line is read again over it.
+ * The best one tunes where tuning can be. */
 void quantize_args_parse(struct quantize_args *ret, int argc, char **argv) {
-    *ret = (struct quantize_args){.argc = argc, .argv = argv};
-    quantize_defaults(&ret->o);
     argp_err_exit_status = CLI_USAGE;
-    argp_parse(&argp, argc, argv, 0, NULL, ret);
+    parse_over(ret, argc, argv, -1, false);
+    if (ret->effort < 0) return;
+    bool whole = !ret->merge && !ret->o.first_block && !ret->o.end_block;
+    bool tune = ret->effort == EFFORT_BEST && whole && ret->o.calibration;
+    parse_over(ret, argc, argv, ret->effort, tune);
 }

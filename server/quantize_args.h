@@ -21,6 +21,7 @@ struct quantize_args {
     struct quantize_tune tune;
     int argc; /* the whole command line */
     char **argv;
+    int effort; /* enum effort, or -1: what its steps set was left alone */
     bool json;
     bool merge;               /* join parts into out; there is no model then */
     const char *const *parts; /* (n_parts) */

@@ -17,22 +17,40 @@ enum {
 
 /* What sorting columns needs to know; an explicit struct because qsort() has no context. */
 struct column {
+    double group; /* sum of the group's diagonal; 0 where groups do not count */
     double diag;
-    int index;
+    int index, first; /* first column of the group */
 };
 
 static int by_falling_diagonal(const void *a, const void *b) {
     const struct column *x = a, *y = b;
+    if (x->group != y->group) return x->group > y->group ? -1 : 1;
+    if (x->first != y->first) return x->first - y->first;
     if (x->diag != y->diag) return x->diag > y->diag ? -1 : 1;
     return x->index - y->index;
 }
 
-static int order_columns(struct gptq_factor *f, bool act_order, struct error *err) {
+/* Groups of equal energy stay apart by their first columns. */
+static void set_groups(struct column *columns, size_t n, size_t group) {
+    for (size_t first = 0; first < n; first += group) {
+        size_t end = first + group < n ? first + group : n;
+        double sum = 0.0;
+        for (size_t j = first; j < end; j++) sum += columns[j].diag;
+        for (size_t j = first; j < end; j++) {
+            columns[j].group = sum;
+            columns[j].first = (int)first;
+        }
+    }
+}
+
+static int order_columns(struct gptq_factor *f, const struct gptq_options *o, struct error *err) {
     size_t n = (size_t)f->n;
     struct column *columns = malloc(n * sizeof *columns);
     if (!columns) return error_set(err, -ENOMEM, "column order: out of memory");
-    for (size_t j = 0; j < n; j++) columns[j] = (struct column){f->diag[j], (int)j};
-    if (act_order) qsort(columns, n, sizeof *columns, by_falling_diagonal);
+    for (size_t j = 0; j < n; j++)
+        columns[j] = (struct column){.diag = f->diag[j], .index = (int)j};
+    if (o->group > 0) set_groups(columns, n, (size_t)o->group);
+    if (o->act_order) qsort(columns, n, sizeof *columns, by_falling_diagonal);
     for (size_t k = 0; k < n; k++) {
         f->perm[k] = columns[k].index;
         f->place[columns[k].index] = (int)k;
@@ -116,7 +134,7 @@ int gptq_factor_new(struct gptq_factor **ret, double *h, int n, const struct gpt
     double mean = revive_dead(f, h);
     add_damping(f, h, options->damp * mean);
     for (size_t j = 0; j < side; j++) f->diag[j] = h[j * side + j];
-    r = order_columns(f, options->act_order, err);
+    r = order_columns(f, options, err);
     if (r < 0) goto fail;
     r = factorize(f, h, mean, options, err);
     if (r < 0) goto fail;

@@ -35,6 +35,7 @@ struct gptq_factor {
 struct gptq_options {
     double damp;    /* share of the mean diagonal, 0.01 */
     bool act_order; /* process columns by falling diagonal; ties in natural order */
+    int group;      /* with act_order, not 0: whole groups of natural columns by their sums */
     int n_threads;
 };
 

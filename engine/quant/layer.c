@@ -114,6 +114,10 @@ int layer_check(const struct layer_options *o, struct error *err) {
     return bcq_check(&spec, err);
 }
 
+static int group_of(const struct layer_options *o, int n) {
+    return o->group == 0 || o->group > n ? n : o->group;
+}
+
 static void set_weights(struct layer_input *in, enum layer_weighting weighting) {
     const struct gptq_factor *f = in->factor;
     for (int j = 0; j < in->n; j++) {
@@ -130,7 +134,10 @@ int layer_input_new(struct layer_input **ret, double *h, int n, const struct lay
     size_t side = (size_t)n;
     struct layer_input *in = calloc(1, sizeof *in);
     if (!in) return error_set(err, -ENOMEM, "layer input: out of memory");
-    struct gptq_options options = {o->damp, o->act_order, o->n_threads};
+    struct gptq_options options = {.damp = o->damp,
+                                   .act_order = o->act_order,
+                                   .group = o->group_order ? group_of(o, n) : 0,
+                                   .n_threads = o->n_threads};
     int r = gptq_factor_new(&in->factor, h, n, &options, err);
     if (r < 0) goto fail;
     in->n = n;
@@ -485,7 +492,7 @@ int layer_quantize(struct layer_result *ret, const struct layer_input *in, const
     struct codebook_set *set = NULL;
     struct job j = {.in = in, .o = o, .w = w, .rows = rows, .shapes = powers, .n_shapes = 1};
     atomic_init(&j.status, 0);
-    j.group = o->group == 0 || o->group > in->n ? in->n : o->group;
+    j.group = group_of(o, in->n);
     int r = layer_check(o, err);
     if (r < 0) return r;
     r = check_weights(w, (size_t)rows, (size_t)in->n, err);

@@ -51,8 +51,9 @@ struct layer_options {
     bool asymmetric;
     enum layer_weighting weighting;
     bool act_order;
-    bool min_mse;  /* uniform methods shrink the range to the least weighted error */
-    bool bcq_bias; /* alternating methods fit a bias as well */
+    bool group_order; /* with act_order: whole groups by falling energy, then their columns */
+    bool min_mse;     /* uniform methods shrink the range to the least weighted error */
+    bool bcq_bias;    /* alternating methods fit a bias as well */
     double damp;
     struct codes_options codes;
     int explore;     /* variants of parameters judged by the loss they end with; 0 = none */

@@ -239,6 +239,7 @@ static json_t *describe(const struct quantize *q) {
         json_object_set_new(o, "act_moments", json_string(quantize_moments_name(q->o.moments)));
     json_object_set_new(o, "weighting", json_string(quantize_weighting_name(l->weighting)));
     json_object_set_new(o, "act_order", json_boolean(l->act_order));
+    if (l->group_order) json_object_set_new(o, "group_order", json_true());
     json_object_set_new(o, "damp", json_real(l->damp));
     json_object_set_new(o, "codes", json_string(codes_name(l->codes.search)));
     if (l->codes.search == CODES_BEAM || l->codes.search == CODES_ADDITIVE)

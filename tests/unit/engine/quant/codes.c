@@ -50,7 +50,7 @@ static void set_levels(struct bench *b) {
 
 static void begin(struct bench *b, uint64_t seed, int n, int bits, int group) {
     struct error err;
-    struct gptq_options options = {0.01, true, 1};
+    struct gptq_options options = {.damp = 0.01, .act_order = true, .n_threads = 1};
     struct bcq_spec spec = {
         .kind = BCQ_FREE, .rows = ROWS, .cols = n, .bits = bits, .group = group};
     struct bcq_layout layout;

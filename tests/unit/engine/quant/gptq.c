@@ -125,6 +125,23 @@ static void check_setting(struct golden *g, const struct setting *s, int *n_chec
     ++*n_checked;
 }
 
+/* Order [group of 4 by sum][column by diagonal], worked out by hand. */
+Test(gptq, whole_groups_go_by_falling_energy) {
+    static const double diag[10] = {1, 2, 3, 4, 9, 1, 1, 1, 5, 5};
+    static const int want[10] = {4, 5, 6, 7, 3, 2, 1, 0, 8, 9};
+    double h[100] = {0};
+    struct gptq_options options = {.act_order = true, .group = 4, .n_threads = 1};
+    struct gptq_factor *f;
+    for (int j = 0; j < 10; j++) h[j * 11] = diag[j];
+    linalg_init();
+    cr_assert_eq(gptq_factor_new(&f, h, 10, &options, NULL), 0);
+    for (int k = 0; k < 10; k++) {
+        cr_assert_eq(f->perm[k], want[k], "place %d: column %d", k, f->perm[k]);
+        cr_assert_eq(f->place[want[k]], k);
+    }
+    gptq_factor_free(f);
+}
+
 Test(gptq, matches_every_golden_code) {
     int n_checked = 0;
     linalg_init();

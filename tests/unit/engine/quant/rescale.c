@@ -44,7 +44,7 @@ static void rig_open(struct rig *g, enum bcq_kind kind) {
     cr_assert_eq(layer_quantize(&g->result, in, g->w, ROWS, &o, NULL), 0);
     layer_input_free(in);
     free(h);
-    struct gptq_options options = {o.damp, true, 1};
+    struct gptq_options options = {.damp = o.damp, .act_order = true, .n_threads = 1};
     cr_assert_eq(gptq_factor_new(&g->factor, g->h, COLS, &options, NULL), 0);
     for (int i = 0; i < COLS; i++) {
         g->group_of[i] = g->factor->perm[i] / o.group;
