@@ -32,6 +32,8 @@ enum {
     OPT_LEARN_TRANSFORM,
     OPT_CODES,
     OPT_BEAM,
+    OPT_HESSIAN,
+    OPT_HESSIAN_GROUPS,
     OPT_WINDOWS,
     OPT_CTX,
     OPT_SEED,
@@ -98,6 +100,11 @@ static const struct argp_option options[] = {
      "Fit norms to what they gave before: none (default), fit (least squares) or moments", 2},
     {"learn-transform", OPT_LEARN_TRANSFORM, "FORM", 0,
      "Scales of inputs folded into what makes them: none (default) or grid", 2},
+    {"hessian", OPT_HESSIAN, "KIND", 0,
+     "What errors cost: plain (default: the inputs alone), guided (by the end loss, for groups of "
+     "rows) or fisher (by the end loss, for codebooks)",
+     2},
+    {"hessian-groups", OPT_HESSIAN_GROUPS, "N", 0, "Groups of rows of --hessian guided (4)", 2},
     {NULL, 0, NULL, 0, "Calibration:", 3},
     {"calibration", 'f', "FILE", 0, "UTF-8 text; without one the model writes its own", 3},
     {"windows", OPT_WINDOWS, "N", 0, "Windows of the text (64)", 3},
@@ -151,6 +158,8 @@ static const char *transform_name(int i) {
     return blockwise_transform_name((enum blockwise_transform)i);
 }
 
+static const char *hessian_name(int i) { return blockwise_hessian_name((enum blockwise_hessian)i); }
+
 /* Methods that look at whole blocks; 1 for a key that is not theirs. */
 static int block_option(struct quantize_args *args, int key, const char *value, struct error *err) {
     struct blockwise_options *b = &args->o.blockwise;
@@ -164,6 +173,12 @@ static int block_option(struct quantize_args *args, int key, const char *value, 
         r = pick("--learn-transform", value, transform_name, &choice, err);
         b->transform = (enum blockwise_transform)choice;
         return r;
+    case OPT_HESSIAN:
+        r = pick("--hessian", value, hessian_name, &choice, err);
+        b->hessian = (enum blockwise_hessian)choice;
+        return r;
+    case OPT_HESSIAN_GROUPS:
+        return cli_int(&b->groups, "--hessian-groups", value, 1, 16, err);
     default:
         return 1;
     }

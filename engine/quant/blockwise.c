@@ -8,11 +8,12 @@
 #include "engine/config.h"
 #include "engine/map.h"
 #include "engine/quant/blockwise_state.h"
+#include "engine/quant/guide.h"
 #include "engine/source.h"
 #include "kernels/error.h"
 #include "kernels/expand.h"
 
-enum { HELD_EVERY = 8 /* one window in so many judges */ };
+enum { HELD_EVERY = 8 /* one window in so many judges */, DEFAULT_GROUPS = 4 };
 
 const char *blockwise_tweak_name(enum blockwise_tweak tweak) {
     static const char *const names[] = {"none", "moments", "fit"};
@@ -24,17 +25,48 @@ const char *blockwise_transform_name(enum blockwise_transform transform) {
     return (size_t)transform < sizeof names / sizeof *names ? names[transform] : NULL;
 }
 
+const char *blockwise_hessian_name(enum blockwise_hessian hessian) {
+    static const char *const names[] = {"plain", "fisher", "guided"};
+    return (size_t)hessian < sizeof names / sizeof *names ? names[hessian] : NULL;
+}
+
 bool blockwise_wanted(const struct blockwise_options *o) {
-    return o->tweak != TWEAK_NONE || o->transform != TRANSFORM_NONE;
+    return o->tweak != TWEAK_NONE || o->transform != TRANSFORM_NONE || o->hessian != HESSIAN_PLAIN;
+}
+
+static int check_hessian(const struct blockwise_options *o, const struct layer_options *layer,
+                         struct error *err) {
+    if (o->groups < 0 || o->groups > GUIDE_MAX_GROUPS)
+        return error_set(err, -EINVAL, "hessian groups: %d is not in 0..%d", o->groups,
+                         GUIDE_MAX_GROUPS);
+    if (o->hessian == HESSIAN_FISHER && layer->method != LAYER_GPTQT)
+        return error_set(err, -EINVAL,
+                         "hessian fisher weighs the codebook search, which method gptqt alone has");
+    if (o->hessian == HESSIAN_FISHER && o->transform != TRANSFORM_NONE)
+        return error_set(err, -EINVAL,
+                         "hessian fisher holds for the weights as they are, learn-transform "
+                         "scales them");
+    if (o->hessian == HESSIAN_GUIDED && (layer->method == LAYER_RTN || layer->method == LAYER_BCQ))
+        return error_set(err, -EINVAL,
+                         "hessian guided steers the column loop, which this method lacks");
+    if (o->hessian == HESSIAN_GUIDED && layer->outliers > 0.0)
+        return error_set(err, -EINVAL,
+                         "hessian guided codes a matrix in groups of rows, whose outliers would "
+                         "be chosen apart: use either");
+    return 0;
 }
 
 int blockwise_check(const struct blockwise_options *o, const struct layer_options *layer,
                     bool is_static, struct error *err) {
-    (void)layer;
     if (o->tweak != TWEAK_NONE && is_static)
         return error_set(err, -EINVAL,
                          "norm-tweak follows the coded model's states, which static does without");
-    return 0;
+    return check_hessian(o, layer, err);
+}
+
+static int groups_of(const struct blockwise_options *o) {
+    if (o->hessian != HESSIAN_GUIDED) return 0;
+    return o->groups ? o->groups : DEFAULT_GROUPS;
 }
 
 int blockwise_describe(const struct blockwise_options *o, json_t *settings) {
@@ -45,6 +77,11 @@ int blockwise_describe(const struct blockwise_options *o, json_t *settings) {
     if (o->transform != TRANSFORM_NONE)
         r |= json_object_set_new(settings, "learn_transform",
                                  json_string(blockwise_transform_name(o->transform)));
+    if (o->hessian != HESSIAN_PLAIN)
+        r |= json_object_set_new(settings, "hessian",
+                                 json_string(blockwise_hessian_name(o->hessian)));
+    if (o->hessian == HESSIAN_GUIDED)
+        r |= json_object_set_new(settings, "hessian_groups", json_integer(groups_of(o)));
     return r;
 }
 
@@ -56,6 +93,18 @@ static int make_streams(struct blockwise *b, size_t memory, struct error *err) {
     memcpy(b->before.x, calibrate_states(b->calibrate), b->before.n_bytes);
     b->y = malloc(2 * (size_t)b->batch * (size_t)b->ctx * hidden * sizeof *b->y);
     return b->y ? 0 : error_set(err, -ENOMEM, "block: out of memory");
+}
+
+static int make_guide(struct blockwise *b, const struct blockwise_setup *setup, struct error *err) {
+    struct guide_setup guide = {.source = setup->source,
+                                .tokens = setup->tokens,
+                                .n_windows = b->n_windows,
+                                .ctx = b->ctx,
+                                .n_groups = groups_of(b->o),
+                                .fisher = b->o->hessian == HESSIAN_FISHER,
+                                .n_threads = b->n_threads,
+                                .memory = setup->memory};
+    return guide_open(&b->guide, &guide, err);
 }
 
 int blockwise_open(struct blockwise **ret, const struct blockwise_setup *setup, struct error *err) {
@@ -81,6 +130,7 @@ int blockwise_open(struct blockwise **ret, const struct blockwise_setup *setup, 
     if (r == 0) r = block_new(&b->block, b->config, b->batch, b->ctx, b->n_threads, err);
     if (r == 0) r = block_cache_new(&b->cache, b->block, err);
     if (r == 0) r = make_streams(b, setup->memory, err);
+    if (r == 0 && b->o->hessian != HESSIAN_PLAIN) r = make_guide(b, setup, err);
     if (r < 0)
         blockwise_close(b);
     else
@@ -97,6 +147,7 @@ static void drop_block(struct blockwise *b) {
 void blockwise_close(struct blockwise *b) {
     if (!b) return;
     drop_block(b);
+    guide_close(b->guide);
     for (int i = 0; i < 2; i++) free(b->final_norm[i]);
     spill_close(&b->before);
     spill_close(&b->after);
@@ -170,6 +221,8 @@ int blockwise_begin(struct blockwise *b, int layer, struct error *err) {
     int r = params_block_read(&b->original, b->params, layer, err);
     if (r == 0) r = params_block_read(&b->now, b->params, layer, err);
     if (r < 0) return r;
+    /* Moments alone need no original output, but with static inputs it is the next block's. */
+    if (b->o->tweak == TWEAK_NONE && !b->is_static) return 0;
     struct block_weights weights = params_block_view(&b->original);
     return blockwise_each(b, PART_ALL, run_original, &weights);
 }
@@ -213,6 +266,15 @@ int blockwise_input(struct blockwise *b, struct error *err) {
 
 int blockwise_transform(struct blockwise *b, struct error *err) {
     return b->o->transform != TRANSFORM_NONE ? transform_block(b, err) : 0;
+}
+
+const float *blockwise_row_weights(const struct blockwise *b, enum model_role role) {
+    return b->o->hessian == HESSIAN_FISHER ? guide_fisher(b->guide, b->layer, role) : NULL;
+}
+
+int blockwise_code(struct blockwise *b, enum calibrate_input input,
+                   struct layer_result coded[ROLE_COUNT], struct error *err) {
+    return b->o->hessian == HESSIAN_GUIDED ? guided_input(b, input, coded, err) : 1;
 }
 
 /* The dense values that the codes stand for, which the block runs on from now on. */

@@ -28,15 +28,19 @@ struct source;
 
 enum blockwise_tweak { TWEAK_NONE, TWEAK_MOMENTS, TWEAK_FIT };
 enum blockwise_transform { TRANSFORM_NONE, TRANSFORM_GRID };
+enum blockwise_hessian { HESSIAN_PLAIN, HESSIAN_FISHER, HESSIAN_GUIDED };
 
 struct blockwise_options {
     enum blockwise_tweak tweak;
     enum blockwise_transform transform;
+    enum blockwise_hessian hessian;
+    int groups; /* of a matrix's rows with guided moments; 0 = 4 */
 };
 
 /* "none", "fit", ...: as flags and files name them; NULL past the last. */
 const char *blockwise_tweak_name(enum blockwise_tweak tweak);
 const char *blockwise_transform_name(enum blockwise_transform transform);
+const char *blockwise_hessian_name(enum blockwise_hessian hessian);
 
 /* Whether any method is asked for: without one there is no struct blockwise. */
 bool blockwise_wanted(const struct blockwise_options *o);
@@ -52,6 +56,7 @@ struct blockwise_setup {
     struct model *model; /* layers on demand */
     struct source *source;
     struct calibrate *calibrate; /* at the embeddings */
+    const int32_t *tokens;       /* its windows */
     const struct blockwise_options *options;
     const struct layer_options *layer;
     bool is_static;
@@ -71,6 +76,14 @@ int blockwise_transform(struct blockwise *b, struct error *err);
 
 /* The weights to code: (rows, cols), the block's. */
 const float *blockwise_linear(const struct blockwise *b, enum model_role role);
+
+/* What errors in single weights cost, for struct layer_options; NULL: no more than the moments
+ * say. */
+const float *blockwise_row_weights(const struct blockwise *b, enum model_role role);
+
+/* Codes the matrices of an input in place of the plain way; 1 when the plain way is wanted. */
+int blockwise_code(struct blockwise *b, enum calibrate_input input,
+                   struct layer_result coded[ROLE_COUNT], struct error *err);
 
 /* The block as coded; its parameters may change inside the stored form. */
 int blockwise_codes(struct blockwise *b, struct layer_result coded[ROLE_COUNT], struct error *err);

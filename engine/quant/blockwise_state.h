@@ -29,6 +29,8 @@ struct blockwise {
     int n_windows, ctx, batch, n_threads; /* batch: windows side by side */
     bool is_static;                       /* the calibration states are the original ones */
 
+    struct guide *guide; /* NULL with plain moments */
+
     struct spill before, after; /* (n_tokens, hidden) the original block's input and output */
     float *y;                   /* twice (batch * ctx, hidden): scratch */
 
@@ -71,6 +73,10 @@ int blockwise_change(struct blockwise *b, enum model_vector v, struct error *err
 int norm_tweak_input(struct blockwise *b, struct error *err);
 int norm_tweak_inside(struct blockwise *b, struct error *err);
 int norm_tweak_final(struct blockwise *b, struct error *err);
+
+/* guided.c: fills coded[] for the matrices that read the input. */
+int guided_input(struct blockwise *b, enum calibrate_input input,
+                 struct layer_result coded[ROLE_COUNT], struct error *err);
 
 /* transform.c */
 int transform_block(struct blockwise *b, struct error *err);

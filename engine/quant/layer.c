@@ -194,20 +194,27 @@ struct scratch {
     struct pack_group *groups; /* (n_groups) of one row */
 };
 
+/* Whether rows weigh their columns each in a way of its own. */
+static bool has_own_weights(const struct job *j) { return j->outliers || j->o->row_weights; }
+
 static void copy_live_rows(const struct job *j, struct scratch *s, int row, int n_rows) {
     size_t n = (size_t)j->in->n;
     for (size_t r = 0; r < (size_t)n_rows; r++)
         for (size_t k = 0; k < n; k++)
             s->rows[r * n + k] = j->in->factor->dead[k] ? 0.0f : j->w[((size_t)row + r) * n + k];
-    if (!j->outliers) return;
+    if (!has_own_weights(j)) return;
     for (size_t r = 0; r < (size_t)n_rows; r++)
-        memcpy(s->weights + r * n, j->in->weights32, n * sizeof *s->weights);
-    outlier_blank(j->outliers, row, n_rows, s->rows, s->weights);
+        for (size_t k = 0; k < n; k++)
+            s->weights[r * n + k] = j->in->factor->dead[k] ? 0.0f
+                                    : j->o->row_weights
+                                        ? j->o->row_weights[((size_t)row + r) * n + k]
+                                        : j->in->weights32[k];
+    if (j->outliers) outlier_blank(j->outliers, row, n_rows, s->rows, s->weights);
 }
 
 /* What errors in the columns of the strip's i-th row weigh. */
 static const float *weights_of(const struct job *j, const struct scratch *s, int i) {
-    return j->outliers ? s->weights + (size_t)i * (size_t)j->in->n : j->in->weights32;
+    return has_own_weights(j) ? s->weights + (size_t)i * (size_t)j->in->n : j->in->weights32;
 }
 
 /* Codebook search, then the column loop: once, or for every variant. */
@@ -216,7 +223,7 @@ static int search_strip(const struct job *j, struct strip *strip, struct scratch
     struct lay_problem p = {.set = j->set,
                             .view = j->problem.view,
                             .weights = weights_of(j, s, 0),
-                            .stride = j->outliers ? (size_t)j->in->n : 0,
+                            .stride = has_own_weights(j) ? (size_t)j->in->n : 0,
                             .n_ranges = j->o->n_ranges,
                             .asymmetric = j->o->asymmetric,
                             .n_variants = j->o->explore > 1 ? j->o->explore : 1};
@@ -385,9 +392,9 @@ static void run_strip(void *arg, size_t index) {
     int n_rows = j->rows - row < GPTQ_LANES ? j->rows - row : GPTQ_LANES;
     int r = strip_new(&strip, &j->problem, &err);
     s.rows = malloc(GPTQ_LANES * (size_t)j->in->n * sizeof *s.rows);
-    if (j->outliers) s.weights = malloc(GPTQ_LANES * (size_t)j->in->n * sizeof *s.weights);
+    if (has_own_weights(j)) s.weights = malloc(GPTQ_LANES * (size_t)j->in->n * sizeof *s.weights);
     s.groups = calloc((size_t)n_groups, sizeof *s.groups);
-    if (!s.rows || !s.groups || (j->outliers && !s.weights)) r = -ENOMEM;
+    if (!s.rows || !s.groups || (has_own_weights(j) && !s.weights)) r = -ENOMEM;
     if (r == 0) {
         strip_load(strip, j->w, row, n_rows);
         copy_live_rows(j, &s, row, n_rows);

@@ -60,6 +60,9 @@ struct layer_options {
     int refine;      /* rounds of refit and coordinate descent after the loop */
     double outliers; /* per cent of the weights that stay fp16 beside the codes; 0 = none */
     int n_threads;
+    /* What an error in each weight costs where a codebook is chosen, (rows, cols) of the matrix, in
+     * place of the weighting; NULL: the weighting. Dead columns count as 0. */
+    const float *row_weights;
 };
 
 void layer_defaults(struct layer_options *options);

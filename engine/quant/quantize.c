@@ -324,6 +324,7 @@ static int open_model(struct quantize *q, struct error *err) {
     struct blockwise_setup setup = {.model = q->model,
                                     .source = q->src,
                                     .calibrate = q->calibrate,
+                                    .tokens = q->tokens,
                                     .options = &q->o.blockwise,
                                     .layer = &q->o.layer,
                                     .is_static = q->o.is_static,
@@ -439,7 +440,9 @@ static int make_matrix(struct quantize *q, const struct layer_input *in,
         w = q->w;
         r = target_apply(target, q->w, rows, q->o.layer.n_threads, err);
     }
-    if (r == 0) r = layer_quantize(&q->coded[role], in, w, rows, &q->o.layer, err);
+    struct layer_options o = q->o.layer;
+    if (q->blockwise) o.row_weights = blockwise_row_weights(q->blockwise, role);
+    if (r == 0) r = layer_quantize(&q->coded[role], in, w, rows, &o, err);
     if (r < 0) return error_prefix(err, r, "%s", name);
     return q->blockwise ? 0 : finish_matrix(q, layer, role, err);
 }
@@ -450,6 +453,8 @@ static int make_input(struct quantize *q, int layer, enum calibrate_input input,
     struct layer_input *in = NULL;
     struct target *target = NULL;
     int n, r = 0;
+    int other = q->blockwise ? blockwise_code(q->blockwise, input, q->coded, err) : 1;
+    if (other <= 0) return other < 0 ? error_prefix(err, other, "block %d", layer) : 0;
     double *h = calibrate_moments(q->calibrate, input, &n);
     const double *cross = calibrate_cross(q->calibrate, input);
     if (cross) r = target_new(&target, h, cross, n, target_ridge, q->o.layer.n_threads, err);

@@ -12,8 +12,10 @@
 #include "engine/config.h"
 #include "engine/offline.h"
 #include "engine/quant/fold.h"
+#include "engine/quant/guide.h"
 #include "engine/quant/norm_fit.h"
 #include "engine/quant/quantize.h"
+#include "engine/quant/stack.h"
 #include "engine/source.h"
 #include "engine/train/params.h"
 #include "kernels/error.h"
@@ -321,5 +323,141 @@ Test(blockwise, what_makes_no_sense_is_refused_with_the_reason) {
     o.is_static = false;
     cr_assert_eq(run("models/opt-350m-like", out, &o, &err), -EINVAL);
     cr_assert(strstr(err.text, "norm"), "%s", err.text);
+    o.blockwise.tweak = TWEAK_NONE;
+    o.blockwise.hessian = HESSIAN_GUIDED;
+    o.layer.method = LAYER_RTN;
+    cr_assert_eq(run("models/llama-gqa", out, &o, &err), -EINVAL);
+    cr_assert(strstr(err.text, "column loop"), "%s", err.text);
+    o.blockwise.hessian = HESSIAN_FISHER;
+    o.layer.method = LAYER_GPTQ;
+    cr_assert_eq(run("models/llama-gqa", out, &o, &err), -EINVAL);
+    cr_assert(strstr(err.text, "codebook"), "%s", err.text);
     scratch_remove(folder);
+}
+
+/* Two pieces coded apart against the same rows coded as one: rows are independent given H. */
+Test(stack, pieces_are_the_whole) {
+    enum { HEIGHT = 96, COLS = 80, CUT = 40 };
+    static const enum bcq_kind kinds[] = {BCQ_COMPACT, BCQ_COMPACT_GROUP, BCQ_FREE};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        struct layer_options o;
+        struct layer_input *in;
+        struct layer_result whole = {0}, pieces[2] = {{0}}, stacked = {0};
+        struct error err;
+        static float w[HEIGHT * COLS];
+        static double h[COLS * COLS];
+        layer_defaults(&o);
+        o.kind = kinds[i];
+        support_problem(11, HEIGHT, COLS, w, h);
+        cr_assert_eq(layer_input_new(&in, h, COLS, &o, &err), 0, "%s", err.text);
+        cr_assert_eq(layer_quantize(&whole, in, w, HEIGHT, &o, &err), 0, "%s", err.text);
+        cr_assert_eq(layer_quantize(&pieces[0], in, w, CUT, &o, &err), 0);
+        cr_assert_eq(layer_quantize(&pieces[1], in, w + CUT * COLS, HEIGHT - CUT, &o, &err), 0);
+        cr_assert_eq(stack_rows(&stacked, pieces, 2, &err), 0, "%s", err.text);
+        cr_assert_eq(stacked.n_bytes, whole.n_bytes);
+        cr_assert_arr_eq(stacked.block, whole.block, whole.n_bytes);
+        cr_assert_float_eq(stacked.loss, whole.loss, 1e-5 * whole.loss);
+        pieces[1].view.spec.bits = 2;
+        cr_assert_eq(stack_rows(&stacked, pieces, 2, &err), -EINVAL);
+        layer_result_free(&whole);
+        layer_result_free(&stacked);
+        for (int k = 0; k < 2; k++) layer_result_free(&pieces[k]);
+        layer_input_free(in);
+    }
+}
+
+/* -log p(second | first) by the forward pass that serves. */
+static double loss_of(struct offline *o, const int32_t tokens[2]) {
+    int32_t positions[] = {0, 1}, seqs[] = {0, 0}, blocks[] = {0};
+    struct error err;
+    size_t vocab = (size_t)model_get_config(o->model)->vocab;
+    float *logits = malloc(vocab * sizeof *logits);
+    double sum = 0.0;
+    cr_assert(logits);
+    struct batch batch = {.n_tokens = 2,
+                          .n_seqs = 1,
+                          .tokens = tokens,
+                          .positions = positions,
+                          .seqs = seqs,
+                          .blocks = blocks,
+                          .max_blocks = 1};
+    model_forward(o->model, &batch);
+    cr_assert_eq(model_logits(o->model, logits, positions, 1, &err), 0);
+    for (size_t v = 0; v < vocab; v++) sum += exp((double)logits[v]);
+    double loss = log(sum) - (double)logits[tokens[1]];
+    free(logits);
+    return loss;
+}
+
+static double loss_with(struct offline *o, float *w, size_t at, float value, struct weight_view *v,
+                        const int32_t *tokens) {
+    struct error err;
+    float old = w[at];
+    w[at] = value;
+    cr_assert_eq(model_replace_linear(o->model, 1, ROLE_O, v, &err), 0);
+    w[at] = old;
+    return loss_of(o, tokens);
+}
+
+/* Where one token alone predicts, Fisher's diagonal is the square of the gradient, which
+ * differences of losses give as well. */
+Test(guide, sensitivities_are_squared_gradients) {
+    static const char *const names[] = {"models/opt-125m-like", "models/llama-gqa"};
+    static const int32_t tokens[] = {23, 41};
+    enum { ROW = 5 };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        struct offline o;
+        struct guide *g;
+        struct error err;
+        struct weight_view v = {.type = DTYPE_F32};
+        open_model(&o, names[i]);
+        struct guide_setup setup = {.source = o.source,
+                                    .tokens = tokens,
+                                    .n_windows = 1,
+                                    .ctx = 2,
+                                    .n_groups = 2,
+                                    .fisher = true,
+                                    .n_threads = 1,
+                                    .memory = 1 << 30};
+        cr_assert_eq(guide_open(&g, &setup, &err), 0, "%s", err.text);
+        cr_assert_eq(guide_tokens(g, 1, ROLE_O, 0)[0], 2.0f);
+        cr_assert_eq(guide_tokens(g, 1, ROLE_O, 0)[1], 0.0f, "the last token predicts nothing");
+        cr_assert(model_linear_shape(o.model, ROLE_O, &v.rows, &v.cols));
+        size_t cols = (size_t)v.cols, first = ROW * cols;
+        float *w = malloc((size_t)v.rows * cols * sizeof *w);
+        double *square = malloc(cols * sizeof *square), sum = 0.0;
+        cr_assert(w && square);
+        cr_assert_eq(model_read_linear(o.model, 1, ROLE_O, w, &err), 0);
+        v.data = w;
+        for (size_t k = 0; k < cols; k++) {
+            float at = w[first + k], step = 0.02f;
+            double d = loss_with(&o, w, first + k, at + step, &v, tokens) -
+                       loss_with(&o, w, first + k, at - step, &v, tokens);
+            square[k] = d * d;
+            sum += square[k];
+        }
+        cr_assert_gt(sum, 0.0);
+        for (size_t k = 0; k < cols; k++) {
+            double wanted = square[k] / sum * (double)cols;
+            double got = (double)guide_fisher(g, 1, ROLE_O)[first + k] - 1e-3;
+            cr_assert(fabs(got - wanted) < 0.02 + 0.05 * wanted, "%s column %zu: %g, not %g",
+                      names[i], k, got, wanted);
+        }
+        free(w);
+        free(square);
+        guide_close(g);
+        offline_close(&o);
+    }
+}
+
+Test(blockwise, sensitivities_are_resumed_to_the_same_bytes) {
+    static const enum blockwise_hessian kinds[] = {HESSIAN_FISHER, HESSIAN_GUIDED};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        struct quantize_options o = quick();
+        o.blockwise.hessian = kinds[i];
+        check_run("models/llama-gqa", o, NULL);
+        check_run("models/bloom", o, NULL);
+        o.is_static = true;
+        check_run("models/opt-350m-like", o, NULL);
+    }
 }
