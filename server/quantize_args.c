@@ -8,6 +8,7 @@
 #include "engine/quant/lay.h"
 #include "kernels/error.h"
 #include "server/cli.h"
+#include "server/quantize_block.h"
 
 enum {
     OPT_METHOD = 256,
@@ -28,12 +29,8 @@ enum {
     OPT_EXPLORE,
     OPT_REFINE,
     OPT_OUTLIERS,
-    OPT_NORM_TWEAK,
-    OPT_LEARN_TRANSFORM,
     OPT_CODES,
     OPT_BEAM,
-    OPT_HESSIAN,
-    OPT_HESSIAN_GROUPS,
     OPT_WINDOWS,
     OPT_CTX,
     OPT_SEED,
@@ -96,15 +93,6 @@ static const struct argp_option options[] = {
     {"refine", OPT_REFINE, "N", 0, "Rounds of refit and coordinate descent afterwards (0)", 2},
     {"outliers", OPT_OUTLIERS, "P", 0,
      "Per cent of the weights, up to 5, that stay fp16 beside the codes (0)", 2},
-    {"norm-tweak", OPT_NORM_TWEAK, "FORM", 0,
-     "Fit norms to what they gave before: none (default), fit (least squares) or moments", 2},
-    {"learn-transform", OPT_LEARN_TRANSFORM, "FORM", 0,
-     "Scales of inputs folded into what makes them: none (default) or grid", 2},
-    {"hessian", OPT_HESSIAN, "KIND", 0,
-     "What errors cost: plain (default: the inputs alone), guided (by the end loss, for groups of "
-     "rows) or fisher (by the end loss, for codebooks)",
-     2},
-    {"hessian-groups", OPT_HESSIAN_GROUPS, "N", 0, "Groups of rows of --hessian guided (4)", 2},
     {NULL, 0, NULL, 0, "Calibration:", 3},
     {"calibration", 'f', "FILE", 0, "UTF-8 text; without one the model writes its own", 3},
     {"windows", OPT_WINDOWS, "N", 0, "Windows of the text (64)", 3},
@@ -152,37 +140,6 @@ static const char *weighting_name(int i) {
     return quantize_weighting_name((enum layer_weighting)i);
 }
 
-static const char *tweak_name(int i) { return blockwise_tweak_name((enum blockwise_tweak)i); }
-
-static const char *transform_name(int i) {
-    return blockwise_transform_name((enum blockwise_transform)i);
-}
-
-static const char *hessian_name(int i) { return blockwise_hessian_name((enum blockwise_hessian)i); }
-
-/* Methods that look at whole blocks; 1 for a key that is not theirs. */
-static int block_option(struct quantize_args *args, int key, const char *value, struct error *err) {
-    struct blockwise_options *b = &args->o.blockwise;
-    int choice = 0, r = 0;
-    switch (key) {
-    case OPT_NORM_TWEAK:
-        r = pick("--norm-tweak", value, tweak_name, &choice, err);
-        b->tweak = (enum blockwise_tweak)choice;
-        return r;
-    case OPT_LEARN_TRANSFORM:
-        r = pick("--learn-transform", value, transform_name, &choice, err);
-        b->transform = (enum blockwise_transform)choice;
-        return r;
-    case OPT_HESSIAN:
-        r = pick("--hessian", value, hessian_name, &choice, err);
-        b->hessian = (enum blockwise_hessian)choice;
-        return r;
-    case OPT_HESSIAN_GROUPS:
-        return cli_int(&b->groups, "--hessian-groups", value, 1, 16, err);
-    default:
-        return 1;
-    }
-}
 static const char *target_name(int i) { return quantize_target_name((enum quantize_target)i); }
 
 static const char *tokens_name(int i) { return quantize_tokens_name((enum moments_tokens)i); }
@@ -391,7 +348,8 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     struct quantize_args *args = state->input;
     struct error err;
     if (key == ARGP_KEY_INIT) {
-        state->child_inputs[0] = &args->tune;
+        state->child_inputs[0] = &args->o.blockwise;
+        state->child_inputs[1] = &args->tune;
         return 0;
     }
     if (key == ARGP_KEY_ARGS) {
@@ -409,14 +367,14 @@ static error_t parse(int key, char *value, struct argp_state *state) {
         return 0;
     }
     int r = method_option(args, key, value, &err);
-    if (r > 0) r = block_option(args, key, value, &err);
     if (r > 0) r = other_option(args, key, value, &err);
     if (r > 0) return ARGP_ERR_UNKNOWN;
     if (r < 0) argp_error(state, "%s", err.text);
     return 0;
 }
 
-static const struct argp_child children[] = {{&quantize_tune_argp, 0, NULL, 5}, {0}};
+static const struct argp_child children[] = {
+    {&quantize_block_argp, 0, NULL, 4}, {&quantize_tune_argp, 0, NULL, 5}, {0}};
 
 static const struct argp argp = {
     options,

@@ -44,6 +44,8 @@ static int pick_mode(enum tune_mode *ret, const char *text, struct error *err) {
         *ret = (enum tune_mode)i;
         return 0;
     }
+    if (!strcmp(text, "block"))
+        return error_set(err, -1, "--tune block: that is --tune-block N, before scales or e2e");
     return error_set(err, -1, "--tune '%.40s': none, scales or e2e is needed", text);
 }
 

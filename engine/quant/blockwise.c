@@ -7,16 +7,17 @@
 #include "engine/checkpoint_writer.h"
 #include "engine/config.h"
 #include "engine/map.h"
+#include "engine/quant/block_tune.h"
 #include "engine/quant/blockwise_state.h"
 #include "engine/quant/guide.h"
 #include "engine/source.h"
 #include "kernels/error.h"
 #include "kernels/expand.h"
 
-enum { HELD_EVERY = 8 /* one window in so many judges */, DEFAULT_GROUPS = 4 };
+enum { HELD_EVERY = 8 /* one window in so many judges */, DEFAULT_GROUPS = 4, TWEAK_EPOCHS = 2 };
 
 const char *blockwise_tweak_name(enum blockwise_tweak tweak) {
-    static const char *const names[] = {"none", "moments", "fit"};
+    static const char *const names[] = {"none", "moments", "fit", "adam"};
     return (size_t)tweak < sizeof names / sizeof *names ? names[tweak] : NULL;
 }
 
@@ -31,7 +32,8 @@ const char *blockwise_hessian_name(enum blockwise_hessian hessian) {
 }
 
 bool blockwise_wanted(const struct blockwise_options *o) {
-    return o->tweak != TWEAK_NONE || o->transform != TRANSFORM_NONE || o->hessian != HESSIAN_PLAIN;
+    return o->tweak != TWEAK_NONE || o->transform != TRANSFORM_NONE ||
+           o->hessian != HESSIAN_PLAIN || o->clip_epochs > 0 || o->tune_epochs > 0;
 }
 
 static int check_hessian(const struct blockwise_options *o, const struct layer_options *layer,
@@ -56,12 +58,51 @@ static int check_hessian(const struct blockwise_options *o, const struct layer_o
     return 0;
 }
 
+static int check_training(const struct blockwise_options *o, const struct layer_options *layer,
+                          struct error *err) {
+    if (o->tune_epochs < 0 || o->tune_epochs > 1000 || o->clip_epochs < 0 || o->clip_epochs > 1000)
+        return error_set(err, -EINVAL, "epochs: not in 0..1000");
+    if ((o->tune_epochs > 0 || o->clip_epochs > 0) && layer->outliers > 0.0)
+        return error_set(err, -EINVAL,
+                         "tune-block and learn-clip train codes, which outliers stand beside: use "
+                         "either");
+    if (o->clip_epochs > 0 && layer->method != LAYER_GPTQT)
+        return error_set(err, -EINVAL,
+                         "learn-clip goes on from the range search, which method gptqt alone has");
+    if (o->clip_epochs > 0 && o->hessian == HESSIAN_GUIDED)
+        return error_set(err, -EINVAL,
+                         "learn-clip trains the ranges that guided moments would choose anew for "
+                         "groups of rows: use either");
+    return 0;
+}
+
 int blockwise_check(const struct blockwise_options *o, const struct layer_options *layer,
                     bool is_static, struct error *err) {
     if (o->tweak != TWEAK_NONE && is_static)
         return error_set(err, -EINVAL,
                          "norm-tweak follows the coded model's states, which static does without");
-    return check_hessian(o, layer, err);
+    int r = check_training(o, layer, err);
+    return r < 0 ? r : check_hessian(o, layer, err);
+}
+
+int blockwise_check_moments(const struct blockwise_options *o, bool output_target,
+                            bool weighs_tokens, struct error *err) {
+    if (output_target && o->transform != TRANSFORM_NONE)
+        return error_set(err, -EINVAL,
+                         "learn-transform scales the coded model's inputs, which target output "
+                         "sets against the original's: use either");
+    if (output_target && o->hessian == HESSIAN_GUIDED)
+        return error_set(err, -EINVAL,
+                         "hessian guided has no cross moments, which target output needs");
+    if (weighs_tokens && o->hessian == HESSIAN_GUIDED)
+        return error_set(err, -EINVAL,
+                         "hessian guided weighs the tokens itself: it goes with tokens all alone");
+    return 0;
+}
+
+/* Whether the original block's output is asked for. */
+static bool has_target(const struct blockwise_options *o) {
+    return o->tweak != TWEAK_NONE || o->clip_epochs > 0 || o->tune_epochs > 0;
 }
 
 static int groups_of(const struct blockwise_options *o) {
@@ -80,6 +121,10 @@ int blockwise_describe(const struct blockwise_options *o, json_t *settings) {
     if (o->hessian != HESSIAN_PLAIN)
         r |= json_object_set_new(settings, "hessian",
                                  json_string(blockwise_hessian_name(o->hessian)));
+    if (o->clip_epochs > 0)
+        r |= json_object_set_new(settings, "learn_clip", json_integer(o->clip_epochs));
+    if (o->tune_epochs > 0)
+        r |= json_object_set_new(settings, "tune_block", json_integer(o->tune_epochs));
     if (o->hessian == HESSIAN_GUIDED)
         r |= json_object_set_new(settings, "hessian_groups", json_integer(groups_of(o)));
     return r;
@@ -142,6 +187,7 @@ static void drop_block(struct blockwise *b) {
     params_block_free(&b->original);
     params_block_free(&b->now);
     b->original = b->now = (struct params_block){0};
+    for (int role = 0; role < ROLE_COUNT; role++) layer_result_free(&b->clipped[role]);
 }
 
 void blockwise_close(struct blockwise *b) {
@@ -222,7 +268,7 @@ int blockwise_begin(struct blockwise *b, int layer, struct error *err) {
     if (r == 0) r = params_block_read(&b->now, b->params, layer, err);
     if (r < 0) return r;
     /* Moments alone need no original output, but with static inputs it is the next block's. */
-    if (b->o->tweak == TWEAK_NONE && !b->is_static) return 0;
+    if (!has_target(b->o) && !b->is_static) return 0;
     struct block_weights weights = params_block_view(&b->original);
     return blockwise_each(b, PART_ALL, run_original, &weights);
 }
@@ -261,11 +307,16 @@ const float *blockwise_linear(const struct blockwise *b, enum model_role role) {
 }
 
 int blockwise_input(struct blockwise *b, struct error *err) {
-    return b->o->tweak != TWEAK_NONE ? norm_tweak_input(b, err) : 0;
+    return b->o->tweak != TWEAK_NONE && b->o->tweak != TWEAK_ADAM ? norm_tweak_input(b, err) : 0;
 }
 
 int blockwise_transform(struct blockwise *b, struct error *err) {
-    return b->o->transform != TRANSFORM_NONE ? transform_block(b, err) : 0;
+    int r = b->o->transform != TRANSFORM_NONE ? transform_block(b, err) : 0;
+    return r == 0 && b->o->clip_epochs > 0 ? clip_block(b, err) : r;
+}
+
+const struct bcq_view *blockwise_given(const struct blockwise *b, enum model_role role) {
+    return b->clipped[role].block ? &b->clipped[role].view : NULL;
 }
 
 const float *blockwise_row_weights(const struct blockwise *b, enum model_role role) {
@@ -287,10 +338,33 @@ static void expand(struct blockwise *b, const struct layer_result coded[ROLE_COU
     }
 }
 
+int blockwise_copy(const struct blockwise *b, enum model_role role, float **ret,
+                   struct error *err) {
+    int rows, cols;
+    if (!b->now.linear[role]) return 0;
+    block_shape(b->block, role, &rows, &cols);
+    size_t bytes = (size_t)rows * (size_t)cols * sizeof **ret;
+    *ret = malloc(bytes);
+    if (!*ret) return error_set(err, -ENOMEM, "block: out of memory");
+    memcpy(*ret, b->now.linear[role], bytes);
+    return 0;
+}
+
 int blockwise_codes(struct blockwise *b, struct layer_result coded[ROLE_COUNT], struct error *err) {
     int r = 0;
-    expand(b, coded);
-    if (b->o->tweak != TWEAK_NONE) r = norm_tweak_inside(b, err);
+    struct block_tune tune = {
+        .params = true, .codes = true, .recode = true, .epochs = b->o->tune_epochs};
+    struct block_tune norms = {.norms = true, .moments = true, .epochs = TWEAK_EPOCHS};
+    struct params_block weights = {0};
+    /* The weights before coding are what the codes' own begin at. */
+    for (int role = 0; r == 0 && b->o->tune_epochs > 0 && role < ROLE_COUNT; role++)
+        r = blockwise_copy(b, (enum model_role)role, &weights.linear[role], err);
+    if (r == 0) expand(b, coded);
+    if (r == 0 && b->o->tune_epochs > 0) r = block_tune(b, &tune, coded, &weights, err);
+    params_block_free(&weights);
+    if (r == 0 && b->o->tweak == TWEAK_ADAM) r = block_tune(b, &norms, coded, NULL, err);
+    if (r == 0 && b->o->tweak != TWEAK_NONE && b->o->tweak != TWEAK_ADAM)
+        r = norm_tweak_inside(b, err);
     if (r == 0 && b->o->tweak != TWEAK_NONE && b->layer + 1 == b->config->n_layers)
         r = norm_tweak_final(b, err);
     return r;

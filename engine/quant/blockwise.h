@@ -26,7 +26,7 @@ struct checkpoint_writer;
 struct error;
 struct source;
 
-enum blockwise_tweak { TWEAK_NONE, TWEAK_MOMENTS, TWEAK_FIT };
+enum blockwise_tweak { TWEAK_NONE, TWEAK_MOMENTS, TWEAK_FIT, TWEAK_ADAM };
 enum blockwise_transform { TRANSFORM_NONE, TRANSFORM_GRID };
 enum blockwise_hessian { HESSIAN_PLAIN, HESSIAN_FISHER, HESSIAN_GUIDED };
 
@@ -34,7 +34,9 @@ struct blockwise_options {
     enum blockwise_tweak tweak;
     enum blockwise_transform transform;
     enum blockwise_hessian hessian;
-    int groups; /* of a matrix's rows with guided moments; 0 = 4 */
+    int clip_epochs; /* of learned clipping; 0: none */
+    int tune_epochs; /* of training each block; 0: none */
+    int groups;      /* of a matrix's rows with guided moments; 0 = 4 */
 };
 
 /* "none", "fit", ...: as flags and files name them; NULL past the last. */
@@ -48,6 +50,11 @@ bool blockwise_wanted(const struct blockwise_options *o);
 /* -EINVAL says why a combination makes no sense. */
 int blockwise_check(const struct blockwise_options *o, const struct layer_options *layer,
                     bool is_static, struct error *err);
+
+/* The same for what else steers the codes: a target at the original's outputs, tokens that count
+ * unequally. */
+int blockwise_check_moments(const struct blockwise_options *o, bool output_target,
+                            bool weighs_tokens, struct error *err);
 
 /* Adds what was asked for to the settings; those left out keep old checkpoints' settings. */
 int blockwise_describe(const struct blockwise_options *o, json_t *settings);
@@ -76,6 +83,9 @@ int blockwise_transform(struct blockwise *b, struct error *err);
 
 /* The weights to code: (rows, cols), the block's. */
 const float *blockwise_linear(const struct blockwise *b, enum model_role role);
+
+/* Group parameters that were learned, for struct layer_options; NULL: none. */
+const struct bcq_view *blockwise_given(const struct blockwise *b, enum model_role role);
 
 /* What errors in single weights cost, for struct layer_options; NULL: no more than the moments
  * say. */

@@ -38,7 +38,8 @@ struct blockwise {
     struct params_block original; /* as the source has it */
     struct params_block now;      /* after what was changed; dense values of codes once coded */
     bool changed[VECTOR_COUNT];   /* vectors of `now` that differ from the source's */
-    float *final_norm[2];         /* (hidden) weight and bias, when changed */
+    struct layer_result clipped[ROLE_COUNT]; /* learned group parameters */
+    float *final_norm[2];                    /* (hidden) weight and bias, when changed */
 };
 
 /* Which windows a pass is over. */
@@ -63,6 +64,9 @@ double blockwise_error(struct blockwise *b, const struct params_block *weights);
 /* A vector of a block's parameters; NULL where it has none. */
 float *blockwise_vector(struct params_block *block, enum model_vector v);
 
+/* A copy of a matrix of `now`; nothing where there is none. */
+int blockwise_copy(const struct blockwise *b, enum model_role role, float **ret, struct error *err);
+
 /* Marks a vector of `now` and lets the model run on it. */
 int blockwise_change(struct blockwise *b, enum model_vector v, struct error *err);
 
@@ -77,6 +81,9 @@ int norm_tweak_final(struct blockwise *b, struct error *err);
 /* guided.c: fills coded[] for the matrices that read the input. */
 int guided_input(struct blockwise *b, enum calibrate_input input,
                  struct layer_result coded[ROLE_COUNT], struct error *err);
+
+/* clip.c: ranges learned before coding, from the search's own. */
+int clip_block(struct blockwise *b, struct error *err);
 
 /* transform.c */
 int transform_block(struct blockwise *b, struct error *err);

@@ -12,7 +12,7 @@
 #include "engine/quant/stack.h"
 #include "kernels/error.h"
 
-struct moments {
+struct sums {
     enum calibrate_input input;
     int n; /* columns */
     struct {
@@ -25,12 +25,12 @@ struct moments {
     int failed;
 };
 
-static void moments_free(struct moments *m) {
+static void sums_free(struct sums *m) {
     for (int i = 0; i < m->n_each; i++) free(m->each[i].h);
     free(m->scaled);
 }
 
-static int moments_init(struct moments *m, struct blockwise *b, struct error *err) {
+static int sums_init(struct sums *m, struct blockwise *b, struct error *err) {
     for (int role = 0; role < ROLE_COUNT; role++) {
         int rows;
         if (!b->now.linear[role] || calibrate_input_of((enum model_role)role) != m->input) continue;
@@ -47,7 +47,7 @@ static int moments_init(struct moments *m, struct blockwise *b, struct error *er
 }
 
 static int add_windows(struct blockwise *b, const struct blockwise_windows *w, void *arg) {
-    struct moments *m = arg;
+    struct sums *m = arg;
     struct block_weights now = params_block_view(&b->now);
     size_t tokens = (size_t)w->n * (size_t)b->ctx, width = (size_t)m->n;
     block_forward(b->block, &now, w->coded, b->y, w->n, b->ctx, b->cache);
@@ -80,10 +80,10 @@ static int code_group(struct blockwise *b, double *h, int n, enum model_role rol
 
 int guided_input(struct blockwise *b, enum calibrate_input input,
                  struct layer_result coded[ROLE_COUNT], struct error *err) {
-    struct moments m = {.input = input};
+    struct sums m = {.input = input};
     struct layer_result pieces[GUIDE_MAX_GROUPS] = {{0}};
     double tokens = (double)b->n_windows * b->ctx;
-    int r = moments_init(&m, b, err);
+    int r = sums_init(&m, b, err);
     if (r == 0) r = blockwise_each(b, PART_ALL, add_windows, &m);
     if (m.failed) error_set(err, r, "moments: out of memory");
     for (int i = 0; r == 0 && i < m.n_each; i++) {
@@ -97,6 +97,6 @@ int guided_input(struct blockwise *b, enum calibrate_input input,
         }
     }
     for (int k = 0; k < GUIDE_MAX_GROUPS; k++) layer_result_free(&pieces[k]);
-    moments_free(&m);
+    sums_free(&m);
     return r;
 }

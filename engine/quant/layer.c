@@ -16,6 +16,7 @@
 #include "engine/quant/pack.h"
 #include "engine/quant/parallel.h"
 #include "engine/quant/refine.h"
+#include "engine/quant/stack.h"
 #include "engine/quant/strip.h"
 #include "kernels/error.h"
 
@@ -350,7 +351,10 @@ static int dynamic_strip(const struct job *j, struct strip *strip, const struct 
 static int fixed_strip(const struct job *j, struct strip *strip, struct scratch *s,
                        struct error *err) {
     int r = 0, row = strip->row, n_rows = strip->n_rows;
-    if (j->o->method == LAYER_GPTQT) return search_strip(j, strip, s, err);
+    if (j->o->given)
+        stack_copy_rows(&j->problem.view, row, j->o->given, row, n_rows);
+    else if (j->o->method == LAYER_GPTQT)
+        return search_strip(j, strip, s, err);
     if (is_uniform(j->o->method)) r = grid_strip(j, s, row, n_rows, err);
     if (is_alternating(j->o->method)) alternate_strip(j, s, row, n_rows);
     if (r < 0) return r;

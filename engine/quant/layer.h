@@ -63,6 +63,9 @@ struct layer_options {
     /* What an error in each weight costs where a codebook is chosen, (rows, cols) of the matrix, in
      * place of the weighting; NULL: the weighting. Dead columns count as 0. */
     const float *row_weights;
+    /* A matrix coded alike whose group parameters are taken over in place of a search's, for the
+     * method gptqt; NULL: the search's. */
+    const struct bcq_view *given;
 };
 
 void layer_defaults(struct layer_options *options);

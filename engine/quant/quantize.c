@@ -123,6 +123,9 @@ static int settle_options(struct quantize *q, struct error *err) {
     struct quantize_options *o = &q->o;
     int r = layer_check(&o->layer, err);
     if (r == 0) r = blockwise_check(&o->blockwise, &o->layer, o->is_static, err);
+    if (r == 0)
+        r = blockwise_check_moments(&o->blockwise, o->target == QUANTIZE_OUTPUT,
+                                    o->tokens != MOMENTS_EQUAL, err);
     if (r < 0) return r;
     o->layer.n_threads = parallel_threads(o->layer.n_threads);
     o->backend.n_threads = o->layer.n_threads;
@@ -442,6 +445,7 @@ static int make_matrix(struct quantize *q, const struct layer_input *in,
     }
     struct layer_options o = q->o.layer;
     if (q->blockwise) o.row_weights = blockwise_row_weights(q->blockwise, role);
+    if (q->blockwise) o.given = blockwise_given(q->blockwise, role);
     if (r == 0) r = layer_quantize(&q->coded[role], in, w, rows, &o, err);
     if (r < 0) return error_prefix(err, r, "%s", name);
     return q->blockwise ? 0 : finish_matrix(q, layer, role, err);

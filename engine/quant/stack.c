@@ -13,30 +13,30 @@ static bool is_alike(const struct bcq_spec *a, const struct bcq_spec *b) {
            a->n_shapes == b->n_shapes;
 }
 
-/* One section's rows; none where the kind has no such section. */
-static void copy_rows(const void *dst, const void *src, size_t row_bytes, int first, int rows) {
+/* Rows of one section; none where the kind has no such section. */
+static void copy_rows(const void *dst, const void *src, size_t row_bytes, int to, int from,
+                      int n_rows) {
     if (!dst || !src) return;
-    memcpy((uint8_t *)(uintptr_t)dst + (size_t)first * row_bytes, src, (size_t)rows * row_bytes);
+    memcpy((uint8_t *)(uintptr_t)dst + (size_t)to * row_bytes,
+           (const uint8_t *)src + (size_t)from * row_bytes, (size_t)n_rows * row_bytes);
 }
 
-static void copy_piece(const struct bcq_view *to, const struct bcq_view *from, int first) {
+void stack_copy_rows(const struct bcq_view *to, int at, const struct bcq_view *from, int row,
+                     int n_rows) {
     const struct bcq_layout *l = &to->layout;
     size_t bits = (size_t)to->spec.bits, groups = (size_t)l->n_groups;
-    int rows = from->spec.rows;
-    copy_rows(to->planes, from->planes, bits * (size_t)l->plane_words * sizeof *to->planes, first,
-              rows);
+    copy_rows(to->planes, from->planes, bits * (size_t)l->plane_words * sizeof *to->planes, at, row,
+              n_rows);
     if (to->spec.kind == BCQ_FREE) {
-        copy_rows(to->alpha, from->alpha, groups * bits * sizeof *to->alpha, first, rows);
-        copy_rows(to->beta, from->beta, groups * sizeof *to->beta, first, rows);
+        copy_rows(to->alpha, from->alpha, groups * bits * sizeof *to->alpha, at, row, n_rows);
+        copy_rows(to->beta, from->beta, groups * sizeof *to->beta, at, row, n_rows);
         return;
     }
-    copy_rows(to->q, from->q, l->q_stride, first, rows);
-    copy_rows(to->p, from->p, l->p_stride, first, rows);
-    copy_rows(to->row_scale, from->row_scale, 2 * sizeof *to->row_scale, first, rows);
-    copy_rows(to->shape, from->shape, to->spec.kind == BCQ_COMPACT ? bits : l->idx_stride, first,
-              rows);
-    if (to->spec.kind == BCQ_COMPACT_GROUP)
-        copy_rows(to->shape_table, from->shape_table, bits, 0, to->spec.n_shapes);
+    copy_rows(to->q, from->q, l->q_stride, at, row, n_rows);
+    copy_rows(to->p, from->p, l->p_stride, at, row, n_rows);
+    copy_rows(to->row_scale, from->row_scale, 2 * sizeof *to->row_scale, at, row, n_rows);
+    copy_rows(to->shape, from->shape, to->spec.kind == BCQ_COMPACT ? bits : l->idx_stride, at, row,
+              n_rows);
 }
 
 int stack_rows(struct layer_result *ret, const struct layer_result *pieces, int n,
@@ -56,8 +56,11 @@ int stack_rows(struct layer_result *ret, const struct layer_result *pieces, int 
     if (!result.block) return error_set(err, -ENOMEM, "binary-coded block: out of memory");
     memset(result.block, 0, result.n_bytes);
     bcq_format(&result.view, result.block, &spec);
+    if (spec.kind == BCQ_COMPACT_GROUP)
+        memcpy((uint8_t *)(uintptr_t)result.view.shape_table, pieces[0].view.shape_table,
+               (size_t)spec.n_shapes * (size_t)spec.bits);
     for (int i = 0, first = 0; i < n; first += pieces[i].view.spec.rows, i++) {
-        copy_piece(&result.view, &pieces[i].view, first);
+        stack_copy_rows(&result.view, first, &pieces[i].view, 0, pieces[i].view.spec.rows);
         result.loss += pieces[i].loss;
         result.energy += pieces[i].energy;
     }

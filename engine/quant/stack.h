@@ -10,6 +10,10 @@
 
 #include "engine/quant/layer.h"
 
+/* Rows of one coded matrix into another that is stored alike. */
+void stack_copy_rows(const struct bcq_view *to, int to_row, const struct bcq_view *from, int row,
+                     int n_rows);
+
 /* ret: to be freed by layer_result_free(); losses and energies are summed. */
 int stack_rows(struct layer_result *ret, const struct layer_result *pieces, int n,
                struct error *err);

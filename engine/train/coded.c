@@ -81,6 +81,14 @@ static void read_group(const struct coded *c, int row, int group, struct group *
     g->beta = g->s1 * g->p;
 }
 
+void coded_params(const struct coded *c, int row, int group, float alpha[BCQ_MAX_BITS],
+                  float *beta) {
+    struct group g;
+    read_group(c, row, group, &g);
+    memcpy(alpha, g.alpha, (size_t)c->start->spec.bits * sizeof *alpha);
+    *beta = g.beta;
+}
+
 /* -- Making one ------------------------------------------------------------------------------ */
 
 /* Puts the variables to what a view stores. */

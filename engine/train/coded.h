@@ -28,6 +28,10 @@ void coded_free(struct coded *c); /* NULL is allowed */
 
 const struct bcq_spec *coded_spec(const struct coded *c);
 
+/* A group's parameters as they would be stored now. */
+void coded_params(const struct coded *c, int row, int group, float alpha[BCQ_MAX_BITS],
+                  float *beta);
+
 /* w: (rows, cols). */
 void coded_expand(const struct coded *c, float *w, int n_threads);
 /* Adds the parameters' gradient for dw (rows, cols), d loss / d W. */

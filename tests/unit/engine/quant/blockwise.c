@@ -37,7 +37,8 @@ static void open_model(struct offline *o, const char *name) {
         .backend = {.name = "cpu", .n_threads = 1},
         .model = {.kv_type = DTYPE_F32, .max_batch_tokens = TOKENS, .max_logit_rows = TOKENS},
         .context = TOKENS};
-    cr_assert_eq(source_open(&src, scratch_fixture(path, name), &err), 0, "%s", err.text);
+    const char *from = name[0] == '/' ? name : scratch_fixture(path, name);
+    cr_assert_eq(source_open(&src, from, &err), 0, "%s", err.text);
     cr_assert_eq(offline_open(o, src, &options, &err), 0, "%s", err.text);
 }
 
@@ -226,7 +227,7 @@ static int run(const char *model, const char *out, const struct quantize_options
     struct source *src;
     struct quantize_summary summary;
     struct quantize_events events = {.progress = ignore_progress};
-    int r = source_open(&src, scratch_fixture(path, model), err);
+    int r = source_open(&src, model[0] == '/' ? model : scratch_fixture(path, model), err);
     if (r == 0) r = quantize_run(&summary, out, src, o, &events, err);
     source_close(src);
     return r;
@@ -332,6 +333,16 @@ Test(blockwise, what_makes_no_sense_is_refused_with_the_reason) {
     o.layer.method = LAYER_GPTQ;
     cr_assert_eq(run("models/llama-gqa", out, &o, &err), -EINVAL);
     cr_assert(strstr(err.text, "codebook"), "%s", err.text);
+    o = quick();
+    o.blockwise.tune_epochs = 1;
+    o.layer.outliers = 0.5;
+    cr_assert_eq(run("models/llama-gqa", out, &o, &err), -EINVAL);
+    cr_assert(strstr(err.text, "outliers"), "%s", err.text);
+    o = quick();
+    o.blockwise.transform = TRANSFORM_GRID;
+    o.target = QUANTIZE_OUTPUT;
+    cr_assert_eq(run("models/llama-gqa", out, &o, &err), -EINVAL);
+    cr_assert(strstr(err.text, "target"), "%s", err.text);
     scratch_remove(folder);
 }
 
@@ -459,5 +470,57 @@ Test(blockwise, sensitivities_are_resumed_to_the_same_bytes) {
         check_run("models/bloom", o, NULL);
         o.is_static = true;
         check_run("models/opt-350m-like", o, NULL);
+    }
+}
+
+/* Error of the last block's output as eval would feel it: distance of the logits to the
+ * original's. */
+static double logits_off(const char *original, const char *coded) {
+    struct offline o;
+    size_t n;
+    double sum = 0.0;
+    open_model(&o, original);
+    float *wanted = logits_of(&o, &n);
+    offline_close(&o);
+    open_model(&o, coded);
+    float *got = logits_of(&o, &n);
+    offline_close(&o);
+    for (size_t i = 0; i < n; i++) {
+        double d = (double)wanted[i] - (double)got[i];
+        sum += d * d;
+    }
+    free(wanted);
+    free(got);
+    return sum;
+}
+
+/* Training for the blocks' outputs must show in what a real model computes in the end. */
+Test(blockwise, trained_blocks_come_nearer) {
+    char folder[SCRATCH_PATH], plain[SCRATCH_PATH], tuned[SCRATCH_PATH], model[SCRATCH_PATH];
+    struct quantize_options o = quick();
+    struct error err;
+    scratch_make(folder);
+    scratch_join(plain, folder, "plain");
+    scratch_join(tuned, folder, "tuned");
+    snprintf(model, sizeof model, "%s/deploy/models/stories", getenv("GPTQT_SOURCE"));
+    o.windows = 48;
+    o.ctx = 64;
+    cr_assert_eq(run(model, plain, &o, &err), 0, "%s", err.text);
+    o.blockwise.tune_epochs = 4;
+    cr_assert_eq(run(model, tuned, &o, &err), 0, "%s", err.text);
+    double before = logits_off(model, plain), after = logits_off(model, tuned);
+    cr_assert_lt(after, 0.9 * before, "%g, not below %g", after, before);
+    scratch_remove(folder);
+}
+
+Test(blockwise, training_is_resumed_to_the_same_bytes) {
+    static const struct blockwise_options kinds[] = {
+        {.tune_epochs = 2}, {.clip_epochs = 2}, {.tweak = TWEAK_ADAM}};
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        struct quantize_options o = quick();
+        o.blockwise = kinds[i];
+        check_run("models/llama-gqa", o, NULL);
+        o.layer.kind = i == 1 ? BCQ_COMPACT_GROUP : BCQ_FREE;
+        check_run("models/bloom", o, NULL);
     }
 }

@@ -1,0 +1,89 @@
+#include "server/quantize_block.h"
+
+#include <string.h>
+
+#include "engine/quant/blockwise.h"
+#include "kernels/error.h"
+#include "server/cli.h"
+
+enum {
+    OPT_NORM_TWEAK = 2048,
+    OPT_LEARN_TRANSFORM,
+    OPT_LEARN_CLIP,
+    OPT_HESSIAN,
+    OPT_HESSIAN_GROUPS,
+    OPT_TUNE_BLOCK
+};
+
+static const struct argp_option options[] = {
+    {NULL, 0, NULL, 0, "Looking at whole blocks:", 4},
+    {"hessian", OPT_HESSIAN, "KIND", 0,
+     "What errors cost: plain (default: the inputs alone), guided (by the end loss, for groups of "
+     "rows) or fisher (by the end loss, for codebooks)",
+     4},
+    {"hessian-groups", OPT_HESSIAN_GROUPS, "N", 0, "Groups of rows of --hessian guided (4)", 4},
+    {"learn-transform", OPT_LEARN_TRANSFORM, "FORM", 0,
+     "Scales of inputs folded into what makes them: none (default) or grid", 4},
+    {"learn-clip", OPT_LEARN_CLIP, "N", 0,
+     "Train the ranges of codebooks before the column loop, N passes over the text (0)", 4},
+    {"tune-block", OPT_TUNE_BLOCK, "N", 0,
+     "Train scales, biases and codes of each block, N passes over the text (0)", 4},
+    {"norm-tweak", OPT_NORM_TWEAK, "FORM", 0,
+     "Fit norms to what they gave before: none (default), moments, fit (least squares) or adam", 4},
+    {0},
+};
+
+static const char *tweak_name(int i) { return blockwise_tweak_name((enum blockwise_tweak)i); }
+
+static const char *transform_name(int i) {
+    return blockwise_transform_name((enum blockwise_transform)i);
+}
+
+static const char *hessian_name(int i) { return blockwise_hessian_name((enum blockwise_hessian)i); }
+
+/* Index of text in a list of names that ends where name_of() gives NULL. */
+static int pick(const char *flag, const char *text, const char *(*name_of)(int), int *ret,
+                struct error *err) {
+    for (int i = 0; name_of(i); i++) {
+        if (strcmp(name_of(i), text) != 0) continue;
+        *ret = i;
+        return 0;
+    }
+    return error_set(err, -1, "%s '%.40s': no such choice, see --help", flag, text);
+}
+
+static int take(struct blockwise_options *o, int key, const char *value, struct error *err) {
+    int choice = 0, r;
+    switch (key) {
+    case OPT_NORM_TWEAK:
+        r = pick("--norm-tweak", value, tweak_name, &choice, err);
+        o->tweak = (enum blockwise_tweak)choice;
+        return r;
+    case OPT_LEARN_TRANSFORM:
+        r = pick("--learn-transform", value, transform_name, &choice, err);
+        o->transform = (enum blockwise_transform)choice;
+        return r;
+    case OPT_HESSIAN:
+        r = pick("--hessian", value, hessian_name, &choice, err);
+        o->hessian = (enum blockwise_hessian)choice;
+        return r;
+    case OPT_HESSIAN_GROUPS:
+        return cli_int(&o->groups, "--hessian-groups", value, 1, 16, err);
+    case OPT_LEARN_CLIP:
+        return cli_int(&o->clip_epochs, "--learn-clip", value, 0, 1000, err);
+    case OPT_TUNE_BLOCK:
+        return cli_int(&o->tune_epochs, "--tune-block", value, 0, 1000, err);
+    default:
+        return 1;
+    }
+}
+
+static error_t parse(int key, char *value, struct argp_state *state) {
+    struct error err;
+    int r = take(state->input, key, value, &err);
+    if (r > 0) return ARGP_ERR_UNKNOWN;
+    if (r < 0) argp_error(state, "%s", err.text);
+    return 0;
+}
+
+const struct argp quantize_block_argp = {options, parse, NULL, NULL, NULL, NULL, NULL};
