@@ -81,19 +81,6 @@ def missing_flag(flags):
     return None
 
 
-def settle(flags):
-    """Flags marked with ? (and their value) only where the program has them."""
-    out, i = [], 0
-    while i < len(flags):
-        step = 2 if i + 1 < len(flags) and not flags[i + 1].lstrip("?").startswith("--") else 1
-        if not flags[i].startswith("?"):
-            out += flags[i : i + step]
-        elif not missing_flag([flags[i][1:]]):
-            out += [flags[i][1:]] + flags[i + 1 : i + step]
-        i += step
-    return out
-
-
 def program():
     with open(QUANTIZE, "rb") as file:
         return hashlib.sha256(file.read()).hexdigest()[:12]
@@ -147,7 +134,7 @@ class Store:
 
     def put(self, row, result):
         result.update(model=row.model.name, section=row.section, label=row.label, n_bits=row.bits,
-                      flags=settle(row.flags), own_text=row.own_text)
+                      flags=row.flags, own_text=row.own_text)
         self.keep(row.key(), result)
 
 
@@ -211,7 +198,7 @@ def speed(model, path):
 
 def quantize(row, out, result, seconds):
     """A run that was stopped goes on where it was, and its time counts."""
-    command = [QUANTIZE, row.model.path, out, "--bits", str(row.bits), *settle(row.flags)]
+    command = [QUANTIZE, row.model.path, out, "--bits", str(row.bits), *row.flags]
     if not row.own_text:
         command += ["--calibration", row.model.calibration]
     before = result.pop("stopped", {"wall": 0, "cpu": 0, "mib": 0})

@@ -77,7 +77,6 @@ def for_table():
 
 # Written out, so that a default that changes does not change what a row means.
 FREE64 = "--params free --group 64"
-PLAIN = "--effort fast --refine 0"
 
 BASELINES = [
     ("RTN", f"--method rtn {FREE64}"),
@@ -125,6 +124,7 @@ OPTIONS = [
     ("weights 1/U_jj^2", "--weighting u"),
     ("output-aware targets", "--target output"),
     ("tokens weighted by state", "--tokens state"),
+    ("whole groups in order of energy", "--order group"),
     ("static inputs", "--static"),
     ("refinement, 2 rounds", "--refine 2"),
     ("sparse outliers, 0.5 %", "--outliers 0.5"),
@@ -162,10 +162,8 @@ LONG = {"GPTQT `normal`", "GPTQT `best`", "GPTQ, act-order, min-MSE weighted wit
 
 
 def plain(flags):
-    """Flags of a row that no ladder shall add to."""
-    if "--effort" in flags or "--refine" in flags:
-        return flags if "--effort" in flags else f"{flags} ?--effort fast"
-    return f"{flags} --refine 0 ?--effort fast"
+    """Without a ladder under them flags mean what they say; what refinement there is is said, too."""
+    return flags if "--refine" in flags else f"{flags} --refine 0".strip()
 
 
 def rows(model):

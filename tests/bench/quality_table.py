@@ -107,7 +107,7 @@ def lacking_lines(lacking):
     for row, why in lacking:
         if why:
             continue
-        flag = measure.missing_flag([f for f in row.flags if not f.startswith("?")])
+        flag = measure.missing_flag(row.flags)
         rest.setdefault(f"not there, the program has no `{flag}`" if flag else "not measured", []).append(row)
     for reason, rows in rest.items():
         names = {}
