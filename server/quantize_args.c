@@ -341,7 +341,6 @@ static void check_tune(const struct quantize_args *args, struct argp_state *stat
     if (args->merge) argp_error(state, "--tune does not go with --merge");
     if (args->o.first_block || args->o.end_block)
         argp_error(state, "--tune needs every block: it does not go with --layers");
-    if (!args->o.calibration) argp_error(state, "--tune needs --calibration");
 }
 
 static error_t parse(int key, char *value, struct argp_state *state) {
@@ -402,6 +401,6 @@ void quantize_args_parse(struct quantize_args *ret, int argc, char **argv) {
     parse_over(ret, argc, argv, -1, false);
     if (ret->effort < 0) return;
     bool whole = !ret->merge && !ret->o.first_block && !ret->o.end_block;
-    bool tune = ret->effort == EFFORT_BEST && whole && ret->o.calibration;
+    bool tune = ret->effort == EFFORT_BEST && whole;
     parse_over(ret, argc, argv, ret->effort, tune);
 }

@@ -93,7 +93,7 @@ const struct argp quantize_tune_argp = {options, parse, NULL, NULL, NULL, NULL, 
 
 struct display {
     struct progress progress;
-    bool begun, quiet, plain; /* plain: a line for each measurement instead of a bar */
+    bool writing, begun, quiet, plain; /* plain: a line for each measurement instead of a bar */
 };
 
 static void show_step(void *arg, int step, int steps, double loss, double held_out) {
@@ -108,6 +108,15 @@ static void show_step(void *arg, int step, int steps, double loss, double held_o
         fprintf(stderr, "before tuning: KL %.4f held out\n", held_out);
     else
         fprintf(stderr, "step %d of %d: KL %.4f, held out %.4f\n", step, steps, loss, held_out);
+}
+
+static void show_text(void *arg, int64_t done, int64_t total) {
+    struct display *d = arg;
+    if (!d->writing)
+        progress_begin(&d->progress, "writing text", "tokens", (double)total, cli_now(), d->quiet);
+    d->writing = true;
+    progress_update(&d->progress, (double)done, cli_now());
+    if (done >= total) progress_end(&d->progress, (double)total, cli_now());
 }
 
 static void show_note(void *arg, const char *text) {
@@ -134,7 +143,7 @@ static void print_result(const struct quantize_args *args, const struct tune_sum
 
 static int tune(const struct quantize_args *args, const char *from, struct error *err) {
     struct display display = {.quiet = args->json, .plain = isatty(STDERR_FILENO) != 1};
-    struct tune_events events = {show_step, show_note, &display};
+    struct tune_events events = {show_step, show_text, show_note, &display};
     struct tune_options o = args->tune.o;
     struct tune_summary summary;
     struct source *model = NULL, *coded = NULL;
@@ -160,19 +169,19 @@ static int tune(const struct quantize_args *args, const char *from, struct error
 static int key_of(const struct quantize_args *args, char hex[SHA256_HEX], struct error *err) {
     struct sha256 sum;
     struct source *model;
-    char hash[SHA256_HEX], *text;
-    size_t n;
+    char hash[SHA256_HEX], *text = NULL;
+    size_t n = 0;
     int r = source_open(&model, args->model, err);
     if (r < 0) return r;
     source_hash(model, hash);
     source_close(model);
-    r = text_file_read(&text, &n, args->o.calibration, err);
+    if (args->o.calibration) r = text_file_read(&text, &n, args->o.calibration, err);
     if (r < 0) return r;
     sha256_init(&sum);
     sha256_add(&sum, GPTQT_VERSION, sizeof GPTQT_VERSION);
     for (int i = 1; i < args->argc; i++) sha256_add(&sum, args->argv[i], strlen(args->argv[i]) + 1);
     sha256_add(&sum, hash, sizeof hash);
-    sha256_add(&sum, text, n);
+    if (text) sha256_add(&sum, text, n);
     sha256_end(&sum, hex);
     free(text);
     return 0;

@@ -23,7 +23,7 @@ struct quantize_tune {
 /* A child of the program's parser; its input is a struct quantize_tune. */
 extern const struct argp quantize_tune_argp;
 
-/* args->tune.o.mode is not TUNE_NONE and there is a calibration text. make() quantizes args->model to
+/* args->tune.o.mode is not TUNE_NONE. make() quantizes args->model to
  * args->out, and is called for OUT.untuned unless the same command line has been through with that;
  * OUT.untuned is removed in the end. */
 int quantize_tune_run(const struct quantize_args *args,

@@ -15,15 +15,13 @@
 #include "engine/quant/texts.h"
 #include "engine/sha256.h"
 #include "engine/source.h"
-#include "engine/source_text.h"
-#include "engine/text_file.h"
-#include "engine/tokenizer.h"
 #include "engine/train/loss.h"
 #include "engine/train/network.h"
 #include "engine/train/params.h"
 #include "engine/train/student.h"
 #include "engine/train/teacher.h"
 #include "engine/train/tune_state.h"
+#include "engine/train/windows.h"
 #include "kernels/error.h"
 
 enum {
@@ -62,12 +60,10 @@ struct tune {
     struct checkpoint_writer *writer;
     char settings[SHA256_HEX];
 
-    int32_t *tokens; /* (n_windows, ctx); the last n_held are held out */
-    int n_windows, n_held, n_measured;
-    int n_seqs; /* windows at a time */
+    struct windows windows;
+    int n_measured; /* windows held out that are measured */
+    int n_seqs;     /* windows at a time */
     int windows_per_step;
-    int *order; /* (n_windows - n_held) of the present epoch, from the second on */
-    int epoch;
     float *want, *got, *grad; /* (n_seqs, ctx, embed_dim) */
     struct tune_progress now;
 };
@@ -117,7 +113,6 @@ static int settle_options(struct tune *t, struct error *err) {
     o->n_threads = parallel_threads(o->n_threads);
     if (o->mode != TUNE_SCALES && o->mode != TUNE_E2E)
         return error_set(err, -EINVAL, "tune: nothing to tune was named");
-    if (!o->calibration) return error_set(err, -EINVAL, "tune: a calibration text is needed");
     if (o->steps < 1 || o->steps > MAX_STEPS)
         return error_set(err, -EINVAL, "tune: %d steps are not in 1..%d", o->steps, MAX_STEPS);
     if (o->ctx < 2 || o->ctx > limit)
@@ -132,89 +127,6 @@ static int settle_options(struct tune *t, struct error *err) {
     t->n_seqs = o->ctx < AT_ONCE ? AT_ONCE / o->ctx : 1;
     if (t->n_seqs > t->windows_per_step) t->n_seqs = t->windows_per_step;
     return 0;
-}
-
-/* -- Text ------------------------------------------------------------------------------------ */
-
-static int check_ids(const struct tune *t, const int32_t *ids, size_t n, struct error *err) {
-    for (size_t i = 0; i < n; i++)
-        if (ids[i] < 0 || ids[i] >= t->config->vocab)
-            return error_set(err, -EINVAL, "calibration text: token %d is not in the model's %d",
-                             (int)ids[i], t->config->vocab);
-    return 0;
-}
-
-static uint64_t draw(uint64_t *state) { /* splitmix64 */
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-/* The numbers below n in an order of the epoch's own. */
-static void shuffle(const struct tune *t, int *order, int n, int epoch) {
-    uint64_t state = t->o.seed ^ (uint64_t)epoch << 32;
-    for (int k = 0; k < n; k++) order[k] = k;
-    for (int k = n - 1; k > 0; k--) {
-        int other = (int)(draw(&state) % (uint64_t)(k + 1)), kept = order[k];
-        order[k] = order[other];
-        order[other] = kept;
-    }
-}
-
-/* Lays the windows to train on out in an order of their own. */
-static int mix_windows(struct tune *t, struct error *err) {
-    size_t ctx = (size_t)t->o.ctx, n = (size_t)(t->n_windows - t->n_held);
-    int32_t *mixed = malloc(n * ctx * sizeof *mixed);
-    t->order = malloc(n * sizeof *t->order);
-    if (!mixed || !t->order) {
-        free(mixed);
-        return error_set(err, -ENOMEM, "tune: out of memory");
-    }
-    shuffle(t, t->order, (int)n, 0);
-    for (size_t i = 0; i < n; i++)
-        memcpy(mixed + i * ctx, t->tokens + (size_t)t->order[i] * ctx, ctx * sizeof *mixed);
-    memcpy(t->tokens, mixed, n * ctx * sizeof *mixed);
-    free(mixed);
-    return 0;
-}
-
-/* Windows side by side over the whole text; the end of it is held out. */
-static int cut_windows(struct tune *t, size_t n, struct error *err) {
-    size_t windows = n / (size_t)t->o.ctx;
-    if (windows > INT32_MAX) windows = INT32_MAX;
-    if (windows < 2)
-        return error_set(err, -EINVAL,
-                         "calibration text: %zu tokens, tuning needs two windows of %d", n,
-                         t->o.ctx);
-    t->n_windows = (int)windows;
-    t->n_held = t->n_windows / 10 > 0 ? t->n_windows / 10 : 1;
-    t->n_measured = t->n_held < HELD_OUT ? t->n_held : HELD_OUT;
-    return mix_windows(t, err);
-}
-
-static int read_text(struct tune *t, struct error *err) {
-    struct tokenizer *tokenizer = NULL;
-    char *text = NULL;
-    size_t n_text, n = 0;
-    int r = text_file_read(&text, &n_text, t->o.calibration, err);
-    if (r == 0) r = source_text_tokenizer(&tokenizer, t->coded, err);
-    if (r == 0) r = tokenizer_encode(tokenizer, text, n_text, 0, &t->tokens, &n, err);
-    if (r == 0) r = check_ids(t, t->tokens, n, err);
-    if (r == 0) r = cut_windows(t, n, err);
-    free(text);
-    tokenizer_free(tokenizer);
-    return r;
-}
-
-/* Window number i of the run. The first epoch takes them as they lie, so that a short run asks the
- * teacher for no group of windows it does not use up. */
-static int window_at(struct tune *t, int64_t i) {
-    int n = t->n_windows - t->n_held, epoch = (int)(i / n);
-    if (epoch == 0) return (int)i;
-    if (epoch != t->epoch) shuffle(t, t->order, n, epoch);
-    t->epoch = epoch;
-    return t->order[i % n];
 }
 
 /* -- Settings -------------------------------------------------------------------------------- */
@@ -232,7 +144,8 @@ static int open_writer(struct tune *t, struct error *err) {
     source_hash(t->model, model);
     source_hash(t->coded, coded);
     sha256_init(&sum);
-    sha256_add(&sum, t->tokens, (size_t)t->n_windows * (size_t)t->o.ctx * sizeof *t->tokens);
+    sha256_add(&sum, t->windows.tokens,
+               (size_t)t->windows.n * (size_t)t->o.ctx * sizeof *t->windows.tokens);
     sha256_end(&sum, text);
     json_t *o = describe(t);
     json_t *all = json_pack("{s:o, s:s, s:s, s:s, s:s}", "tune", o, "model", model, "coded", coded,
@@ -259,6 +172,25 @@ static int make_state_path(struct tune *t, struct error *err) {
     return 0;
 }
 
+static void text_progress(void *arg, int64_t done, int64_t total) {
+    const struct tune *t = arg;
+    if (t->events->text) t->events->text(t->events->arg, done, total);
+}
+
+static int open_windows(struct tune *t, struct error *err) {
+    struct windows_options options = {.calibration = t->o.calibration,
+                                      .ctx = t->o.ctx,
+                                      .seed = t->o.seed,
+                                      .n_threads = t->o.n_threads,
+                                      .progress = text_progress,
+                                      .progress_arg = t};
+    if (!options.calibration) note(t, "no calibration text was given: the model writes its own");
+    int r = windows_open(&t->windows, t->model, &options, err);
+    if (r < 0) return r;
+    t->n_measured = t->windows.n_held < HELD_OUT ? t->windows.n_held : HELD_OUT;
+    return 0;
+}
+
 /* -- Models ---------------------------------------------------------------------------------- */
 
 static int open_side(struct side *s, struct tune *t, struct source *src, size_t caches,
@@ -275,8 +207,8 @@ static int open_models(struct tune *t, struct error *err) {
     size_t states = (size_t)t->n_seqs * (size_t)t->o.ctx * (size_t)t->config->embed_dim;
     struct student_options options = {.groups_only = t->o.mode == TUNE_SCALES,
                                       .n_threads = t->o.n_threads};
-    struct teacher_text text = {.tokens = t->tokens,
-                                .n_windows = t->n_windows,
+    struct teacher_text text = {.tokens = t->windows.tokens,
+                                .n_windows = t->windows.n,
                                 .ctx = t->o.ctx,
                                 .width = t->config->embed_dim,
                                 .n_layers = t->config->n_layers,
@@ -310,7 +242,8 @@ static int run_windows(struct tune *t, const int *windows, int n, bool with_grad
     int32_t *ids = malloc((size_t)n * ctx * sizeof *ids);
     int r = ids ? 0 : error_set(err, -ENOMEM, "tune: out of memory");
     for (int i = 0; r == 0 && i < n; i++) {
-        memcpy(ids + (size_t)i * ctx, t->tokens + (size_t)windows[i] * ctx, ctx * sizeof *ids);
+        memcpy(ids + (size_t)i * ctx, t->windows.tokens + (size_t)windows[i] * ctx,
+               ctx * sizeof *ids);
         r = teacher_states(t->teacher, windows[i], t->want + (size_t)i * each, err);
     }
     if (r == 0) r = network_forward(t->student_side.net, &blocks, ids, n, t->o.ctx, t->got, err);
@@ -325,9 +258,7 @@ static int measure(struct tune *t, double *ret, struct error *err) {
     for (int i = 0; i < t->n_measured; i += t->n_seqs) {
         int windows[AT_ONCE], n = t->n_measured - i < t->n_seqs ? t->n_measured - i : t->n_seqs;
         double part;
-        for (int k = 0; k < n; k++)
-            windows[k] =
-                t->n_windows - t->n_held + (int)((int64_t)(i + k) * t->n_held / t->n_measured);
+        for (int k = 0; k < n; k++) windows[k] = windows_held(&t->windows, i + k, t->n_measured);
         int r = run_windows(t, windows, n, false, &part, err);
         if (r < 0) return r;
         sum += part * n;
@@ -355,7 +286,7 @@ static int make_gradients(struct tune *t, double *ret_loss, struct error *err) {
         int windows[AT_ONCE], n = total - done < t->n_seqs ? total - done : t->n_seqs;
         double part = 0.0;
         for (int k = 0; k < n; k++)
-            windows[k] = window_at(t, (int64_t)t->now.step * total + done + k);
+            windows[k] = windows_at(&t->windows, (int64_t)t->now.step * total + done + k);
         r = run_windows(t, windows, n, true, &part, err);
         /* Gradients of the mean over n windows, whatever the sizes of the parts: Adam does not
          * see a common factor, but parts must weigh by their windows. */
@@ -524,8 +455,7 @@ static void close_all(struct tune *t) {
     close_side(&t->student_side);
     close_side(&t->original);
     free(t->want);
-    free(t->order);
-    free(t->tokens);
+    windows_close(&t->windows);
     free(t->state_path);
 }
 
@@ -541,14 +471,14 @@ int tune_run(struct tune_summary *ret, const char *out, struct source *model, st
     int r = check_models(&t, err);
     if (r == 0) r = settle_options(&t, err);
     if (r == 0) r = make_state_path(&t, err);
-    if (r == 0) r = read_text(&t, err);
+    if (r == 0) r = open_windows(&t, err);
     if (r == 0) r = open_writer(&t, err);
     if (r == 0) r = open_models(&t, err);
     if (r == 0) r = do_steps(&t, err);
     if (r == 0) r = write_result(&t, err);
     if (r == 0)
         *ret = (struct tune_summary){.steps = t.o.steps,
-                                     .windows = t.n_windows - t.n_held,
+                                     .windows = t.windows.n - t.windows.n_held,
                                      .held_out_windows = t.n_measured,
                                      .ctx = t.o.ctx,
                                      .before = t.now.before,

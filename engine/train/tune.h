@@ -33,7 +33,7 @@ struct tune_options {
     double rate; /* of the largest step, relative; 0 = 0.005 at 1 and 2 bits, 0.003 above */
     int tokens;  /* of a step; 0 = 1024; rounded up to whole windows */
     int ctx;     /* tokens of a window; 0 = 512, or the model's limit */
-    const char *calibration; /* UTF-8 text file */
+    const char *calibration; /* UTF-8 text file; NULL: the original writes its own */
     uint64_t seed;
     int n_threads;
     bool force;
@@ -43,6 +43,7 @@ struct tune_options {
 struct tune_events {
     /* held_out: KL on the windows held out, negative when it was not measured after this step. */
     void (*step)(void *arg, int step, int steps, double loss, double held_out);
+    void (*text)(void *arg, int64_t done, int64_t total); /* tokens that the model has written */
     void (*note)(void *arg, const char *text);
     void *arg;
 };

@@ -204,6 +204,21 @@ Test(tune, free_parameters_too, .init = make, .fini = clear) {
     cr_assert_lt(s.after, s.before);
 }
 
+Test(tune, text_of_the_models_own, .init = make, .fini = clear) {
+    char out[SCRATCH_PATH];
+    struct tune_options o = quick();
+    struct tune_summary s;
+    struct error err;
+    o.calibration = NULL;
+    o.ctx = 16;
+    o.tokens = 256;
+    cr_assert_eq(tune(at(out, "out"), coded, &o, &s, &err), 0, "%s", err.text);
+    cr_assert(strstr(notes, "writes its own"));
+    cr_assert_lt(s.after, s.before);
+    cr_assert_eq(s.windows, 58);
+    cr_assert_eq(s.held_out_windows, 6);
+}
+
 Test(tune, damaged_state_is_none, .init = make, .fini = clear) {
     char whole[SCRATCH_PATH], out[SCRATCH_PATH], state[SCRATCH_PATH];
     struct tune_options o = quick();
@@ -268,8 +283,9 @@ Test(tune, says_what_it_refuses, .init = make, .fini = clear) {
     o.mode = TUNE_NONE;
     refuse(&o, coded, -EINVAL, "named");
     o = good;
-    o.calibration = NULL;
-    refuse(&o, coded, -EINVAL, "text");
+    o.calibration = "/no/such/text";
+    refuse(&o, coded, -ENOENT, "/no/such/text");
+    o = good;
     write_text(at(brief, "brief"), 1);
     o.calibration = brief;
     refuse(&o, coded, -EINVAL, "two windows");
