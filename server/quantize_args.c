@@ -361,6 +361,8 @@ static error_t parse(int key, char *value, struct argp_state *state) {
             argp_error(state, "--effort is a ladder of method gptqt alone");
         if (layer_check(&args->o.layer, &err) < 0) argp_error(state, "%s", err.text);
         check_tune(args, state);
+        if (args->tune.block && !args->o.blockwise.tune_epochs)
+            args->o.blockwise.tune_epochs = BLOCKWISE_EPOCHS;
         if (blockwise_check(&args->o.blockwise, &args->o.layer, args->o.is_static, &err) < 0)
             argp_error(state, "%s", err.text);
         return 0;

@@ -24,12 +24,13 @@ static const struct argp_option options[] = {
     {"hessian-groups", OPT_HESSIAN_GROUPS, "N", 0, "Groups of rows of --hessian guided (4)", 4},
     {"learn-transform", OPT_LEARN_TRANSFORM, "FORM", 0,
      "Scales of inputs folded into what makes them: none (default) or grid", 4},
-    {"learn-clip", OPT_LEARN_CLIP, "N", 0,
-     "Train the ranges of codebooks before the column loop, N passes over the text (0)", 4},
-    {"tune-block", OPT_TUNE_BLOCK, "N", 0,
-     "Train scales, biases and codes of each block, N passes over the text (0)", 4},
+    {"learn-clip", OPT_LEARN_CLIP, "N", OPTION_ARG_OPTIONAL,
+     "Train the ranges of codebooks before the column loop, N (4) passes over the text", 4},
+    {"tune-block", OPT_TUNE_BLOCK, "N", OPTION_ARG_OPTIONAL,
+     "Train scales, biases and codes of each block, N (4) passes over the text", 4},
     {"norm-tweak", OPT_NORM_TWEAK, "FORM", 0,
-     "Fit norms to what they gave before: none (default), moments, fit (least squares) or adam", 4},
+     "Fit norms to what they gave before: none (default), moments, fit (least squares) or train",
+     4},
     {0},
 };
 
@@ -70,8 +71,12 @@ static int take(struct blockwise_options *o, int key, const char *value, struct 
     case OPT_HESSIAN_GROUPS:
         return cli_int(&o->groups, "--hessian-groups", value, 1, 16, err);
     case OPT_LEARN_CLIP:
+        o->clip_epochs = BLOCKWISE_EPOCHS;
+        if (!value) return 0;
         return cli_int(&o->clip_epochs, "--learn-clip", value, 0, 1000, err);
     case OPT_TUNE_BLOCK:
+        o->tune_epochs = BLOCKWISE_EPOCHS;
+        if (!value) return 0;
         return cli_int(&o->tune_epochs, "--tune-block", value, 0, 1000, err);
     default:
         return 1;

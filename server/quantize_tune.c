@@ -24,7 +24,8 @@ enum { OPT_TUNE = 1024, OPT_FROM, OPT_STEPS, OPT_RATE, OPT_TOKENS, OPT_CTX, OPT_
 static const struct argp_option options[] = {
     {NULL, 0, NULL, 0, "Tuning end to end against the original:", 5},
     {"tune", OPT_TUNE, "WHAT", 0,
-     "none (default), scales (of groups, and their biases) or e2e (super-scales and norms as well)",
+     "none (default), block (as --tune-block, which goes with the others), scales (of groups, and "
+     "their biases) or e2e (super-scales and norms as well)",
      5},
     {"tune-from", OPT_FROM, "DIR", 0,
      "Tune this checkpoint of MODEL; without it one is made first, at OUT.untuned", 5},
@@ -44,9 +45,7 @@ static int pick_mode(enum tune_mode *ret, const char *text, struct error *err) {
         *ret = (enum tune_mode)i;
         return 0;
     }
-    if (!strcmp(text, "block"))
-        return error_set(err, -1, "--tune block: that is --tune-block N, before scales or e2e");
-    return error_set(err, -1, "--tune '%.40s': none, scales or e2e is needed", text);
+    return error_set(err, -1, "--tune '%.40s': none, block, scales or e2e is needed", text);
 }
 
 static int take(struct quantize_tune *t, int key, const char *value, struct error *err) {
@@ -54,7 +53,8 @@ static int take(struct quantize_tune *t, int key, const char *value, struct erro
     int r;
     switch (key) {
     case OPT_TUNE:
-        return pick_mode(&t->o.mode, value, err);
+        t->block = !strcmp(value, "block");
+        return t->block ? 0 : pick_mode(&t->o.mode, value, err);
     case OPT_FROM:
         t->from = value;
         return 0;

@@ -17,6 +17,7 @@ struct quantize_args;
 
 struct quantize_tune {
     struct tune_options o;
+    bool block;       /* --tune block: before this, on its own or not */
     const char *from; /* the checkpoint to tune; NULL: one that is made first */
 };
 

@@ -17,7 +17,7 @@
 enum { HELD_EVERY = 8 /* one window in so many judges */, DEFAULT_GROUPS = 4, TWEAK_EPOCHS = 2 };
 
 const char *blockwise_tweak_name(enum blockwise_tweak tweak) {
-    static const char *const names[] = {"none", "moments", "fit", "adam"};
+    static const char *const names[] = {"none", "moments", "fit", "train"};
     return (size_t)tweak < sizeof names / sizeof *names ? names[tweak] : NULL;
 }
 
@@ -307,7 +307,7 @@ const float *blockwise_linear(const struct blockwise *b, enum model_role role) {
 }
 
 int blockwise_input(struct blockwise *b, struct error *err) {
-    return b->o->tweak != TWEAK_NONE && b->o->tweak != TWEAK_ADAM ? norm_tweak_input(b, err) : 0;
+    return b->o->tweak != TWEAK_NONE && b->o->tweak != TWEAK_TRAIN ? norm_tweak_input(b, err) : 0;
 }
 
 int blockwise_transform(struct blockwise *b, struct error *err) {
@@ -362,8 +362,8 @@ int blockwise_codes(struct blockwise *b, struct layer_result coded[ROLE_COUNT], 
     if (r == 0) expand(b, coded);
     if (r == 0 && b->o->tune_epochs > 0) r = block_tune(b, &tune, coded, &weights, err);
     params_block_free(&weights);
-    if (r == 0 && b->o->tweak == TWEAK_ADAM) r = block_tune(b, &norms, coded, NULL, err);
-    if (r == 0 && b->o->tweak != TWEAK_NONE && b->o->tweak != TWEAK_ADAM)
+    if (r == 0 && b->o->tweak == TWEAK_TRAIN) r = block_tune(b, &norms, coded, NULL, err);
+    if (r == 0 && b->o->tweak != TWEAK_NONE && b->o->tweak != TWEAK_TRAIN)
         r = norm_tweak_inside(b, err);
     if (r == 0 && b->o->tweak != TWEAK_NONE && b->layer + 1 == b->config->n_layers)
         r = norm_tweak_final(b, err);

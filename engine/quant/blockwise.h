@@ -26,7 +26,7 @@ struct checkpoint_writer;
 struct error;
 struct source;
 
-enum blockwise_tweak { TWEAK_NONE, TWEAK_MOMENTS, TWEAK_FIT, TWEAK_ADAM };
+enum blockwise_tweak { TWEAK_NONE, TWEAK_MOMENTS, TWEAK_FIT, TWEAK_TRAIN };
 enum blockwise_transform { TRANSFORM_NONE, TRANSFORM_GRID };
 enum blockwise_hessian { HESSIAN_PLAIN, HESSIAN_FISHER, HESSIAN_GUIDED };
 
@@ -43,6 +43,8 @@ struct blockwise_options {
 const char *blockwise_tweak_name(enum blockwise_tweak tweak);
 const char *blockwise_transform_name(enum blockwise_transform transform);
 const char *blockwise_hessian_name(enum blockwise_hessian hessian);
+
+enum { BLOCKWISE_EPOCHS = 4 /* where training is asked for without a number */ };
 
 /* Whether any method is asked for: without one there is no struct blockwise. */
 bool blockwise_wanted(const struct blockwise_options *o);

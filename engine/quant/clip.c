@@ -22,7 +22,8 @@ static int search_input(struct blockwise *b, enum calibrate_input input, struct 
     double *copy = malloc(bytes);
     if (!copy) return error_set(err, -ENOMEM, "clipping: out of memory");
     memcpy(copy, h, bytes);
-    o.refine = 0;
+    o.refine = o.explore = 0;
+    o.codes.search = CODES_LOOP;
     int r = layer_input_new(&in, copy, n, &o, err);
     for (int role = 0; r == 0 && role < ROLE_COUNT; role++) {
         int rows, cols;

@@ -202,7 +202,8 @@ static int transform_input(struct blockwise *b, enum calibrate_input input, stru
     double *h = calibrate_moments(b->calibrate, input, &p.n);
     bool found = false;
     p.h = h;
-    p.o.refine = 0;
+    p.o.refine = p.o.explore = 0;
+    p.o.codes.search = CODES_LOOP;
     p.width = fold_width(b->config, input);
     if (!p.width) return 0;
     int r = place_init(&p, err);
