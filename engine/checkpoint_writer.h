@@ -43,7 +43,7 @@ int checkpoint_writer_map(const struct checkpoint_writer *w, const char *name, s
                           struct error *err);
 
 /* Names are letters, digits, '.', '_' and '-'. A binary-coded block is a U8 tensor NAME.bcq of
- * shape [bytes]; what lies beside it is NAME.outliers, the same. */
+ * shape [bytes]; what lies beside it, NAME.outliers and NAME.rotation, the same. */
 int checkpoint_writer_add(struct checkpoint_writer *w, const struct safetensors_tensor *tensor,
                           struct error *err);
 

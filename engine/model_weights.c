@@ -215,10 +215,12 @@ static int load_coded(struct model_weights *w, int layer, enum model_role role, 
                                .act_bits = w->act_bits,
                                .rows = rows,
                                .cols = cols,
-                               .outliers = t->outliers};
+                               .outliers = t->outliers,
+                               .rotation = t->rotation};
     struct weight **ret = &w->layers[layer].linear[role];
     int r = backend_weight_new(w->be, ret, WEIGHT_LINEAR, &view, err);
     if (t->outliers) w->read += t->outliers->total;
+    if (t->rotation) w->read += t->rotation->total;
     if (r == 0) r = count(w, *ret, t, err);
     return r;
 }

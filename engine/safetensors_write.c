@@ -18,7 +18,8 @@ static bool ends_with(const char *name, const char *end) {
 /* Bytes that the place of a tensor must be a multiple of. */
 static size_t alignment(const struct safetensors_tensor *t) {
     if (t->type == SAFETENSORS_U8 &&
-        (ends_with(t->name, ".bcq") || ends_with(t->name, ".outliers")))
+        (ends_with(t->name, ".bcq") || ends_with(t->name, ".outliers") ||
+         ends_with(t->name, ".rotation")))
         return SAFETENSORS_ALIGN;
     return safetensors_type_size(t->type);
 }

@@ -117,13 +117,13 @@ int source_read_rows(const struct source *src, const struct source_tensor *t, in
                          t->type_name);
     if (!n_rows || !t->cols) return 0;
     if (t->rope_dim && t->n_dims == 1) return read_turned_vector(t, dst, err);
+    if (t->is_bcq) {
+        struct weight_view view = {
+            .is_bcq = 1, .bcq = t->bcq, .outliers = t->outliers, .rotation = t->rotation};
+        return weight_expand(&view, (int)row0, (int)n_rows, dst, err);
+    }
     size_t stride = (size_t)(t->n_bytes / (uint64_t)t->rows);
     for (int64_t row = row0; row < row0 + n_rows; row++, dst += t->cols) {
-        if (t->is_bcq) {
-            struct weight_view view = {.is_bcq = 1, .bcq = t->bcq, .outliers = t->outliers};
-            weight_expand_row(&view, (int)row, dst);
-            continue;
-        }
         int64_t at = t->rope_dim ? gguf_llama_row(row, t->rope_dim) : row;
         gguf_quants_row(t->expand, dst, t->stored + (size_t)at * stride, t->cols);
     }

@@ -18,6 +18,7 @@
 
 #include "engine/sha256.h"
 #include "kernels/outliers.h"
+#include "kernels/rotation.h"
 #include "kernels/weights.h"
 
 struct error;
@@ -51,13 +52,15 @@ struct source_tensor {
     bool is_bcq;
     struct bcq_view bcq;                  /* when is_bcq */
     const struct outliers_view *outliers; /* when is_bcq; NULL without */
+    const struct rotation_view *rotation;
 
     /* For source.c. */
     const uint8_t *stored;
     int file;
     int rope_dim; /* rows alternate in heads of this many, see gguf_llama.h; 0 = they do not */
     const struct gguf_quants_type *expand; /* row of the type; NULL for CODED, SIDE and OTHER */
-    struct outliers_view side;             /* when kind is SIDE */
+    struct outliers_view side;             /* when kind is SIDE: outliers, */
+    struct rotation_view turn;             /* or with cols > 0 rotations */
 };
 
 /* A file in memory; bytes at a multiple of 64, so that binary-coded blocks are aligned. */

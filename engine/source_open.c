@@ -16,7 +16,7 @@ const char *const source_open_texts[SOURCE_N_TEXTS] = {
 };
 enum { TEXT_CONFIG, TEXT_GENERATION };
 
-static const char side_end[] = ".outliers";
+static const char outliers_end[] = ".outliers", rotation_end[] = ".rotation";
 
 /* A file of the directory or of the images; -ENOENT when there is none. */
 static int open_file(const struct source *src, const char *name, struct map *ret,
@@ -134,12 +134,21 @@ static int add_coded(struct source_tensor *t, struct error *err) {
 }
 
 /* Counts as no weights of its own, only as bytes. */
-static int add_side(struct source_tensor *t, struct error *err) {
+static int add_outliers(struct source_tensor *t, struct error *err) {
     int r = outliers_parse(&t->side, t->stored, (size_t)t->n_bytes, err);
     if (r < 0) return error_prefix(err, r, "tensor '%.100s'", t->name);
     t->kind = SOURCE_SIDE;
     t->type_name = "OUTLIERS";
     take_shape(t, (uint64_t[]){(uint64_t)t->side.rows, (uint64_t)t->side.cols}, 2);
+    return 0;
+}
+
+static int add_rotation(struct source_tensor *t, struct error *err) {
+    int r = rotation_parse(&t->turn, t->stored, (size_t)t->n_bytes, err);
+    if (r < 0) return error_prefix(err, r, "tensor '%.100s'", t->name);
+    t->kind = SOURCE_SIDE;
+    t->type_name = "ROTATION";
+    take_shape(t, (uint64_t[]){(uint64_t)t->turn.rows, (uint64_t)t->turn.cols}, 2);
     return 0;
 }
 
@@ -157,7 +166,10 @@ static int add_safetensor(struct source_tensor *t, const struct safetensors_tens
                                 .stored = from->data,
                                 .file = file};
     if (from->type == SAFETENSORS_U8 && ends_with(from->name, ".bcq")) return add_coded(t, err);
-    if (from->type == SAFETENSORS_U8 && ends_with(from->name, side_end)) return add_side(t, err);
+    if (from->type == SAFETENSORS_U8 && ends_with(from->name, outliers_end))
+        return add_outliers(t, err);
+    if (from->type == SAFETENSORS_U8 && ends_with(from->name, rotation_end))
+        return add_rotation(t, err);
     take_shape(t, from->shape, from->n_dims);
     static const uint32_t same[SAFETENSORS_N_TYPES] = {
         [SAFETENSORS_F16] = GGUF_F16, [SAFETENSORS_BF16] = GGUF_BF16};
@@ -252,7 +264,7 @@ static int sort_tensors(struct source *src, struct error *err) {
 /* Sets *ret to the coded matrix that a side part belongs to; NULL when there is none. */
 static int main_part(struct source_tensor **ret, struct source *src,
                      const struct source_tensor *side, struct error *err) {
-    size_t base = strlen(side->name) - strlen(side_end);
+    size_t base = (size_t)(strrchr(side->name, '.') - side->name);
     char *name = malloc(base + sizeof ".bcq");
     if (!name) return error_set(err, -ENOMEM, "tensors: out of memory");
     memcpy(name, side->name, base);
@@ -277,9 +289,14 @@ static int join_sides(struct source *src, struct error *err) {
                              side->name);
         if (t->rows != side->rows || t->cols != side->cols)
             return error_set(err, -EBADMSG, "tensor '%.100s': [%d, %d] beside a matrix of [%d, %d]",
-                             side->name, side->side.rows, side->side.cols, t->bcq.spec.rows,
+                             side->name, (int)side->rows, (int)side->cols, t->bcq.spec.rows,
                              t->bcq.spec.cols);
-        t->outliers = &side->side;
+        if (side->turn.cols)
+            t->rotation = &side->turn;
+        else
+            t->outliers = &side->side;
+        if (t->rotation && t->outliers)
+            return error_set(err, -EBADMSG, "tensor '%.100s': has outliers and rotations", t->name);
     }
     return 0;
 }

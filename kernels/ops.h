@@ -79,6 +79,14 @@ struct attn_call {
     const float *slopes; /* (n_rep) ALiBi slopes, added as slope * (j - pos); NULL without */
 };
 
+/* A rotation of kernels/rotation.h, made ready: B and its transpose are (order, order). */
+struct rotate_plan {
+    int n, order, length; /* n = order * length */
+    float scale;          /* 1 / sqrt(length) */
+    const float *basis, *transposed;
+    const uint32_t *signs; /* (ceil(n / 32)) */
+};
+
 struct ops {
     const char *level; /* "ref", "avx2", "avx512": the strongest set that filled anything */
     struct bcq_ops bcq;
@@ -89,6 +97,9 @@ struct ops {
      * |y - y64| <= 2e-7 * (entries of the row + 2) * (|y| before + sum of |value x|). */
     void (*outliers_add)(float *y, size_t ldy, const void *packed, const float *x, size_t ldx,
                          int n, int r0, int r1);
+
+    /* x = V x or, back, V^T x; tmp: (n). ||x - x64|| <= 1e-6 * ||x||. */
+    void (*rotate)(float *x, float *tmp, const struct rotate_plan *plan, bool back);
 
     /* Scratch floats that attention() wants for n_rep heads of head_dim. */
     size_t (*attention_scratch)(int n_rep, int head_dim);

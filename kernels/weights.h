@@ -18,6 +18,7 @@
 
 struct error;
 struct outliers_view;
+struct rotation_view;
 
 enum dtype { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
 
@@ -85,6 +86,7 @@ struct weight_view {
     int rows, cols;      /* always */
     const void *data;    /* (rows, cols) of type, when dense */
     const struct outliers_view *outliers; /* beside the codes; NULL without */
+    const struct rotation_view *rotation; /* of the codes' matrix; NULL without */
 };
 
 /* Refuses a spec outside the ranges above. */

@@ -29,6 +29,7 @@ enum {
     OPT_EXPLORE,
     OPT_REFINE,
     OPT_OUTLIERS,
+    OPT_INCOHERENCE,
     OPT_CODES,
     OPT_BEAM,
     OPT_WINDOWS,
@@ -91,6 +92,8 @@ static const struct argp_option options[] = {
     {"explore", OPT_EXPLORE, "N", 0,
      "gptqt: sets of parameters per row judged by the loss they end with, 0 to 32 (0)", 2},
     {"refine", OPT_REFINE, "N", 0, "Rounds of refit and coordinate descent afterwards (0)", 2},
+    {"incoherence", OPT_INCOHERENCE, "SIDES", 0,
+     "Store matrices between random rotations: none (default), input or both", 2},
     {"outliers", OPT_OUTLIERS, "P", 0,
      "Per cent of the weights, up to 5, that stay fp16 beside the codes (0)", 2},
     {NULL, 0, NULL, 0, "Calibration:", 3},
@@ -154,6 +157,10 @@ static const char *order_name(int i) {
     return i < 3 ? names[i] : NULL;
 }
 
+static const char *incoherence_name(int i) {
+    return quantize_incoherence_name((enum layer_incoherence)i);
+}
+
 static int group_size(struct quantize_args *args, const char *text, struct error *err) {
     if (!strcmp(text, "row")) {
         args->o.layer.group = 0;
@@ -204,6 +211,10 @@ static int method_option(struct quantize_args *args, int key, const char *value,
         return cli_int(&l->explore, "--explore", value, 0, LAY_MAX_VARIANTS, err);
     case OPT_REFINE:
         return cli_int(&l->refine, "--refine", value, 0, 100, err);
+    case OPT_INCOHERENCE:
+        r = pick("--incoherence", value, incoherence_name, &choice, err);
+        l->incoherence = (enum layer_incoherence)choice;
+        return r;
     case OPT_OUTLIERS:
         r = cli_float(&number, "--outliers", value, 0.0f, OUTLIERS_MAX_SHARE, err);
         l->outliers = strtod(value, NULL);

@@ -55,6 +55,10 @@ static int check_hessian(const struct blockwise_options *o, const struct layer_o
         return error_set(err, -EINVAL,
                          "hessian guided codes a matrix in groups of rows, whose outliers would "
                          "be chosen apart: use either");
+    if (o->hessian == HESSIAN_GUIDED && layer->incoherence != LAYER_NATURAL)
+        return error_set(err, -EINVAL,
+                         "hessian guided codes a matrix in groups of rows, incoherence turns it as "
+                         "a whole: use either");
     return 0;
 }
 
@@ -66,6 +70,10 @@ static int check_training(const struct blockwise_options *o, const struct layer_
         return error_set(err, -EINVAL,
                          "tune-block and learn-clip train codes, which outliers stand beside: use "
                          "either");
+    if ((o->tune_epochs > 0 || o->clip_epochs > 0) && layer->incoherence != LAYER_NATURAL)
+        return error_set(err, -EINVAL,
+                         "tune-block and learn-clip train codes in the natural basis, incoherence "
+                         "stores turned ones: use either");
     if (o->clip_epochs > 0 && layer->method != LAYER_GPTQT)
         return error_set(err, -EINVAL,
                          "learn-clip goes on from the range search, which method gptqt alone has");
@@ -329,13 +337,14 @@ int blockwise_code(struct blockwise *b, enum calibrate_input input,
 }
 
 /* The dense values that the codes stand for, which the block runs on from now on. */
-static void expand(struct blockwise *b, const struct layer_result coded[ROLE_COUNT]) {
-    for (int role = 0; role < ROLE_COUNT; role++) {
+static int expand(struct blockwise *b, const struct layer_result coded[ROLE_COUNT],
+                  struct error *err) {
+    int r = 0;
+    for (int role = 0; r == 0 && role < ROLE_COUNT; role++) {
         struct weight_view view = layer_view(&coded[role]);
-        if (!coded[role].block) continue;
-        for (int r = 0; r < view.rows; r++)
-            weight_expand_row(&view, r, b->now.linear[role] + (size_t)r * (size_t)view.cols);
+        if (coded[role].block) r = weight_expand(&view, 0, view.rows, b->now.linear[role], err);
     }
+    return r;
 }
 
 int blockwise_copy(const struct blockwise *b, enum model_role role, float **ret,
@@ -359,7 +368,7 @@ int blockwise_codes(struct blockwise *b, struct layer_result coded[ROLE_COUNT], 
     /* The weights before coding are what the codes' own begin at. */
     for (int role = 0; r == 0 && b->o->tune_epochs > 0 && role < ROLE_COUNT; role++)
         r = blockwise_copy(b, (enum model_role)role, &weights.linear[role], err);
-    if (r == 0) expand(b, coded);
+    if (r == 0) r = expand(b, coded, err);
     if (r == 0 && b->o->tune_epochs > 0) r = block_tune(b, &tune, coded, &weights, err);
     params_block_free(&weights);
     if (r == 0 && b->o->tweak == TWEAK_TRAIN) r = block_tune(b, &norms, coded, NULL, err);

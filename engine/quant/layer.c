@@ -11,6 +11,7 @@
 #include "engine/quant/explore.h"
 #include "engine/quant/gptq.h"
 #include "engine/quant/grid.h"
+#include "engine/quant/incoherence.h"
 #include "engine/quant/outliers.h"
 #include "engine/quant/lay.h"
 #include "engine/quant/pack.h"
@@ -22,6 +23,7 @@
 
 struct layer_input {
     int n;
+    struct incoherence *turn; /* NULL without */
     struct gptq_factor *factor;
     float *h;         /* (n, n) damped, processing order */
     double *weights;  /* (n) of squared errors, natural order; 0 for dead columns */
@@ -100,6 +102,9 @@ int layer_check(const struct layer_options *o, struct error *err) {
         return error_set(err, -EINVAL,
                          "outliers: gptq with params free and no act-order lays its grids over "
                          "weights that are not known beforehand");
+    if (o->incoherence != LAYER_NATURAL && o->outliers > 0.0)
+        return error_set(err, -EINVAL,
+                         "incoherence spreads outliers over all weights: none are left to keep");
     int r = check_codes(o, err);
     if (r < 0) return r;
     if (o->method == LAYER_GPTQT && o->step_bits != 0 &&
@@ -139,7 +144,10 @@ int layer_input_new(struct layer_input **ret, double *h, int n, const struct lay
                                    .act_order = o->act_order,
                                    .group = o->group_order ? group_of(o, n) : 0,
                                    .n_threads = o->n_threads};
-    int r = gptq_factor_new(&in->factor, h, n, &options, err);
+    int r = o->incoherence != LAYER_NATURAL ? incoherence_new(&in->turn, n, err) : 0;
+    if (r == 0 && in->turn) r = incoherence_moments(in->turn, h, o->n_threads, err);
+    if (r < 0) goto fail;
+    r = gptq_factor_new(&in->factor, h, n, &options, err);
     if (r < 0) goto fail;
     in->n = n;
     in->h = malloc(side * side * sizeof *in->h);
@@ -165,6 +173,7 @@ fail:
 
 void layer_input_free(struct layer_input *in) {
     if (!in) return;
+    incoherence_free(in->turn);
     gptq_factor_free(in->factor);
     free(in->h);
     free(in->weights);
@@ -180,6 +189,8 @@ struct job {
     const uint8_t *shapes;          /* (n_shapes, bits) */
     int n_shapes;
     const float *w; /* (rows, n) */
+    float *turned;  /* what w then points to; NULL without incoherence */
+    struct incoherence *out;
     int rows, group;
     int *group_of;
     struct strip_problem problem;
@@ -462,6 +473,29 @@ static int make_block(struct job *j, struct layer_result *result, struct error *
     return 0;
 }
 
+static int turn_weights(struct job *j, struct error *err) {
+    const struct incoherence *in = j->in->turn;
+    if (!in) return 0;
+    int r = j->o->incoherence == LAYER_TURN_BOTH ? incoherence_new(&j->out, j->rows, err) : 0;
+    if (r < 0) return r;
+    j->turned = malloc((size_t)j->rows * (size_t)j->in->n * sizeof *j->turned);
+    if (!j->turned) return error_set(err, -ENOMEM, "incoherence: out of memory");
+    r = incoherence_weights(in, j->out, j->turned, j->w, j->rows, j->o->n_threads, err);
+    j->w = j->turned;
+    return r;
+}
+
+/* What lies beside the codes. */
+static int make_sides(const struct job *j, struct layer_result *result, struct error *err) {
+    int r = 0;
+    if (j->outliers)
+        r = outlier_block(j->outliers, &result->side, &result->n_side, &result->outliers, err);
+    if (r == 0 && j->in->turn)
+        r = incoherence_block(j->in->turn, j->out, j->rows, &result->turns, &result->n_turns,
+                              &result->rotation, err);
+    return r;
+}
+
 /* Chosen by the damped diagonal whatever the weighting: which weights matter is another question
  * than how codebooks are fitted to the rest. */
 static int choose_outliers(struct job *j, struct error *err) {
@@ -510,6 +544,7 @@ int layer_quantize(struct layer_result *ret, const struct layer_input *in, const
     if (r < 0) return r;
     if (o->method == LAYER_GPTQT) r = make_codebook(&j, &set, err);
     if (r == 0) r = make_maps(&j, err);
+    if (r == 0) r = turn_weights(&j, err);
     if (r == 0) r = choose_outliers(&j, err);
     if (r == 0) r = make_block(&j, &result, err);
     if (r == 0) {
@@ -517,15 +552,16 @@ int layer_quantize(struct layer_result *ret, const struct layer_input *in, const
         r = atomic_load(&j.status);
         if (r < 0) error_set(err, r, "quantizing rows: out of memory");
     }
-    if (r == 0 && j.outliers)
-        r = outlier_block(j.outliers, &result.side, &result.n_side, &result.outliers, err);
+    if (r == 0) r = make_sides(&j, &result, err);
     if (r == 0) {
         sum_up(&j, &result);
         *ret = result;
-        result.block = result.side = NULL;
+        result.block = result.side = result.turns = NULL;
     }
     layer_result_free(&result);
     outlier_set_free(j.outliers);
+    incoherence_free(j.out);
+    free(j.turned);
     codebook_set_free(set);
     free(j.group_of);
     free(j.loss);
@@ -536,12 +572,14 @@ int layer_quantize(struct layer_result *ret, const struct layer_input *in, const
 void layer_result_free(struct layer_result *result) {
     free(result->block);
     free(result->side);
-    result->block = result->side = NULL;
+    free(result->turns);
+    result->block = result->side = result->turns = NULL;
 }
 
 double layer_bits_per_weight(const struct layer_result *result) {
     const struct bcq_spec *s = &result->view.spec;
-    double side = 8.0 * (double)result->n_side / ((double)s->rows * (double)s->cols);
+    double side =
+        8.0 * (double)(result->n_side + result->n_turns) / ((double)s->rows * (double)s->cols);
     return bcq_bits_per_weight(s) + side;
 }
 
@@ -550,5 +588,6 @@ struct weight_view layer_view(const struct layer_result *result) {
                                 .bcq = result->view,
                                 .rows = result->view.spec.rows,
                                 .cols = result->view.spec.cols,
-                                .outliers = result->side ? &result->outliers : NULL};
+                                .outliers = result->side ? &result->outliers : NULL,
+                                .rotation = result->turns ? &result->rotation : NULL};
 }

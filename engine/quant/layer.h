@@ -19,6 +19,7 @@
 
 #include "engine/quant/codes.h"
 #include "kernels/outliers.h"
+#include "kernels/rotation.h"
 #include "kernels/weights.h"
 
 struct error;
@@ -39,6 +40,9 @@ enum layer_weighting {
     LAYER_BY_METRIC /* 1 / U_jj^2: the diagonal less what later columns can make up for */
 };
 
+/* Between which rotations a matrix is stored, see incoherence.h. */
+enum layer_incoherence { LAYER_NATURAL, LAYER_TURN_INPUT, LAYER_TURN_BOTH };
+
 struct layer_options {
     enum layer_method method;
     enum bcq_kind kind;
@@ -58,6 +62,7 @@ struct layer_options {
     struct codes_options codes;
     int explore;     /* variants of parameters judged by the loss they end with; 0 = none */
     int refine;      /* rounds of refit and coordinate descent after the loop */
+    enum layer_incoherence incoherence;
     double outliers; /* per cent of the weights that stay fp16 beside the codes; 0 = none */
     int n_threads;
     /* What an error in each weight costs where a codebook is chosen, (rows, cols) of the matrix, in
@@ -74,7 +79,7 @@ void layer_defaults(struct layer_options *options);
 int layer_check(const struct layer_options *options, struct error *err);
 
 /* What the matrices that share an input have in common. Takes no ownership of h: (n, n) symmetric,
- * mean of x x^T; it is damped in place. */
+ * mean of x x^T; it is rotated, where that was asked for, and damped in place. */
 int layer_input_new(struct layer_input **ret, double *h, int n, const struct layer_options *options,
                     struct error *err);
 void layer_input_free(struct layer_input *in); /* NULL is allowed */
@@ -86,6 +91,9 @@ struct layer_result {
     void *side; /* the block of the outliers, n_side bytes; NULL without */
     size_t n_side;
     struct outliers_view outliers;
+    void *turns; /* the block of the rotations, n_turns bytes; NULL without */
+    size_t n_turns;
+    struct rotation_view rotation;
     double loss;     /* sum over rows of (q - w) H (q - w)^T, H damped */
     double energy;   /* sum over rows of w H w^T */
     double decibels; /* 10 log10(loss / energy), at least -200; 0 when energy is 0 */

@@ -7,9 +7,9 @@
 #include "engine/quant/layer.h"
 #include "kernels/error.h"
 
-enum { NAME_SIZE = 224, PART_CODES = 0, PART_OUTLIERS };
+enum { NAME_SIZE = 224, PART_CODES = 0, PART_OUTLIERS, PART_ROTATION };
 
-static const char *const ends[] = {".bcq", ".outliers"};
+static const char *const ends[PARTS_MOST] = {".bcq", ".outliers", ".rotation"};
 
 static void name_of(char full[NAME_SIZE], const char *name, int part) {
     snprintf(full, NAME_SIZE, "%s%s", name, ends[part]);
@@ -32,6 +32,8 @@ int parts_write(struct checkpoint_writer *w, const char *name, const struct laye
                 struct error *err) {
     int r = 0;
     if (result->side) r = write_part(w, name, PART_OUTLIERS, result->side, result->n_side, err);
+    if (r == 0 && result->turns)
+        r = write_part(w, name, PART_ROTATION, result->turns, result->n_turns, err);
     return r < 0 ? r : write_part(w, name, PART_CODES, result->block, result->n_bytes, err);
 }
 
@@ -43,7 +45,8 @@ static bool has(const struct checkpoint_writer *w, const char *name, int part) {
 
 bool parts_there(const struct checkpoint_writer *w, const char *name,
                  const struct layer_options *o) {
-    return has(w, name, PART_CODES) && (!(o->outliers > 0.0) || has(w, name, PART_OUTLIERS));
+    return has(w, name, PART_CODES) && (!(o->outliers > 0.0) || has(w, name, PART_OUTLIERS)) &&
+           (o->incoherence == LAYER_NATURAL || has(w, name, PART_ROTATION));
 }
 
 static int open_part(struct parts *p, const struct checkpoint_writer *w, const char *name, int part,
@@ -58,34 +61,56 @@ static int open_part(struct parts *p, const struct checkpoint_writer *w, const c
     return *ret ? 0 : error_set(err, -EBADMSG, "%s: the partial checkpoint is damaged", full);
 }
 
-static int open_all(struct parts *p, const struct checkpoint_writer *w, const char *name,
-                    const struct layer_options *o, struct error *err) {
+static int wrong_shape(struct error *err) {
+    return error_set(err, -EBADMSG, "the partial checkpoint has another shape");
+}
+
+static int open_codes(struct parts *p, const struct checkpoint_writer *w, const char *name,
+                      struct error *err) {
     const struct safetensors_tensor *t;
     struct weight_view *v = &p->view;
-    v->is_bcq = 1;
     int r = open_part(p, w, name, PART_CODES, &t, err);
     if (r == 0) r = bcq_parse(&v->bcq, t->data, (size_t)t->n_bytes, err);
     if (r == 0 && (v->bcq.spec.rows != v->rows || v->bcq.spec.cols != v->cols))
-        r = error_set(err, -EBADMSG, "the partial checkpoint has another shape");
-    if (r < 0 || !(o->outliers > 0.0)) return r;
-    r = open_part(p, w, name, PART_OUTLIERS, &t, err);
+        r = wrong_shape(err);
+    v->is_bcq = 1;
+    return r;
+}
+
+static int open_outliers(struct parts *p, const struct checkpoint_writer *w, const char *name,
+                         struct error *err) {
+    const struct safetensors_tensor *t;
+    int r = open_part(p, w, name, PART_OUTLIERS, &t, err);
     if (r == 0) r = outliers_parse(&p->outliers, t->data, (size_t)t->n_bytes, err);
-    if (r == 0 && (p->outliers.rows != v->rows || p->outliers.cols != v->cols))
-        r = error_set(err, -EBADMSG, "the partial checkpoint has other outliers");
-    v->outliers = &p->outliers;
+    if (r == 0 && (p->outliers.rows != p->view.rows || p->outliers.cols != p->view.cols))
+        r = wrong_shape(err);
+    p->view.outliers = &p->outliers;
+    return r;
+}
+
+static int open_rotation(struct parts *p, const struct checkpoint_writer *w, const char *name,
+                         struct error *err) {
+    const struct safetensors_tensor *t;
+    int r = open_part(p, w, name, PART_ROTATION, &t, err);
+    if (r == 0) r = rotation_parse(&p->rotation, t->data, (size_t)t->n_bytes, err);
+    if (r == 0 && (p->rotation.rows != p->view.rows || p->rotation.cols != p->view.cols))
+        r = wrong_shape(err);
+    p->view.rotation = &p->rotation;
     return r;
 }
 
 int parts_open(struct parts *ret, const struct checkpoint_writer *w, const char *name, int rows,
                int cols, const struct layer_options *o, struct error *err) {
     *ret = (struct parts){.view = {.rows = rows, .cols = cols}};
-    int r = open_all(ret, w, name, o, err);
+    int r = open_codes(ret, w, name, err);
+    if (r == 0 && o->outliers > 0.0) r = open_outliers(ret, w, name, err);
+    if (r == 0 && o->incoherence != LAYER_NATURAL) r = open_rotation(ret, w, name, err);
     if (r < 0) parts_close(ret);
     return r;
 }
 
 void parts_close(struct parts *p) {
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < PARTS_MOST; i++) {
         safetensors_close(&p->files[i]);
         map_close(&p->maps[i]);
     }

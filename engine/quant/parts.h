@@ -7,7 +7,7 @@
  *           named.
  * Cost      writing waits for the disk, see checkpoint_writer.h.
  *
- * A matrix NAME is NAME.bcq and, where it has outliers, NAME.outliers. */
+ * A matrix NAME is NAME.bcq and, where it has them, NAME.outliers and NAME.rotation. */
 #ifndef ENGINE_QUANT_PARTS_H
 #define ENGINE_QUANT_PARTS_H
 
@@ -16,6 +16,7 @@
 #include "engine/map.h"
 #include "engine/safetensors.h"
 #include "kernels/outliers.h"
+#include "kernels/rotation.h"
 #include "kernels/weights.h"
 
 struct checkpoint_writer;
@@ -23,11 +24,14 @@ struct error;
 struct layer_options;
 struct layer_result;
 
+enum { PARTS_MOST = 3 };
+
 struct parts {
     struct weight_view view; /* the whole matrix */
     struct outliers_view outliers;
-    struct safetensors files[2];
-    struct map maps[2];
+    struct rotation_view rotation;
+    struct safetensors files[PARTS_MOST];
+    struct map maps[PARTS_MOST];
 };
 
 int parts_write(struct checkpoint_writer *w, const char *name, const struct layer_result *result,

@@ -87,6 +87,11 @@ const char *quantize_moments_name(enum quantize_moments moments) {
     return (size_t)moments < sizeof names / sizeof *names ? names[moments] : NULL;
 }
 
+const char *quantize_incoherence_name(enum layer_incoherence incoherence) {
+    static const char *const names[] = {"none", "input", "both"};
+    return (size_t)incoherence < sizeof names / sizeof *names ? names[incoherence] : NULL;
+}
+
 const char *quantize_role_name(enum model_role role) {
     static const char *const names[] = {"q", "k", "v", "o", "gate", "up", "down"};
     return (size_t)role < sizeof names / sizeof *names ? names[role] : NULL;
@@ -151,7 +156,13 @@ static int settle_options(struct quantize *q, struct error *err) {
     if (o->act_bits == 16 && o->moments != QUANTIZE_MOMENTS_DEFAULT)
         return error_set(err, -EINVAL, "act moments: nothing is rounded at 16 act bits");
     if (o->moments == QUANTIZE_MOMENTS_DEFAULT)
-        o->moments = o->act_bits == 8 ? QUANTIZE_MOMENTS_ROUNDED : QUANTIZE_MOMENTS_PLAIN;
+        o->moments = o->act_bits == 8 && o->layer.incoherence == LAYER_NATURAL
+                         ? QUANTIZE_MOMENTS_ROUNDED
+                         : QUANTIZE_MOMENTS_PLAIN;
+    if (o->moments == QUANTIZE_MOMENTS_ROUNDED && o->layer.incoherence != LAYER_NATURAL)
+        return error_set(
+            err, -EINVAL,
+            "act moments rounded: with incoherence it is turned inputs that are rounded");
     if (o->state_memory == 0) o->state_memory = (size_t)2 << 30;
     r = settle_shard(q, err);
     if (r < 0) return r;
@@ -248,6 +259,9 @@ static json_t *describe(const struct quantize *q) {
     if (l->codes.search == CODES_BEAM || l->codes.search == CODES_ADDITIVE)
         json_object_set_new(o, "beam", json_integer(l->codes.beam));
     json_object_set_new(o, "refine", json_integer(l->refine));
+    if (l->incoherence != LAYER_NATURAL)
+        json_object_set_new(o, "incoherence",
+                            json_string(quantize_incoherence_name(l->incoherence)));
     if (l->outliers > 0.0) json_object_set_new(o, "outliers", json_real(l->outliers));
     blockwise_describe(&q->o.blockwise, o);
     json_object_set_new(o, "calibration",
@@ -395,8 +409,8 @@ static int replace(struct quantize *q, int layer, enum model_role role,
         as_run.act_bits = q->o.act_bits;
         return model_replace_linear(q->model, layer, role, &as_run, err);
     }
-    for (int r = 0; r < coded->rows; r++)
-        weight_expand_row(coded, r, q->w + (size_t)r * (size_t)coded->cols);
+    int r = weight_expand(coded, 0, coded->rows, q->w, err);
+    if (r < 0) return r;
     struct weight_view view = {
         .type = DTYPE_F32, .rows = coded->rows, .cols = coded->cols, .data = q->w};
     return model_replace_linear(q->model, layer, role, &view, err);

@@ -100,6 +100,7 @@ const char *quantize_weighting_name(enum layer_weighting weighting);
 const char *quantize_target_name(enum quantize_target target);
 const char *quantize_tokens_name(enum moments_tokens tokens);
 const char *quantize_moments_name(enum quantize_moments moments);
+const char *quantize_incoherence_name(enum layer_incoherence incoherence);
 const char *quantize_role_name(enum model_role role);
 
 #endif

@@ -127,9 +127,9 @@ static int matrix_error(struct place *p, const struct layer_input *in, enum mode
     int r = layer_quantize(&coded, in, p->w_try, rows, &p->o, err);
     if (r < 0) return r;
     struct weight_view view = layer_view(&coded);
-    for (int row = 0; row < rows; row++) {
+    r = weight_expand(&view, 0, rows, p->error, err);
+    for (int row = 0; r == 0 && row < rows; row++) {
         float *e = p->error + (size_t)row * n;
-        weight_expand_row(&view, row, e);
         for (size_t k = 0; k < n; k++)
             e[k] = (e[k] - p->w_try[(size_t)row * n + k]) /
                    s[fold_index(p->b->config, p->input, (int)k)];
@@ -137,7 +137,7 @@ static int matrix_error(struct place *p, const struct layer_input *in, enum mode
     gemm(GEMM_NN, rows, p->n, p->n, p->error, p->h32, 0.0f, product, p->o.n_threads);
     for (size_t i = 0; i < count; i++) *ret += (double)p->error[i] * (double)product[i];
     layer_result_free(&coded);
-    return 0;
+    return r;
 }
 
 static int input_error(struct place *p, const float *s, double *ret, struct error *err) {

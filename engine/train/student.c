@@ -114,6 +114,11 @@ static int take_coded(struct student *s, struct layer *l, int layer, enum model_
     params_linear_name(s->params, layer, role, name, sizeof name - 8);
     strcat(name, ".bcq");
     if (l->rest.linear[role] || source_find(s->src, name, &t) < 0) return 0;
+    if (t.rotation)
+        return error_set(err, -ENOTSUP,
+                         "tensor '%.100s': is stored between rotations, which tuning cannot go "
+                         "through",
+                         name);
     l->views[role] = t.bcq;
     l->outliers[role] = t.outliers;
     s->n_coded++;

@@ -17,6 +17,7 @@ struct ops;
 void avx2_bcq_init(struct bcq_ops *bcq);
 void avx2_dense_init(struct dense_ops *dense);
 void avx2_outliers_init(struct ops *ops);
+void avx2_rotate_init(struct ops *ops);
 void avx2_attention_init(struct ops *ops);
 void avx2_norm_init(struct ops *ops);
 void avx2_elementwise_init(struct ops *ops);

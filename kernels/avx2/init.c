@@ -7,6 +7,7 @@ void ops_init_avx2(struct ops *ops) {
     avx2_bcq_init(&ops->bcq);
     avx2_dense_init(&ops->dense);
     avx2_outliers_init(ops);
+    avx2_rotate_init(ops);
     avx2_attention_init(ops);
     avx2_norm_init(ops);
     avx2_elementwise_init(ops);

@@ -17,6 +17,7 @@ struct ops;
 void avx512_bcq_init(struct bcq_ops *bcq);
 void avx512_dense_init(struct dense_ops *dense);
 void avx512_outliers_init(struct ops *ops);
+void avx512_rotate_init(struct ops *ops);
 void avx512_attention_init(struct ops *ops);
 void avx512_elementwise_init(struct ops *ops);
 

@@ -9,6 +9,7 @@ void ops_init_avx512(struct ops *ops) {
     avx512_bcq_init(&ops->bcq);
     avx512_dense_init(&ops->dense);
     avx512_outliers_init(ops);
+    avx512_rotate_init(ops);
     avx512_attention_init(ops);
     avx512_elementwise_init(ops);
 }

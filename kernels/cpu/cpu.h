@@ -18,7 +18,9 @@
 #include "kernels/error.h"
 #include "kernels/ops.h"
 
+struct cpu_basis;
 struct pool;
+struct rotation_view;
 
 enum {
     CPU_SLICE = 128,   /* tokens of linear() at a time: their tables stay in the caches */
@@ -33,6 +35,12 @@ struct buffer {
     float *data;
 };
 
+/* The rotations between which a matrix is stored. */
+struct cpu_rotation {
+    struct rotate_plan in, out; /* V, U; out.n 0: there is no U */
+    uint32_t signs[];
+};
+
 struct weight {
     bool is_bcq;
     enum dtype type;      /* when dense */
@@ -40,8 +48,9 @@ struct weight {
     int act_bits;         /* of its inputs when binary-coded: 16, 8 or 4 */
     int rows, cols;
     size_t bytes;
-    void *data;     /* packed (LINEAR), row-major (TABLE) or fp32 (VECTOR) */
-    void *outliers; /* packed by kernels/sell.h; NULL without */
+    void *data;                    /* packed (LINEAR), row-major (TABLE) or fp32 (VECTOR) */
+    void *outliers;                /* packed by kernels/sell.h; NULL without */
+    struct cpu_rotation *rotation; /* NULL without */
 };
 
 struct kv {
@@ -75,6 +84,11 @@ struct cpu {
     float *tmp; /* (threads, CPU_TMP) */
     void *act;  /* of a slice, for the widest weight */
     size_t act_bytes;
+    struct cpu_basis *bases; /* of rotations, see rotate.c */
+    void *turned;            /* a slice of rotated inputs, for the widest weight */
+    size_t turned_bytes;
+    void *unturned; /* a slice of products that are to be rotated back and added */
+    size_t unturned_bytes;
     float *attention; /* (threads, attention_floats) */
     size_t attention_floats;
 };
@@ -85,6 +99,14 @@ int cpu_open(struct backend **ret, const char *level, int n_threads, struct erro
  * for a row, or what takes as long. */
 typedef void cpu_rows(struct cpu *cpu, const void *arg, int thread, int row0, int row1);
 void cpu_for_rows(struct cpu *cpu, int n, size_t cost, cpu_rows *fn, const void *arg);
+
+/* Freed by memory_free(). -ENOMEM. */
+int cpu_rotation_new(struct cpu *cpu, struct cpu_rotation **ret, const struct rotation_view *v);
+/* Whether two (NULL: none) turn inputs alike. */
+bool cpu_rotation_shared(const struct cpu_rotation *a, const struct cpu_rotation *b);
+/* V x of n rows of at most a slice, until the next call. */
+const float *cpu_rotate_inputs(struct cpu *cpu, const struct cpu_rotation *r, const float *x,
+                               int n);
 
 /* Replaces *p by at least want bytes of zeros; -ENOMEM leaves it as it was. */
 int cpu_grow(struct cpu *cpu, void **p, size_t *have, size_t want);

@@ -23,6 +23,7 @@ struct linear_job {
     bool any_bcq;
     int act_bits;                /* of all that are binary-coded */
     int t0, n_slice;             /* the slice of tokens in work */
+    const float *slice;          /* (n_slice, cols) its inputs, rotated where the matrices are */
     int n_parts;                 /* of packing */
     int chunk_blocks[MAX_CALLS]; /* row blocks in a chunk of each call */
     int first_chunk[MAX_CALLS + 1];
@@ -76,6 +77,37 @@ static void finish(const struct linear_job *job, const struct linear_call *c, fl
     }
 }
 
+static bool turns_back(const struct linear_call *c) {
+    return c->w->rotation && c->w->rotation->out.n;
+}
+
+/* Where a slice of W' V x waits for its last rotation, which needs whole rows. */
+static float *unturned(const struct linear_job *job, const struct linear_call *c, size_t *ldy) {
+    *ldy = (size_t)c->w->rows;
+    return c->accumulate ? job->cpu->unturned : c->dst->data + (size_t)job->t0 * *ldy;
+}
+
+static void turn_back(struct cpu *cpu, const void *arg, int thread, int t0, int t1) {
+    const struct linear_job *job = ((const void *const *)arg)[0];
+    const struct linear_call *c = ((const void *const *)arg)[1];
+    size_t ldy;
+    float *y = unturned(job, c, &ldy);
+    for (int t = t0; t < t1; t++) {
+        float *row = y + (size_t)t * ldy;
+        cpu->ops.rotate(row, cpu->tmp + (size_t)thread * CPU_TMP, &c->w->rotation->out, true);
+        finish(job, c, row, ldy, 0, c->w->rows, job->t0 + t, 1);
+    }
+}
+
+static void turn_all_back(const struct linear_job *job) {
+    for (int i = 0; i < job->n_calls; i++) {
+        const struct linear_call *c = &job->calls[i];
+        const void *arg[] = {job, c};
+        if (turns_back(c))
+            cpu_for_rows(job->cpu, job->n_slice, (size_t)c->w->rows * 8, turn_back, arg);
+    }
+}
+
 static void run_chunk(void *arg, int thread, int chunk) {
     const struct linear_job *job = arg;
     struct cpu *cpu = job->cpu;
@@ -90,22 +122,21 @@ static void run_chunk(void *arg, int thread, int chunk) {
     size_t ldy = c->accumulate ? (size_t)(r1 - r0) : (size_t)w->rows;
     float *y = c->accumulate ? row_zero(cpu->tmp + (size_t)thread * CPU_TMP, r0)
                              : c->dst->data + (size_t)t0 * ldy;
+    if (turns_back(c)) y = unturned(job, c, &ldy);
     if (w->is_bcq)
         cpu->ops.bcq.mul(y, ldy, w->data, &w->spec, cpu->act, w->act_bits, n, b0, b1);
     else
-        cpu->ops.dense.mul(y, ldy, w->data, w->type, w->rows, w->cols,
-                           job->x + (size_t)t0 * (size_t)job->cols, (size_t)job->cols, n, b0, b1);
+        cpu->ops.dense.mul(y, ldy, w->data, w->type, w->rows, w->cols, job->slice,
+                           (size_t)job->cols, n, b0, b1);
     if (w->outliers)
-        cpu->ops.outliers_add(y, ldy, w->outliers, job->x + (size_t)t0 * (size_t)job->cols,
-                              (size_t)job->cols, n, r0, r1);
-    finish(job, c, y, ldy, r0, r1, t0, n);
+        cpu->ops.outliers_add(y, ldy, w->outliers, job->slice, (size_t)job->cols, n, r0, r1);
+    if (!turns_back(c)) finish(job, c, y, ldy, r0, r1, t0, n);
 }
 
 static void pack_part(void *arg, int thread, int part) {
     const struct linear_job *job = arg;
     (void)thread;
-    job->cpu->ops.bcq.act_pack(job->cpu->act, job->act_bits,
-                               job->x + (size_t)job->t0 * (size_t)job->cols, (size_t)job->cols,
+    job->cpu->ops.bcq.act_pack(job->cpu->act, job->act_bits, job->slice, (size_t)job->cols,
                                job->cols, job->n_slice, part, job->n_parts);
 }
 
@@ -135,10 +166,21 @@ static void linear_some(struct cpu *cpu, const struct linear_call *calls, int n_
         work += (size_t)calls[i].w->rows * (size_t)job.cols * (size_t)job.n;
     }
     plan(&job);
+    const struct cpu_rotation *rotation = calls[0].w->rotation;
     for (job.t0 = 0; job.t0 < job.n; job.t0 += CPU_SLICE) {
         job.n_slice = job.n - job.t0 < CPU_SLICE ? job.n - job.t0 : CPU_SLICE;
+        job.slice = job.x + (size_t)job.t0 * (size_t)job.cols;
+        if (rotation) job.slice = cpu_rotate_inputs(cpu, rotation, job.slice, job.n_slice);
         run_slice(&job, work >= SMALL_WORK);
+        turn_all_back(&job);
     }
+}
+
+/* Whether calls a and b take the same form of the input; and there is one buffer for products that
+ * are turned back and added. */
+static bool go_together(const struct linear_call *a, const struct linear_call *b) {
+    if (turns_back(b) && b->accumulate) return false;
+    return cpu_rotation_shared(a->w->rotation, b->w->rotation);
 }
 
 /* How many of the calls can share their packed inputs. */
@@ -146,6 +188,7 @@ static int alike(const struct linear_call *calls, int n_calls) {
     int n = 1, most = n_calls < MAX_CALLS ? n_calls : MAX_CALLS, act_bits = 0;
     if (calls[0].w->is_bcq) act_bits = calls[0].w->act_bits;
     for (; n < most; n++) {
+        if (!go_together(&calls[0], &calls[n])) break;
         if (!calls[n].w->is_bcq) continue;
         if (act_bits && calls[n].w->act_bits != act_bits) break;
         act_bits = calls[n].w->act_bits;

@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/pool.h"
 #include "kernels/outliers.h"
+#include "kernels/rotation.h"
 #include "kernels/sell.h"
 
 static int check(const struct weight_view *v, enum weight_use use, struct error *err) {
@@ -13,6 +14,11 @@ static int check(const struct weight_view *v, enum weight_use use, struct error 
         return error_set(err, -EINVAL, "a matrix of %d x %d is out of range", v->rows, v->cols);
     if (v->outliers && (!v->is_bcq || v->outliers->rows != v->rows || v->outliers->cols != v->cols))
         return error_set(err, -EINVAL, "outliers of another matrix");
+    if (v->rotation && (!v->is_bcq || v->rotation->rows != v->rows || v->rotation->cols != v->cols))
+        return error_set(err, -EINVAL, "rotations of another matrix");
+    /* Entries would count in the natural basis, the codes in the rotated one. */
+    if (v->rotation && v->outliers)
+        return error_set(err, -EINVAL, "outliers and rotations of one matrix");
     if (v->act_bits && v->act_bits != 16 && v->act_bits != 8 && v->act_bits != 4)
         return error_set(err, -EINVAL, "activations of %d bits; 16, 8 and 4 are known",
                          v->act_bits);
@@ -85,8 +91,10 @@ int cpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
     w->cols = view->cols;
     rc = use == WEIGHT_LINEAR ? pack(cpu, w, view) : copy(cpu, w, view, use == WEIGHT_VECTOR);
     if (rc == 0 && view->outliers) rc = pack_outliers(cpu, w, view->outliers);
+    if (rc == 0 && view->rotation) rc = cpu_rotation_new(cpu, &w->rotation, view->rotation);
     if (rc) {
         memory_free(&cpu->memory, w->data);
+        memory_free(&cpu->memory, w->outliers);
         free(w);
         return error_set(err, rc, "no memory for a matrix of %d x %d", view->rows, view->cols);
     }
@@ -97,6 +105,7 @@ int cpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
 void cpu_weight_free(struct backend *be, struct weight *weight) {
     memory_free(&((struct cpu *)be)->memory, weight->data);
     memory_free(&((struct cpu *)be)->memory, weight->outliers);
+    memory_free(&((struct cpu *)be)->memory, weight->rotation);
     free(weight);
 }
 

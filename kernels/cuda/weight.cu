@@ -14,6 +14,8 @@ static int check(const struct weight_view *v, enum weight_use use, struct error 
         return error_set(err, -EINVAL, "a matrix of %d x %d is out of range", v->rows, v->cols);
     if (v->outliers)
         return error_set(err, -ENOTSUP, "outliers beside the codes have no GPU kernel: use the CPU");
+    if (v->rotation)
+        return error_set(err, -ENOTSUP, "a rotated matrix has no GPU kernel: use the CPU");
     if (!v->is_bcq) return 0;
     if (use != WEIGHT_LINEAR)
         return error_set(err, -EINVAL, "tables and vectors cannot be binary-coded");

@@ -7,6 +7,7 @@ void ops_init_ref(struct ops *ops) {
     ref_bcq_init(&ops->bcq);
     ref_dense_init(&ops->dense);
     ref_outliers_init(ops);
+    ref_rotate_init(ops);
     ref_attention_init(ops);
     ref_norm_init(ops);
     ref_elementwise_init(ops);

@@ -27,7 +27,7 @@ scan engine | while read -r file kind path; do
     case $kind$path in
     '"'engine/quant/* | '"'engine/train/*) case $file in engine/quant/* | engine/train/*) ;; *) complain "$file" "$path" ;; esac ;;
     '"'engine/*) ;;
-    '"'kernels/backend.h | '"'kernels/weights.h | '"'kernels/outliers.h | '"'kernels/expand.h) ;;
+    '"'kernels/backend.h | '"'kernels/weights.h | '"'kernels/outliers.h | '"'kernels/rotation.h | '"'kernels/expand.h) ;;
     '"'kernels/error.h | '"'kernels/float16.h | '"'kernels/rounding.h) ;;
     '"'*) complain "$file" "$path" ;;
     '<'microhttpd.h | '<'uv.h) complain "$file" "$path" ;;

@@ -58,6 +58,7 @@ void check_bcq_act8(struct check *c);
 void check_bcq_act4(struct check *c);
 void check_dense(struct check *c);
 void check_outliers(struct check *c);
+void check_rotate(struct check *c);
 void check_attention(struct check *c);
 void check_kv_store(struct check *c);
 void check_norm(struct check *c);

@@ -345,7 +345,7 @@ static double layer_loss(enum codes_search search, bool refine, int n, const flo
     struct weight_view view = {
         .is_bcq = 1, .bcq = result.view, .rows = ROWS, .cols = n, .outliers = &result.outliers};
     for (int row = 0; row < ROWS; row++) {
-        weight_expand_row(&view, row, out);
+        cr_assert_eq(weight_expand(&view, row, 1, out, NULL), 0);
         for (int k = 0; k < n; k++) q[row * n + k] = (double)out[k];
     }
     double loss = support_loss(w, q, damped, ROWS, n);

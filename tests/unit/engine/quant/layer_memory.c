@@ -10,7 +10,7 @@
 #include "tests/support/alloc_fail.h"
 #include "tests/unit/engine/quant/support.h"
 
-enum { ROWS = 70, COLS = 48 };
+enum { ROWS = 72, COLS = 48 };
 
 static int attempt(const float *w, const double *h, const struct layer_options *o, int n,
                    struct error *err) {
@@ -42,6 +42,7 @@ Test(layer_memory, quantizing_fails_cleanly_wherever_memory_ends) {
         kinds[i].refine = i == 0;
         kinds[i].explore = i == 0 ? 2 : 0;
         kinds[i].outliers = i == 0 ? 2.0 : 0.0;
+        if (i == 3) kinds[i].incoherence = LAYER_TURN_BOTH;
     }
     kinds[1].method = LAYER_GPTQ; /* lays its grids as it goes */
     kinds[1].kind = BCQ_FREE;

@@ -97,7 +97,7 @@ static void expand(const struct layer_result *result, double *q) {
     float row[COLS];
     if (result->side) view.outliers = &result->outliers;
     for (int r = 0; r < ROWS; r++) {
-        weight_expand_row(&view, r, row);
+        cr_assert_eq(weight_expand(&view, r, 1, row, NULL), 0);
         for (int k = 0; k < COLS; k++) q[r * COLS + k] = (double)row[k];
     }
 }

@@ -158,7 +158,7 @@ static void see_same_file(const char *path, const char *name, void *arg) {
 }
 
 static void check_resumption(bool is_static, double outliers, enum quantize_target target,
-                             int act_bits) {
+                             int act_bits, enum layer_incoherence turn) {
     char folder[SCRATCH_PATH], whole[SCRATCH_PATH], broken[SCRATCH_PATH];
     struct quantize_options o = quick();
     struct quantize_summary summary;
@@ -172,6 +172,7 @@ static void check_resumption(bool is_static, double outliers, enum quantize_targ
     o.target = target;
     o.tokens = target == QUANTIZE_OUTPUT ? MOMENTS_BY_STATE : MOMENTS_EQUAL;
     o.act_bits = act_bits;
+    o.layer.incoherence = turn;
     cr_assert_eq(run("models/llama-gqa", whole, &o, &seen, &summary, &err), 0, "%s", err.text);
     cr_assert_eq(seen.matrices, 21);
     for (o.stop_after = 1; o.stop_after <= 2; o.stop_after++) {
@@ -188,9 +189,10 @@ static void check_resumption(bool is_static, double outliers, enum quantize_targ
 }
 
 Test(quantize, interrupted_runs_give_the_same_bytes) {
-    check_resumption(false, 0.0, QUANTIZE_WEIGHTS, 16);
-    check_resumption(true, 0.0, QUANTIZE_WEIGHTS, 16);
-    check_resumption(false, 1.0, QUANTIZE_OUTPUT, 8);
+    check_resumption(false, 0.0, QUANTIZE_WEIGHTS, 16, LAYER_NATURAL);
+    check_resumption(true, 0.0, QUANTIZE_WEIGHTS, 16, LAYER_NATURAL);
+    check_resumption(false, 1.0, QUANTIZE_OUTPUT, 8, LAYER_NATURAL);
+    check_resumption(false, 0.0, QUANTIZE_OUTPUT, 16, LAYER_TURN_BOTH);
 }
 
 Test(quantize, static_inputs_leave_outputs_nothing_to_make_up_for) {
@@ -220,26 +222,28 @@ static double distance(const char *a, const char *b) {
 }
 
 /* The model runs as the dense one whose weights are the codes' values and what lies beside them. */
-Test(quantize, outliers_are_part_of_the_model) {
+Test(quantize, outliers_and_rotations_are_part_of_the_model) {
     static const char *const models[] = {"models/llama-gqa", "models/opt-125m-like"};
     static const char *const levels[] = {"ref", "avx2", "auto"};
     char folder[SCRATCH_PATH], out[SCRATCH_PATH], dense[SCRATCH_PATH], name[32];
     scratch_make(folder);
-    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+    for (int i = 0; i < 6; i++) {
+        const char *model = models[i % 2];
         struct quantize_options o = quick();
         struct quantize_summary summary;
         struct error err;
         o.layer.bits = 2;
-        o.layer.outliers = 2.0;
-        snprintf(name, sizeof name, "%zu", i);
+        o.layer.incoherence = (enum layer_incoherence)(i / 2);
+        o.layer.outliers = i < 2 ? 2.0 : 0.0;
+        snprintf(name, sizeof name, "%d", i);
         scratch_join(out, folder, name);
-        cr_assert_eq(run(models[i], out, &o, NULL, &summary, &err), 0, "%s", err.text);
-        snprintf(name, sizeof name, "dense%zu", i);
+        cr_assert_eq(run(model, out, &o, NULL, &summary, &err), 0, "%s", err.text);
+        snprintf(name, sizeof name, "dense%d", i);
         densify(out, scratch_join(dense, folder, name));
         for (int l = 0; l < 3; l++) {
             cr_assert_eq(setenv("GPTQT_CPU", levels[l], 1), 0);
             double far = distance(out, dense);
-            cr_assert(far < 2e-3, "%s, %s: %g", models[i], levels[l], far);
+            cr_assert(far < 2e-3, "%d, %s: %g", i, levels[l], far);
         }
         unsetenv("GPTQT_CPU");
     }
