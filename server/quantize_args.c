@@ -30,6 +30,9 @@ enum {
     OPT_REFINE,
     OPT_OUTLIERS,
     OPT_INCOHERENCE,
+    OPT_MIXED,
+    OPT_MIXED_BY,
+    OPT_MIXED_PER,
     OPT_CODES,
     OPT_BEAM,
     OPT_WINDOWS,
@@ -52,6 +55,13 @@ enum {
 static const struct argp_option options[] = {
     {NULL, 0, NULL, 0, "What is stored:", 1},
     {"bits", 'b', "N", 0, "Bits per weight, 1 to 4 (3)", 1},
+    {"mixed", OPT_MIXED, "BUDGET", 0,
+     "Bits of each matrix, 1 to 4, chosen for this average of bits per weight, all included", 1},
+    {"mixed-by", OPT_MIXED_BY, "NAME", 0,
+     "What a matrix's bits are judged by: kl (default: the model's output) or loss (the matrix's)",
+     1},
+    {"mixed-per", OPT_MIXED_PER, "NAME", 0,
+     "matrix (default) or input: matrices that read one input share their bits", 1},
     {"group", 'g', "N", 0, "Weights that share scales: 16, 32, 64, 128 or row (16)", 1},
     {"params", OPT_PARAMS, "KIND", 0,
      "compact (default: small integers, a shape per row), compact-group (a shape per group) or "
@@ -146,6 +156,33 @@ static const char *weighting_name(int i) {
 static const char *target_name(int i) { return quantize_target_name((enum quantize_target)i); }
 
 static const char *tokens_name(int i) { return quantize_tokens_name((enum moments_tokens)i); }
+
+static const char *by_name(int i) { return sensitivity_by_name((enum sensitivity_by)i); }
+
+static const char *per_name(int i) { return sensitivity_per_name((enum sensitivity_per)i); }
+
+/* 1 for a key that is not of --mixed. */
+static int mixed_option(struct quantize_args *args, int key, const char *value, struct error *err) {
+    struct sensitivity_options *m = &args->o.mixed;
+    int choice = 0, r;
+    float number = 0.0f;
+    switch (key) {
+    case OPT_MIXED:
+        r = cli_float(&number, "--mixed", value, 0.5f, 64.0f, err);
+        m->budget = strtod(value, NULL);
+        return r;
+    case OPT_MIXED_BY:
+        r = pick("--mixed-by", value, by_name, &choice, err);
+        m->by = (enum sensitivity_by)choice;
+        return r;
+    case OPT_MIXED_PER:
+        r = pick("--mixed-per", value, per_name, &choice, err);
+        m->per = (enum sensitivity_per)choice;
+        return r;
+    default:
+        return 1;
+    }
+}
 
 static const char *search_name(int i) { return codes_name((enum codes_search)i); }
 
@@ -379,6 +416,7 @@ static error_t parse(int key, char *value, struct argp_state *state) {
         return 0;
     }
     int r = method_option(args, key, value, &err);
+    if (r > 0) r = mixed_option(args, key, value, &err);
     if (r > 0) r = other_option(args, key, value, &err);
     if (r > 0) return ARGP_ERR_UNKNOWN;
     if (r < 0) argp_error(state, "%s", err.text);

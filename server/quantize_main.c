@@ -28,11 +28,12 @@ struct display {
 
 static void show_progress(void *arg, enum quantize_stage stage, double done, double total) {
     struct display *d = arg;
-    bool blocks = stage == QUANTIZE_BLOCKS;
+    static const char *const labels[] = {"writing text", "quantize", "sensitivities"};
+    bool tokens = stage == QUANTIZE_WRITING_TEXT;
     if (d->stage != (int)stage) {
         if (d->stage >= 0) progress_end(&d->progress, d->progress.total, cli_now());
-        progress_begin(&d->progress, blocks ? "quantize" : "writing text",
-                       blocks ? "blocks" : "tokens", total, cli_now(), d->quiet);
+        progress_begin(&d->progress, labels[stage], tokens ? "tokens" : "blocks", total, cli_now(),
+                       d->quiet);
         d->stage = (int)stage;
     }
     progress_update(&d->progress, done, cli_now());

@@ -55,6 +55,7 @@ struct quantize {
     struct layer_result coded[ROLE_COUNT];
     json_t *errors; /* matrix name -> {decibels, loss, energy, bits_per_weight} */
     struct shard shard;
+    int *bits; /* (n_layers, ROLE_COUNT) of each matrix; NULL: layer.bits */
 };
 
 const char *quantize_method_name(enum layer_method method) {
@@ -120,6 +121,13 @@ static int settle_shard(struct quantize *q, struct error *err) {
         r = error_set(err, -EINVAL,
                       "layers: without static inputs a block is quantized on what the "
                       "coded blocks before it give, so it cannot be made on its own");
+    if (r == 0 && !shard_is_whole(&q->shard) && o->mixed.budget > 0.0)
+        r = error_set(err, -EINVAL,
+                      "layers: the bits of a mixed model depend on all of its blocks");
+    if (r == 0 && !shard_is_whole(&q->shard) && blockwise_wanted(&o->blockwise))
+        r = error_set(
+            err, -EINVAL,
+            "layers: norm-tweak and learn-transform follow a block's output into the next");
     return r;
 }
 
@@ -127,6 +135,11 @@ static int settle_shard(struct quantize *q, struct error *err) {
 static int settle_options(struct quantize *q, struct error *err) {
     struct quantize_options *o = &q->o;
     int r = layer_check(&o->layer, err);
+    if (r == 0) r = sensitivity_check(&o->mixed, &o->layer, err);
+    if (r == 0 && o->mixed.budget > 0.0 &&
+        (o->blockwise.transform != TRANSFORM_NONE || o->blockwise.clip_epochs > 0))
+        r = error_set(err, -EINVAL,
+                      "mixed: learn-transform and learn-clip fit scales for one number of bits");
     if (r == 0) r = blockwise_check(&o->blockwise, &o->layer, o->is_static, err);
     if (r == 0)
         r = blockwise_check_moments(&o->blockwise, o->target == QUANTIZE_OUTPUT,
@@ -227,6 +240,11 @@ static int tokens_from_model(struct quantize *q, struct error *err) {
     return r;
 }
 
+static json_t *describe_mixed(const struct sensitivity_options *o) {
+    return json_pack("{s:f, s:s, s:s}", "budget", o->budget, "by", sensitivity_by_name(o->by),
+                     "per", sensitivity_per_name(o->per));
+}
+
 /* The settings that a reader may want to know; all that decide about the codes. */
 static json_t *describe(const struct quantize *q) {
     const struct layer_options *l = &q->o.layer;
@@ -264,6 +282,7 @@ static json_t *describe(const struct quantize *q) {
                             json_string(quantize_incoherence_name(l->incoherence)));
     if (l->outliers > 0.0) json_object_set_new(o, "outliers", json_real(l->outliers));
     blockwise_describe(&q->o.blockwise, o);
+    if (q->o.mixed.budget > 0.0) json_object_set_new(o, "mixed", describe_mixed(&q->o.mixed));
     json_object_set_new(o, "calibration",
                         json_pack("{s:s, s:i, s:i, s:b}", "text",
                                   q->o.calibration ? "file" : "self-generated", "windows",
@@ -458,6 +477,7 @@ static int make_matrix(struct quantize *q, const struct layer_input *in,
         r = target_apply(target, q->w, rows, q->o.layer.n_threads, err);
     }
     struct layer_options o = q->o.layer;
+    if (q->bits) o.bits = q->bits[layer * ROLE_COUNT + role];
     if (q->blockwise) o.row_weights = blockwise_row_weights(q->blockwise, role);
     if (q->blockwise) o.given = blockwise_given(q->blockwise, role);
     if (r == 0) r = layer_quantize(&q->coded[role], in, w, rows, &o, err);
@@ -655,8 +675,31 @@ static json_t *describe_shard(const struct quantize *q) {
     return shard;
 }
 
+static void list_bits(const struct quantize *q, enum model_role role, int layer, const char *name,
+                      void *arg) {
+    json_object_set_new(arg, name, json_integer(q->bits[layer * ROLE_COUNT + role]));
+}
+
+/* The bits that were chosen, and as the checkpoint's own those of most weights. */
+static void describe_bits(const struct quantize *q, json_t *o) {
+    double weights[BCQ_MAX_BITS + 1] = {0};
+    int most = 1;
+    json_t *list = json_object();
+    each_matrix(q, list_bits, list);
+    json_object_set_new(json_object_get(o, "mixed"), "bits", list);
+    for (int i = 0; i < q->config->n_layers * ROLE_COUNT; i++) {
+        int rows, cols;
+        if (model_linear_shape(q->model, (enum model_role)(i % ROLE_COUNT), &rows, &cols))
+            weights[q->bits[i]] += (double)rows * cols;
+    }
+    for (int bits = 2; bits <= BCQ_MAX_BITS; bits++)
+        if (weights[bits] > weights[most]) most = bits;
+    json_object_set_new(o, "bits", json_integer(most));
+}
+
 static int write_texts(struct quantize *q, const struct quantize_summary *s, struct error *err) {
     json_t *o = describe(q);
+    if (q->bits) describe_bits(q, o);
     if (shard_is_whole(&q->shard))
         summary_describe(o, s);
     else
@@ -669,6 +712,28 @@ static int write_texts(struct quantize *q, const struct quantize_summary *s, str
     return r;
 }
 
+static void sensitivity_progress(void *arg, double done, double total) {
+    const struct quantize *q = arg;
+    if (q->events->progress)
+        q->events->progress(q->events->arg, QUANTIZE_SENSITIVITIES, done, total);
+}
+
+static int choose_bits(struct quantize *q, struct error *err) {
+    struct sensitivity_job job = {.backend = q->backend,
+                                  .source = q->src,
+                                  .writer = q->writer,
+                                  .options = &q->o.mixed,
+                                  .layer = &q->o.layer,
+                                  .tokens = q->tokens,
+                                  .n_windows = q->o.windows,
+                                  .ctx = q->o.ctx,
+                                  .progress = sensitivity_progress,
+                                  .arg = q};
+    q->bits = calloc((size_t)q->config->n_layers * ROLE_COUNT, sizeof *q->bits);
+    if (!q->bits) return error_set(err, -ENOMEM, "mixed: out of memory");
+    return sensitivity_find(q->bits, &job, err);
+}
+
 /* The writer comes before the slow parts, so that a path that cannot be written shows at once. A
  * model that writes its own text has shown by then that it is whole. */
 static int prepare(struct quantize *q, const char *out, struct error *err) {
@@ -678,6 +743,7 @@ static int prepare(struct quantize *q, const char *out, struct error *err) {
     if (r == 0) r = examine_values(q->src, err);
     if (r == 0) r = open_writer(q, out, err);
     if (r == 0 && !q->o.calibration) r = tokens_from_model(q, err);
+    if (r == 0 && q->o.mixed.budget > 0.0) r = choose_bits(q, err);
     if (r == 0) r = open_model(q, err);
     if (r == 0 && q->o.calibration) r = examine_layers(q->model, q->config->n_layers, err);
     return r;
@@ -708,6 +774,7 @@ int quantize_run(struct quantize_summary *ret, const char *out, struct source *s
     for (int role = 0; role < ROLE_COUNT; role++) layer_result_free(&q.coded[role]);
     json_decref(q.errors);
     free(q.tokens);
+    free(q.bits);
     free(q.w);
     return r;
 }

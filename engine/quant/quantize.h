@@ -22,13 +22,15 @@
 #include "engine/quant/blockwise.h"
 #include "engine/quant/layer.h"
 #include "engine/quant/moments.h"
+#include "engine/quant/sensitivity.h"
 
 struct error;
 struct source;
 
 enum quantize_stage {
     QUANTIZE_WRITING_TEXT, /* tokens of calibration text that the model has written */
-    QUANTIZE_BLOCKS        /* blocks done, with fractions */
+    QUANTIZE_BLOCKS,       /* blocks done, with fractions */
+    QUANTIZE_SENSITIVITIES /* blocks whose matrices were tried with all numbers of bits */
 };
 
 struct quantize_matrix {
@@ -59,6 +61,7 @@ enum quantize_moments {
 };
 
 struct quantize_options {
+    struct sensitivity_options mixed; /* bits of each matrix; with a budget, layer.bits is unused */
     struct layer_options layer;
     struct blockwise_options blockwise;
     struct backend_options backend;

@@ -8,7 +8,7 @@ for page in README.md */README.md engine/*.md kernels/*.md; do
     folder=$(dirname "$page")
     for name in $(grep -oE '`[A-Za-z0-9_./-]+\.(c|h|md|py|sh|html|js|css|json)`' "$page" | tr -d '`' | sort -u); do
         # Names of files in a checkpoint are no files of ours.
-        case $name in config.json | *tokenizer*.json | generation_config.json | *index.json | special_tokens_map.json | settings.json | layer_errors.json) continue ;; esac
+        case $name in config.json | *tokenizer*.json | generation_config.json | *index.json | special_tokens_map.json | settings.json | layer_errors.json | sensitivities.json) continue ;; esac
         [ -e "$folder/$name" ] || [ -e "$name" ] || {
             echo "not ok - $page names $name, which does not exist"
             bad=1
