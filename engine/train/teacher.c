@@ -12,7 +12,7 @@
 #include "kernels/float16.h"
 
 /* Tokens of a group: each block's weights are read once for so many. */
-enum { GROUP_TOKENS = 4096 };
+enum { GROUP_TOKENS = 2048 };
 
 struct teacher {
     struct network *net;

@@ -32,7 +32,6 @@ enum {
     MAX_STEPS = 1 << 20,
     MAX_TOKENS = 1 << 20,
     AT_ONCE = 1024, /* tokens that go through the network together */
-    HELD_OUT = 8,   /* windows measured at most */
     MEASURES = 10,  /* in a run */
     MAX_HALVINGS = 3
 };
@@ -61,8 +60,7 @@ struct tune {
     char settings[SHA256_HEX];
 
     struct windows windows;
-    int n_measured; /* windows held out that are measured */
-    int n_seqs;     /* windows at a time */
+    int n_seqs; /* windows at a time */
     int windows_per_step;
     float *want, *got, *grad; /* (n_seqs, ctx, embed_dim) */
     struct tune_progress now;
@@ -145,7 +143,8 @@ static int open_writer(struct tune *t, struct error *err) {
     source_hash(t->coded, coded);
     sha256_init(&sum);
     sha256_add(&sum, t->windows.tokens,
-               (size_t)t->windows.n * (size_t)t->o.ctx * sizeof *t->windows.tokens);
+               (size_t)(t->windows.n_train + t->windows.n_held) * (size_t)t->o.ctx *
+                   sizeof *t->windows.tokens);
     sha256_end(&sum, text);
     json_t *o = describe(t);
     json_t *all = json_pack("{s:o, s:s, s:s, s:s, s:s}", "tune", o, "model", model, "coded", coded,
@@ -185,10 +184,7 @@ static int open_windows(struct tune *t, struct error *err) {
                                       .progress = text_progress,
                                       .progress_arg = t};
     if (!options.calibration) note(t, "no calibration text was given: the model writes its own");
-    int r = windows_open(&t->windows, t->model, &options, err);
-    if (r < 0) return r;
-    t->n_measured = t->windows.n_held < HELD_OUT ? t->windows.n_held : HELD_OUT;
-    return 0;
+    return windows_open(&t->windows, t->model, &options, err);
 }
 
 /* -- Models ---------------------------------------------------------------------------------- */
@@ -208,7 +204,7 @@ static int open_models(struct tune *t, struct error *err) {
     struct student_options options = {.groups_only = t->o.mode == TUNE_SCALES,
                                       .n_threads = t->o.n_threads};
     struct teacher_text text = {.tokens = t->windows.tokens,
-                                .n_windows = t->windows.n,
+                                .n_windows = t->windows.n_train + t->windows.n_held,
                                 .ctx = t->o.ctx,
                                 .width = t->config->embed_dim,
                                 .n_layers = t->config->n_layers,
@@ -255,15 +251,16 @@ static int run_windows(struct tune *t, const int *windows, int n, bool with_grad
 
 static int measure(struct tune *t, double *ret, struct error *err) {
     double sum = 0.0;
-    for (int i = 0; i < t->n_measured; i += t->n_seqs) {
-        int windows[AT_ONCE], n = t->n_measured - i < t->n_seqs ? t->n_measured - i : t->n_seqs;
+    for (int i = 0; i < t->windows.n_held; i += t->n_seqs) {
+        int windows[AT_ONCE],
+            n = t->windows.n_held - i < t->n_seqs ? t->windows.n_held - i : t->n_seqs;
         double part;
-        for (int k = 0; k < n; k++) windows[k] = windows_held(&t->windows, i + k, t->n_measured);
+        for (int k = 0; k < n; k++) windows[k] = t->windows.n_train + i + k;
         int r = run_windows(t, windows, n, false, &part, err);
         if (r < 0) return r;
         sum += part * n;
     }
-    *ret = sum / t->n_measured;
+    *ret = sum / t->windows.n_held;
     return 0;
 }
 
@@ -478,8 +475,8 @@ int tune_run(struct tune_summary *ret, const char *out, struct source *model, st
     if (r == 0) r = write_result(&t, err);
     if (r == 0)
         *ret = (struct tune_summary){.steps = t.o.steps,
-                                     .windows = t.windows.n - t.windows.n_held,
-                                     .held_out_windows = t.n_measured,
+                                     .windows = t.windows.n_train,
+                                     .held_out_windows = t.windows.n_held,
                                      .ctx = t.o.ctx,
                                      .before = t.now.before,
                                      .after = t.now.best,

@@ -13,8 +13,10 @@
 #include "engine/tokenizer.h"
 #include "kernels/error.h"
 
-/* Of text that the model writes: some 30,000 tokens at 512. */
-enum { OWN_WINDOWS = 64 };
+enum {
+    OWN_WINDOWS = 64, /* of text that the model writes: some 30,000 tokens at 512 */
+    MOST_HELD = 8     /* windows that are measured; others of the tenth are left out */
+};
 
 static int check_ids(const int32_t *ids, size_t n, int vocab, struct error *err) {
     for (size_t i = 0; i < n; i++)
@@ -85,20 +87,26 @@ static void shuffle(const struct windows *w, int *order, int n, int epoch) {
     }
 }
 
-/* Lays the windows to train on out in an order of their own. */
-static int mix(struct windows *w, struct error *err) {
-    size_t ctx = (size_t)w->ctx, n = (size_t)(w->n - w->n_held);
-    int32_t *mixed = malloc(n * ctx * sizeof *mixed);
+/* Lays the windows to train on out in an order of their own, and after them those that are measured,
+ * evenly spread over the tenth at the end: who asks for one soon asks for its neighbours. */
+static int mix(struct windows *w, size_t n_all, struct error *err) {
+    size_t ctx = (size_t)w->ctx, tenth = n_all / 10 > 0 ? n_all / 10 : 1, n = n_all - tenth;
+    size_t held = tenth < MOST_HELD ? tenth : MOST_HELD;
+    int32_t *mixed = malloc((n + held) * ctx * sizeof *mixed);
     w->order = malloc(n * sizeof *w->order);
     if (!mixed || !w->order) {
         free(mixed);
         return error_set(err, -ENOMEM, "tune: out of memory");
     }
     shuffle(w, w->order, (int)n, 0);
-    for (size_t i = 0; i < n; i++)
-        memcpy(mixed + i * ctx, w->tokens + (size_t)w->order[i] * ctx, ctx * sizeof *mixed);
-    memcpy(w->tokens, mixed, n * ctx * sizeof *mixed);
-    free(mixed);
+    for (size_t i = 0; i < n + held; i++) {
+        size_t from = i < n ? (size_t)w->order[i] : n + (i - n) * tenth / held;
+        memcpy(mixed + i * ctx, w->tokens + from * ctx, ctx * sizeof *mixed);
+    }
+    free(w->tokens);
+    w->tokens = mixed;
+    w->n_train = (int)n;
+    w->n_held = (int)held;
     return 0;
 }
 
@@ -112,11 +120,7 @@ int windows_open(struct windows *ret, struct source *src, const struct windows_o
     if (r == 0 && windows < 2)
         r = error_set(err, -EINVAL, "calibration text: %zu tokens, tuning needs two windows of %d",
                       n, o->ctx);
-    if (r == 0) {
-        w.n = windows < INT32_MAX ? (int)windows : INT32_MAX;
-        w.n_held = w.n / 10 > 0 ? w.n / 10 : 1;
-        r = mix(&w, err);
-    }
+    if (r == 0) r = mix(&w, windows < INT32_MAX ? windows : INT32_MAX, err);
     if (r < 0)
         windows_close(&w);
     else
@@ -133,13 +137,9 @@ void windows_close(struct windows *w) {
 /* The first epoch takes them as they lie, so that a short run asks the teacher for no group of
  * windows that it does not use up. */
 int windows_at(struct windows *w, int64_t i) {
-    int n = w->n - w->n_held, epoch = (int)(i / n);
+    int n = w->n_train, epoch = (int)(i / n);
     if (epoch == 0) return (int)i;
     if (epoch != w->epoch) shuffle(w, w->order, n, epoch);
     w->epoch = epoch;
     return w->order[i % n];
-}
-
-int windows_held(const struct windows *w, int k, int n) {
-    return w->n - w->n_held + (int)((int64_t)k * w->n_held / n);
 }

@@ -7,8 +7,8 @@
  *           file, -ENOMEM; what the model fails with when it writes the text itself.
  * Cost      one pass of the tokenizer; text of the model's own takes a forward pass a token.
  *
- * Windows are cut side by side over the whole text. A tenth at its end is held out; the rest is mixed
- * once for the first epoch and anew for each after it. */
+ * Windows are cut side by side over the whole text. A tenth at its end is held out, of which eight at
+ * most are measured; the rest is mixed once for the first epoch and anew for each after it. */
 #ifndef ENGINE_TRAIN_WINDOWS_H
 #define ENGINE_TRAIN_WINDOWS_H
 
@@ -18,10 +18,10 @@ struct error;
 struct source;
 
 struct windows {
-    int32_t *tokens; /* (n, ctx); those held out come last */
-    int n, n_held, ctx;
+    int32_t *tokens; /* (n_train + n_held, ctx) */
+    int n_train, n_held, ctx;
     uint64_t seed;
-    int *order; /* (n - n_held) of the present epoch, from the second on */
+    int *order; /* (n_train) of the present epoch, from the second on */
     int epoch;
 };
 
@@ -38,10 +38,7 @@ int windows_open(struct windows *ret, struct source *src, const struct windows_o
                  struct error *err);
 void windows_close(struct windows *w); /* zeroed is allowed */
 
-/* Number of the i-th window of a run that never ends. */
+/* Number of the i-th window to train on in a run that never ends. */
 int windows_at(struct windows *w, int64_t i);
-
-/* The k-th of n windows, evenly spread over those held out. */
-int windows_held(const struct windows *w, int k, int n);
 
 #endif
