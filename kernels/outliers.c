@@ -12,7 +12,7 @@
 enum {
     AT_MAGIC = 0,
     AT_HEADER_BYTES = 4,
-    AT_KIND = 8, /* 1: entries of rows */
+    AT_KIND = 8,
     AT_ROWS = 12,
     AT_COLS = 16,
     AT_N = 20,
@@ -22,7 +22,7 @@ enum {
     AT_TOTAL = 48
 };
 
-enum { KIND_ROWS = 1 };
+enum { KIND_ENTRIES = 1, KIND_COLUMNS = 2 };
 
 static const char magic[4] = {'O', 'U', 'T', '1'};
 
@@ -37,28 +37,37 @@ static void put_le(uint8_t *p, int n, uint64_t v) {
 static bool is_wide(int cols) { return cols > 65536; }
 
 struct layout {
-    size_t counts, columns, values, total;
+    size_t counts, columns, values, total; /* counts 0: there are none */
 };
 
 /* Columns come first: they are what may need four bytes of alignment. */
-static struct layout lay_out(int rows, int cols, uint32_t n) {
+static struct layout lay_out(int rows, int cols, uint32_t n, bool whole) {
     struct layout l = {.columns = OUTLIERS_HEADER_BYTES};
     l.values = l.columns + (size_t)n * (is_wide(cols) ? 4 : 2);
-    l.counts = l.values + (size_t)n * 2;
-    l.total = l.counts + (size_t)rows * 2;
-    l.total = (l.total + OUTLIERS_ALIGN - 1) / OUTLIERS_ALIGN * OUTLIERS_ALIGN;
+    size_t end = l.values + (size_t)n * 2 * (whole ? (size_t)rows : 1);
+    if (!whole) {
+        l.counts = end;
+        end += (size_t)rows * 2;
+    }
+    l.total = (end + OUTLIERS_ALIGN - 1) / OUTLIERS_ALIGN * OUTLIERS_ALIGN;
     return l;
 }
 
-size_t outliers_bytes(int rows, int cols, uint32_t n) { return lay_out(rows, cols, n).total; }
+size_t outliers_bytes(int rows, int cols, uint32_t n) {
+    return lay_out(rows, cols, n, false).total;
+}
 
-static void write_header(uint8_t *p, const struct layout *l, int rows, int cols, uint32_t n) {
+size_t outliers_whole_bytes(int rows, int cols, uint32_t n) {
+    return lay_out(rows, cols, n, true).total;
+}
+
+static void write_header(uint8_t *p, const struct layout *l, const struct outliers_view *v) {
     memcpy(p + AT_MAGIC, magic, sizeof magic);
     put_le(p + AT_HEADER_BYTES, 4, OUTLIERS_HEADER_BYTES);
-    put_le(p + AT_KIND, 4, KIND_ROWS);
-    put_le(p + AT_ROWS, 4, (uint64_t)rows);
-    put_le(p + AT_COLS, 4, (uint64_t)cols);
-    put_le(p + AT_N, 4, n);
+    put_le(p + AT_KIND, 4, v->whole ? KIND_COLUMNS : KIND_ENTRIES);
+    put_le(p + AT_ROWS, 4, (uint64_t)v->rows);
+    put_le(p + AT_COLS, 4, (uint64_t)v->cols);
+    put_le(p + AT_N, 4, v->n);
     put_le(p + AT_COUNTS, 8, l->counts);
     put_le(p + AT_COLUMNS, 8, l->columns);
     put_le(p + AT_VALUES, 8, l->values);
@@ -67,7 +76,7 @@ static void write_header(uint8_t *p, const struct layout *l, int rows, int cols,
 
 static void point(struct outliers_view *v, const void *block, const struct layout *l) {
     const uint8_t *p = block;
-    v->counts = (const uint16_t *)(const void *)(p + l->counts);
+    v->counts = l->counts ? (const uint16_t *)(const void *)(p + l->counts) : NULL;
     v->columns = p + l->columns;
     v->values = (const uint16_t *)(const void *)(p + l->values);
     v->total = l->total;
@@ -77,17 +86,19 @@ static int bad(struct error *err, const char *what) {
     return error_set(err, -EBADMSG, "outliers: %s", what);
 }
 
-static int check_row(const struct outliers_view *v, int row, uint32_t first, struct error *err) {
+static bool is_finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
+
+/* Entries first .. first + n - 1 have rising columns in the matrix. */
+static int check_columns(const struct outliers_view *v, int row, uint32_t first, uint32_t n,
+                         struct error *err) {
     int64_t last = -1;
-    for (uint32_t e = first; e < first + v->counts[row]; e++) {
+    for (uint32_t e = first; e < first + n; e++) {
         int64_t column = (int64_t)outliers_column(v, e);
         if (column >= v->cols)
             return error_set(err, -EBADMSG, "outliers: row %d: column %lld of %d", row,
                              (long long)column, v->cols);
         if (column <= last)
             return error_set(err, -EBADMSG, "outliers: row %d: columns do not rise", row);
-        if ((v->values[e] & 0x7c00u) == 0x7c00u)
-            return error_set(err, -EBADMSG, "outliers: row %d: a value is not finite", row);
         last = column;
     }
     return 0;
@@ -101,9 +112,16 @@ static int check_rows(const struct outliers_view *v, struct error *err) {
                          (unsigned long long)sum, v->n);
     uint32_t first = 0;
     for (int r = 0; r < v->rows; first += v->counts[r++]) {
-        int rc = check_row(v, r, first, err);
+        int rc = check_columns(v, r, first, v->counts[r], err);
         if (rc < 0) return rc;
     }
+    return 0;
+}
+
+static int check_values(const struct outliers_view *v, struct error *err) {
+    size_t n = (size_t)v->n * (v->whole ? (size_t)v->rows : 1);
+    for (size_t i = 0; i < n; i++)
+        if (!is_finite(v->values[i])) return bad(err, "a value is not finite");
     return 0;
 }
 
@@ -114,28 +132,40 @@ int outliers_parse(struct outliers_view *ret, const void *bytes, size_t n_bytes,
     if (n_bytes < OUTLIERS_HEADER_BYTES) return bad(err, "shorter than a header");
     if ((uintptr_t)bytes % OUTLIERS_ALIGN) return bad(err, "the block is not aligned");
     if (memcmp(p, magic, sizeof magic)) return bad(err, "no magic OUT1");
-    if (get_u32(p + AT_KIND) != KIND_ROWS)
-        return error_set(err, -EBADMSG, "outliers: kind %u is not 1", get_u32(p + AT_KIND));
+    uint32_t kind = get_u32(p + AT_KIND);
+    if (kind != KIND_ENTRIES && kind != KIND_COLUMNS)
+        return error_set(err, -EBADMSG, "outliers: kind %u is not 1 or 2", kind);
     uint32_t rows = get_u32(p + AT_ROWS), cols = get_u32(p + AT_COLS), n = get_u32(p + AT_N);
     if (rows < 1 || rows > BCQ_MAX_DIM || cols < 1 || cols > BCQ_MAX_DIM)
         return error_set(err, -EBADMSG, "outliers: %u rows of %u columns are out of range", rows,
                          cols);
-    struct outliers_view v = {.rows = (int)rows, .cols = (int)cols, .n = n};
-    struct layout l = lay_out(v.rows, v.cols, n);
-    write_header(header, &l, v.rows, v.cols, n);
+    struct outliers_view v = {
+        .rows = (int)rows, .cols = (int)cols, .whole = kind == KIND_COLUMNS, .n = n};
+    struct layout l = lay_out(v.rows, v.cols, n, v.whole);
+    write_header(header, &l, &v);
     if (memcmp(header, p, sizeof header)) return bad(err, "the header contradicts itself");
     if (l.total != n_bytes) return bad(err, "the block is not as long as its header says");
     point(&v, bytes, &l);
-    int rc = check_rows(&v, err);
+    int rc = v.whole ? check_columns(&v, 0, 0, n, err) : check_rows(&v, err);
+    if (rc == 0) rc = check_values(&v, err);
     if (rc == 0) *ret = v;
     return rc;
 }
 
+static void format(struct outliers_view *v, void *block) {
+    struct layout l = lay_out(v->rows, v->cols, v->n, v->whole);
+    write_header(block, &l, v);
+    point(v, block, &l);
+}
+
 void outliers_format(struct outliers_view *ret, void *block, int rows, int cols, uint32_t n) {
-    struct layout l = lay_out(rows, cols, n);
     *ret = (struct outliers_view){.rows = rows, .cols = cols, .n = n};
-    write_header(block, &l, rows, cols, n);
-    point(ret, block, &l);
+    format(ret, block);
+}
+
+void outliers_format_whole(struct outliers_view *ret, void *block, int rows, int cols, uint32_t n) {
+    *ret = (struct outliers_view){.rows = rows, .cols = cols, .whole = true, .n = n};
+    format(ret, block);
 }
 
 uint32_t outliers_first(const struct outliers_view *v, int row) {
@@ -158,6 +188,10 @@ void outliers_put_column(const struct outliers_view *v, uint32_t entry, uint32_t
 }
 
 void outliers_add_row(const struct outliers_view *v, int row, float *out) {
+    const uint16_t *values = v->values + (size_t)row * v->n;
+    for (uint32_t i = 0; v->whole && i < v->n; i++)
+        out[outliers_column(v, i)] += f16_to_f32(values[i]);
+    if (v->whole) return;
     uint32_t first = outliers_first(v, row);
     for (uint32_t e = first; e < first + v->counts[row]; e++)
         out[outliers_column(v, e)] += f16_to_f32(v->values[e]);

@@ -13,6 +13,7 @@
 #ifndef KERNELS_OUTLIERS_H
 #define KERNELS_OUTLIERS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -27,15 +28,17 @@ enum {
 
 struct outliers_view {
     int rows, cols;
-    uint32_t n;             /* entries */
+    bool whole;             /* whole columns: values are (rows, n), there are no counts */
+    uint32_t n;             /* entries; or columns */
     size_t total;           /* bytes of the block */
     const uint16_t *counts; /* (rows) entries of each row */
     const void *columns;    /* (n) rising within a row; uint16_t, or uint32_t past 65536 columns */
     const uint16_t *values; /* (n) fp16 */
 };
 
-/* Bytes of the block. */
+/* Bytes of the block: of n entries, or of n whole columns. */
 size_t outliers_bytes(int rows, int cols, uint32_t n);
+size_t outliers_whole_bytes(int rows, int cols, uint32_t n);
 
 /* Reads a block's header and checks it, the sizes, every count and column and that values are
  * finite. bytes must be 64-byte aligned and stay while ret is used. */
@@ -45,7 +48,10 @@ int outliers_parse(struct outliers_view *ret, const void *bytes, size_t n_bytes,
  * which the caller then fills (cast the const away: the block is the caller's). */
 void outliers_format(struct outliers_view *ret, void *block, int rows, int cols, uint32_t n);
 
-/* The place of a row's first entry. */
+/* The same of whole columns. */
+void outliers_format_whole(struct outliers_view *ret, void *block, int rows, int cols, uint32_t n);
+
+/* The place of a row's first entry; not of whole columns. */
 uint32_t outliers_first(const struct outliers_view *v, int row);
 
 uint32_t outliers_column(const struct outliers_view *v, uint32_t entry);

@@ -1,7 +1,8 @@
 #include "kernels/sell.h"
 
 static uint32_t longest(const struct outliers_view *v, int block) {
-    uint32_t most = 0;
+    uint32_t most = v->whole ? v->n : 0;
+    if (v->whole) return most;
     for (int r = block * SELL_ROWS; r < (block + 1) * SELL_ROWS && r < v->rows; r++)
         if (v->counts[r] > most) most = v->counts[r];
     return most;
@@ -18,6 +19,7 @@ static int is_wide(const struct outliers_view *v) { return v->cols > 65536; }
 size_t sell_bytes(const struct outliers_view *v) {
     size_t steps = 0;
     for (int b = 0; b < sell_blocks(v->rows); b++) steps += longest(v, b);
+    if (v->whole) return columns_at(v->rows) + (size_t)v->n * 4 + steps * SELL_ROWS * 2;
     return columns_at(v->rows) + steps * SELL_ROWS * (is_wide(v) ? 6 : 4);
 }
 
@@ -28,6 +30,18 @@ static void pack_entry(struct sell *s, const struct outliers_view *v, size_t at,
     else
         ((uint16_t *)columns)[at] = (uint16_t)outliers_column(v, entry);
     ((uint16_t *)(uintptr_t)sell_values(s))[at] = v->values[entry];
+}
+
+static void pack_whole(struct sell *s, const struct outliers_view *v) {
+    uint32_t *columns = (uint32_t *)(uintptr_t)sell_columns(s);
+    s->values = s->columns + (size_t)v->n * 4;
+    uint16_t *values = (uint16_t *)(uintptr_t)sell_values(s);
+    for (uint32_t i = 0; i < v->n; i++) columns[i] = outliers_column(v, i);
+    for (int r = 0; r < v->rows; r++)
+        for (uint32_t i = 0; i < v->n; i++) {
+            size_t step = (size_t)s->starts[r / SELL_ROWS] + i;
+            values[step * SELL_ROWS + (size_t)(r % SELL_ROWS)] = v->values[(size_t)r * v->n + i];
+        }
 }
 
 void sell_pack(void *dst, const struct outliers_view *v) {
@@ -41,6 +55,11 @@ void sell_pack(void *dst, const struct outliers_view *v) {
     }
     s->starts[sell_blocks(v->rows)] = steps;
     s->columns = columns_at(v->rows);
+    s->whole = v->whole;
+    if (v->whole) {
+        pack_whole(s, v);
+        return;
+    }
     s->values = s->columns + (size_t)steps * SELL_ROWS * (s->is_wide ? 4 : 2);
     for (int r = 0; r < v->rows; r++) {
         size_t first = (size_t)s->starts[r / SELL_ROWS] * SELL_ROWS + (size_t)(r % SELL_ROWS);

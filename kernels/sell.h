@@ -9,7 +9,8 @@
  * Sixteen rows are a block: step s of it holds the s-th entry of each of its rows side by side (a
  * sliced ELLPACK). A level that gathers gets full vectors and no loop of two or three rounds per
  * row, whose end no processor foresees. Rows with fewer entries than their block's longest are
- * filled with the value 0 at column 0. */
+ * filled with the value 0 at column 0. Of whole columns a step holds one column's values for all
+ * rows of the block: nothing is gathered, the input is one number for all. */
 #ifndef KERNELS_SELL_H
 #define KERNELS_SELL_H
 
@@ -23,6 +24,7 @@ enum { SELL_ROWS = 16 };
 /* The packed bytes: this, then starts, columns and values at their offsets. */
 struct sell {
     int32_t rows, is_wide;
+    int32_t whole; /* columns is (steps of a block) uint32_t: a step is a column of the matrix */
     size_t columns, values;
     uint32_t starts[]; /* (blocks + 1) first step of each block */
 };

@@ -29,6 +29,7 @@ enum {
     OPT_EXPLORE,
     OPT_REFINE,
     OPT_OUTLIERS,
+    OPT_OUTLIER_FORM,
     OPT_INCOHERENCE,
     OPT_MIXED,
     OPT_MIXED_BY,
@@ -104,6 +105,8 @@ static const struct argp_option options[] = {
     {"refine", OPT_REFINE, "N", 0, "Rounds of refit and coordinate descent afterwards (0)", 2},
     {"incoherence", OPT_INCOHERENCE, "SIDES", 0,
      "Store matrices between random rotations: none (default), input or both", 2},
+    {"outlier-form", OPT_OUTLIER_FORM, "NAME", 0,
+     "What --outliers keeps: sparse (default: single weights) or columns (whole inputs)", 2},
     {"outliers", OPT_OUTLIERS, "P", 0,
      "Per cent of the weights, up to 5, that stay fp16 beside the codes (0)", 2},
     {NULL, 0, NULL, 0, "Calibration:", 3},
@@ -194,6 +197,11 @@ static const char *order_name(int i) {
     return i < 3 ? names[i] : NULL;
 }
 
+static const char *outlier_form_name(int i) {
+    static const char *const names[] = {"sparse", "columns"};
+    return i < 2 ? names[i] : NULL;
+}
+
 static const char *incoherence_name(int i) {
     return quantize_incoherence_name((enum layer_incoherence)i);
 }
@@ -251,6 +259,10 @@ static int method_option(struct quantize_args *args, int key, const char *value,
     case OPT_INCOHERENCE:
         r = pick("--incoherence", value, incoherence_name, &choice, err);
         l->incoherence = (enum layer_incoherence)choice;
+        return r;
+    case OPT_OUTLIER_FORM:
+        r = pick("--outlier-form", value, outlier_form_name, &choice, err);
+        l->whole_outliers = choice == 1;
         return r;
     case OPT_OUTLIERS:
         r = cli_float(&number, "--outliers", value, 0.0f, OUTLIERS_MAX_SHARE, err);

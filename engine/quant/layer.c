@@ -102,6 +102,8 @@ int layer_check(const struct layer_options *o, struct error *err) {
         return error_set(err, -EINVAL,
                          "outliers: gptq with params free and no act-order lays its grids over "
                          "weights that are not known beforehand");
+    if (o->whole_outliers && !(o->outliers > 0.0))
+        return error_set(err, -EINVAL, "outlier form columns: outliers says how many, and is 0");
     if (o->incoherence != LAYER_NATURAL && o->outliers > 0.0)
         return error_set(err, -EINVAL,
                          "incoherence spreads outliers over all weights: none are left to keep");
@@ -504,8 +506,8 @@ static int choose_outliers(struct job *j, struct error *err) {
     double *h = malloc(n * sizeof *h);
     if (!h) return error_set(err, -ENOMEM, "outliers: out of memory");
     for (size_t k = 0; k < n; k++) h[k] = j->in->factor->dead[k] ? 0.0 : j->in->factor->diag[k];
-    int r =
-        outlier_set_new(&j->outliers, j->w, h, j->rows, j->in->n, j->group, j->o->outliers, err);
+    int r = outlier_set_new(&j->outliers, j->w, h, j->rows, j->in->n, j->group, j->o->outliers,
+                            j->o->whole_outliers, err);
     free(h);
     return r;
 }

@@ -60,10 +60,11 @@ struct layer_options {
     bool bcq_bias;    /* alternating methods fit a bias as well */
     double damp;
     struct codes_options codes;
-    int explore;     /* variants of parameters judged by the loss they end with; 0 = none */
-    int refine;      /* rounds of refit and coordinate descent after the loop */
+    int explore; /* variants of parameters judged by the loss they end with; 0 = none */
+    int refine;  /* rounds of refit and coordinate descent after the loop */
     enum layer_incoherence incoherence;
-    double outliers; /* per cent of the weights that stay fp16 beside the codes; 0 = none */
+    bool whole_outliers; /* columns as a whole, instead of single weights */
+    double outliers;     /* per cent of the weights that stay fp16 beside the codes; 0 = none */
     int n_threads;
     /* What an error in each weight costs where a codebook is chosen, (rows, cols) of the matrix, in
      * place of the weighting; NULL: the weighting. Dead columns count as 0. */

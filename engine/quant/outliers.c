@@ -11,16 +11,19 @@
 
 enum { BUCKETS = 1 << 16 };
 
+struct column;
+
 /* What a pass over the scores does; bits are those of a float of at least 0, which sort as it. */
 struct pass {
     const float *w;
     const double *h;
     int rows, cols, group;
     void (*see)(struct pass *p, uint32_t bits, int row, int column);
-    uint64_t *counts;  /* (BUCKETS) */
-    uint32_t prefix;   /* upper half of the bits that are counted; above BUCKETS: all */
-    uint32_t least;    /* what is taken: more than this, */
-    uint64_t at_least; /* and so many that are equal */
+    uint64_t *counts;    /* (BUCKETS) */
+    uint32_t prefix;     /* upper half of the bits that are counted; above BUCKETS: all */
+    uint32_t least;      /* what is taken: more than this, */
+    uint64_t at_least;   /* and so many that are equal */
+    struct column *sums; /* (cols) */
     struct outlier_set *set;
 };
 
@@ -105,19 +108,66 @@ static int choose(struct outlier_set *set, const float *w, const double *h, uint
     return 0;
 }
 
+struct column {
+    double score;
+    int index;
+};
+
+static int by_falling_score(const void *a, const void *b) {
+    const struct column *x = a, *y = b;
+    if (x->score != y->score) return x->score > y->score ? -1 : 1;
+    return x->index - y->index;
+}
+
+static int by_index(const void *a, const void *b) {
+    const struct column *x = a, *y = b;
+    return x->index - y->index;
+}
+
+static void add_score(struct pass *p, uint32_t bits, int row, int column) {
+    (void)row;
+    p->sums[column].score += (double)float_from_bits(bits);
+}
+
+/* The n columns with the largest sums, in every row. */
+static int choose_columns(struct outlier_set *set, const float *w, const double *h, uint32_t n,
+                          struct error *err) {
+    struct pass p = {.w = w,
+                     .h = h,
+                     .rows = set->rows,
+                     .cols = set->cols,
+                     .group = set->group,
+                     .see = add_score};
+    p.sums = malloc((size_t)set->cols * sizeof *p.sums);
+    if (!p.sums) return error_set(err, -ENOMEM, "outliers: out of memory");
+    for (int k = 0; k < set->cols; k++) p.sums[k] = (struct column){0.0, k};
+    run_pass(&p);
+    qsort(p.sums, (size_t)set->cols, sizeof *p.sums, by_falling_score);
+    qsort(p.sums, n, sizeof *p.sums, by_index);
+    for (int r = 0; r < set->rows; r++) {
+        for (uint32_t i = 0; i < n; i++) set->columns[set->n++] = (uint32_t)p.sums[i].index;
+        set->starts[r + 1] = set->n;
+    }
+    free(p.sums);
+    return 0;
+}
+
 int outlier_set_new(struct outlier_set **ret, const float *w, const double *h, int rows, int cols,
-                    int group, double percent, struct error *err) {
+                    int group, double percent, bool whole, struct error *err) {
     struct outlier_set *set = calloc(1, sizeof *set);
     if (!set) return error_set(err, -ENOMEM, "outliers: out of memory");
     uint64_t n = (uint64_t)(percent / 100.0 * (double)rows * (double)cols);
-    *set = (struct outlier_set){.rows = rows, .cols = cols, .group = group};
+    uint32_t n_columns = (uint32_t)ceil(percent / 100.0 * (double)cols);
+    if (whole) n = (uint64_t)n_columns * (uint64_t)rows;
+    *set = (struct outlier_set){.rows = rows, .cols = cols, .group = group, .whole = whole};
     set->starts = calloc((size_t)rows + 1, sizeof *set->starts);
     set->columns = malloc((size_t)(n + 1) * sizeof *set->columns);
     set->values = calloc((size_t)n + 1, sizeof *set->values);
     int r = set->starts && set->columns && set->values
                 ? 0
                 : error_set(err, -ENOMEM, "outliers: out of memory");
-    if (r == 0 && n > 0) r = choose(set, w, h, n, err);
+    if (r == 0 && whole) r = choose_columns(set, w, h, n_columns, err);
+    if (r == 0 && !whole && n > 0) r = choose(set, w, h, n, err);
     if (r < 0)
         outlier_set_free(set);
     else
@@ -181,18 +231,22 @@ void outlier_take(struct outlier_set *set, struct strip *s) {
 
 int outlier_block(const struct outlier_set *set, void **ret, size_t *ret_n,
                   struct outliers_view *view, struct error *err) {
-    size_t n_bytes = outliers_bytes(set->rows, set->cols, set->n);
+    uint32_t n = set->whole ? set->starts[1] : set->n; /* columns, or entries */
+    size_t n_bytes = set->whole ? outliers_whole_bytes(set->rows, set->cols, n)
+                                : outliers_bytes(set->rows, set->cols, n);
     void *block = aligned_alloc(OUTLIERS_ALIGN, n_bytes);
     if (!block) return error_set(err, -ENOMEM, "outliers: out of memory");
     memset(block, 0, n_bytes);
-    outliers_format(view, block, set->rows, set->cols, set->n);
+    if (set->whole)
+        outliers_format_whole(view, block, set->rows, set->cols, n);
+    else
+        outliers_format(view, block, set->rows, set->cols, n);
     uint16_t *counts = (uint16_t *)(uintptr_t)view->counts;
     uint16_t *values = (uint16_t *)(uintptr_t)view->values;
-    for (int r = 0; r < set->rows; r++) counts[r] = (uint16_t)(set->starts[r + 1] - set->starts[r]);
-    for (uint32_t e = 0; e < set->n; e++) {
-        outliers_put_column(view, e, set->columns[e]);
-        values[e] = f32_to_f16(set->values[e]);
-    }
+    for (int r = 0; counts && r < set->rows; r++)
+        counts[r] = (uint16_t)(set->starts[r + 1] - set->starts[r]);
+    for (uint32_t e = 0; e < n; e++) outliers_put_column(view, e, set->columns[e]);
+    for (uint32_t e = 0; e < set->n; e++) values[e] = f32_to_f16(set->values[e]);
     *ret = block;
     *ret_n = n_bytes;
     return 0;

@@ -14,6 +14,7 @@
 #ifndef ENGINE_QUANT_OUTLIERS_H
 #define ENGINE_QUANT_OUTLIERS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -24,16 +25,18 @@ struct strip;
 
 struct outlier_set {
     int rows, cols, group;
+    bool whole; /* every row has the same columns */
     uint32_t n;
     uint32_t *starts;  /* (rows + 1) */
     uint32_t *columns; /* (n) rising within a row */
     float *values;     /* (n) what is stored: beyond the code's value */
 };
 
-/* Picks percent of the weights, ties by place. w: (rows, cols); h: (cols) weights of the columns,
+/* Picks percent of the weights, or of the columns as a whole: those whose scores add up to most (QUIK,
+ * arXiv 2310.09259, section 3.2, goes by the largest inputs alone). Ties by place. w: (rows, cols); h: (cols) weights of the columns,
  * 0 where no input ever was. */
 int outlier_set_new(struct outlier_set **ret, const float *w, const double *h, int rows, int cols,
-                    int group, double percent, struct error *err);
+                    int group, double percent, bool whole, struct error *err);
 void outlier_set_free(struct outlier_set *set); /* NULL is allowed */
 
 /* Makes n_rows rows from row on harmless for a search: outliers get their group's mean and no

@@ -281,6 +281,7 @@ static json_t *describe(const struct quantize *q) {
         json_object_set_new(o, "incoherence",
                             json_string(quantize_incoherence_name(l->incoherence)));
     if (l->outliers > 0.0) json_object_set_new(o, "outliers", json_real(l->outliers));
+    if (l->whole_outliers) json_object_set_new(o, "outlier_form", json_string("columns"));
     blockwise_describe(&q->o.blockwise, o);
     if (q->o.mixed.budget > 0.0) json_object_set_new(o, "mixed", describe_mixed(&q->o.mixed));
     json_object_set_new(o, "calibration",

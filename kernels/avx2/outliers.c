@@ -29,38 +29,48 @@ INLINE void keep(float *y, __m256 sum, int n) {
     for (int i = 0; i < n; i++) y[i] += rows[i];
 }
 
+enum form { NARROW, WIDE, WHOLE };
+
 /* Half of a block: rows half * 8 and on of it, n_rows of them in the matrix. */
 INLINE void add_half(float *y, size_t ldy, const struct sell *s, const float *x, size_t ldx, int n,
-                     int block, int half, int n_rows, bool wide) {
+                     int block, int half, int n_rows, enum form form) {
     const void *columns = sell_columns(s);
     const uint16_t *values = sell_values(s);
     __m256 sum[4];
     for (int t = 0; t < n; t++) sum[t] = _mm256_setzero_ps();
     for (size_t i = s->starts[block]; i < s->starts[block + 1]; i++) {
         size_t at = i * SELL_ROWS + (size_t)half * LANES;
-        __m256i column = columns_at(columns, at, wide);
+        __m256i column = _mm256_setzero_si256();
+        uint32_t one = 0;
+        if (form == WHOLE)
+            one = ((const uint32_t *)columns)[i - s->starts[block]];
+        else
+            column = columns_at(columns, at, form == WIDE);
         __m256 value =
             _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)(values + at)));
-        for (int t = 0; t < n; t++)
-            sum[t] =
-                _mm256_fmadd_ps(value, _mm256_i32gather_ps(x + (size_t)t * ldx, column, 4), sum[t]);
+        for (int t = 0; t < n; t++) {
+            const float *from = x + (size_t)t * ldx;
+            __m256 v =
+                form == WHOLE ? _mm256_set1_ps(from[one]) : _mm256_i32gather_ps(from, column, 4);
+            sum[t] = _mm256_fmadd_ps(value, v, sum[t]);
+        }
     }
     for (int t = 0; t < n; t++)
         keep(y + (size_t)t * ldy + block * SELL_ROWS + half * LANES, sum[t], n_rows);
 }
 
 INLINE void add_blocks(float *y, size_t ldy, const struct sell *s, const float *x, size_t ldx,
-                       int n, int r0, int r1, bool wide) {
+                       int n, int r0, int r1, enum form form) {
     for (int b = r0 / SELL_ROWS; b * SELL_ROWS < r1; b++) {
         if (s->starts[b] == s->starts[b + 1]) continue;
         for (int half = 0; half < 2 && b * SELL_ROWS + half * LANES < r1; half++) {
             int t = 0, n_rows = r1 - b * SELL_ROWS - half * LANES;
             for (; t + 4 <= n; t += 4)
                 add_half(y + (size_t)t * ldy, ldy, s, x + (size_t)t * ldx, ldx, 4, b, half, n_rows,
-                         wide);
+                         form);
             for (; t < n; t++)
                 add_half(y + (size_t)t * ldy, ldy, s, x + (size_t)t * ldx, ldx, 1, b, half, n_rows,
-                         wide);
+                         form);
         }
     }
 }
@@ -68,10 +78,12 @@ INLINE void add_blocks(float *y, size_t ldy, const struct sell *s, const float *
 static void add(float *y, size_t ldy, const void *packed, const float *x, size_t ldx, int n, int r0,
                 int r1) {
     const struct sell *s = packed;
-    if (s->is_wide)
-        add_blocks(y, ldy, s, x, ldx, n, r0, r1, true);
+    if (s->whole)
+        add_blocks(y, ldy, s, x, ldx, n, r0, r1, WHOLE);
+    else if (s->is_wide)
+        add_blocks(y, ldy, s, x, ldx, n, r0, r1, WIDE);
     else
-        add_blocks(y, ldy, s, x, ldx, n, r0, r1, false);
+        add_blocks(y, ldy, s, x, ldx, n, r0, r1, NARROW);
 }
 
 void avx2_outliers_init(struct ops *ops) { ops->outliers_add = add; }

@@ -45,6 +45,20 @@ static void side_init(struct side *s, int rows, int cols, uint64_t seed) {
     sell_pack(s->packed.p, &s->view);
 }
 
+/* Columns 0, 3, 6 and so on as a whole. */
+static void side_whole(struct side *s, int rows, int cols, uint64_t seed) {
+    uint32_t n = ((uint32_t)cols + 2) / 3;
+    size_t bytes = outliers_whole_bytes(rows, cols, n);
+    s->block = aligned_alloc(OUTLIERS_ALIGN, bytes);
+    memset(s->block, 0, bytes);
+    outliers_format_whole(&s->view, s->block, rows, cols, n);
+    for (uint32_t e = 0; e < n; e++) outliers_put_column(&s->view, e, 3 * e);
+    for (size_t i = 0; i < (size_t)rows * n; i++)
+        ((uint16_t *)(uintptr_t)s->view.values)[i] = f32_to_f16(matrix_normal(&seed));
+    s->packed = fence_new(sell_bytes(&s->view), 64);
+    sell_pack(s->packed.p, &s->view);
+}
+
 static void side_free(struct side *s) {
     fence_free(&s->packed);
     free(s->block);
@@ -71,27 +85,32 @@ static struct fence run(struct check *c, const struct side *s, const float *x, i
 
 static void compare(struct check *c, const struct side *s, const float *x, const float *y, int n) {
     const struct outliers_view *v = &s->view;
-    uint32_t e = 0;
-    for (int r = 0; r < v->rows; e += v->counts[r++]) {
+    float *row = malloc((size_t)v->cols * sizeof *row);
+    for (int r = 0; r < v->rows; r++) {
+        memset(row, 0, (size_t)v->cols * sizeof *row);
+        outliers_add_row(v, r, row);
         for (int t = 0; t < n; t++) {
-            double sum = r + 1, size = r + 1;
-            for (uint32_t i = e; i < e + v->counts[r]; i++) {
-                double p = (double)f16_to_f32(v->values[i]) *
-                           (double)x[(size_t)t * (size_t)v->cols + outliers_column(v, i)];
+            double sum = r + 1, size = r + 1, entries = v->whole ? v->n : v->counts[r];
+            for (int k = 0; k < v->cols; k++) {
+                double p = (double)row[k] * (double)x[(size_t)t * (size_t)v->cols + (size_t)k];
                 sum += p;
                 size += fabs(p);
             }
             double d = (double)y[(size_t)t * (size_t)(v->rows + GAP) + (size_t)r] - sum;
-            check_expect(c, fabs(d) <= 2e-7 * (v->counts[r] + 2) * size,
+            check_expect(c, fabs(d) <= 2e-7 * (entries + 2) * size,
                          "%dx%d: row %d token %d is off by %g from %g", v->rows, v->cols, r, t, d,
                          sum);
         }
     }
+    free(row);
 }
 
-static void check_matrix(struct check *c, int rows, int cols, enum check_input input) {
+static void check_matrix(struct check *c, int rows, int cols, bool whole, enum check_input input) {
     struct side s;
-    side_init(&s, rows, cols, (uint64_t)(rows * 1000 + cols));
+    if (whole)
+        side_whole(&s, rows, cols, (uint64_t)rows);
+    else
+        side_init(&s, rows, cols, (uint64_t)(rows * 1000 + cols));
     struct fence x = check_floats(MAX_N * (size_t)cols, input, 3);
     struct fence y = run(c, &s, x.p, MAX_N, true);
     if (input != INPUT_NOT_FINITE) compare(c, &s, x.p, y.p, MAX_N);
@@ -114,7 +133,9 @@ static void check_matrix(struct check *c, int rows, int cols, enum check_input i
 void check_outliers(struct check *c) {
     for (int i = 0; i < 3 * CHECK_N_SIZES; i++) {
         int rows = check_sizes[(i * 5 + 2) % CHECK_N_SIZES], cols = check_sizes[i % CHECK_N_SIZES];
-        check_matrix(c, rows, cols, i % 3 ? INPUT_NORMAL : (enum check_input)(i % CHECK_N_INPUTS));
+        for (int whole = 0; whole < 2; whole++)
+            check_matrix(c, rows, cols, whole,
+                         i % 3 ? INPUT_NORMAL : (enum check_input)(i % CHECK_N_INPUTS));
     }
-    check_matrix(c, 40, 70000, INPUT_NORMAL); /* columns of four bytes */
+    check_matrix(c, 40, 70000, false, INPUT_NORMAL); /* columns of four bytes */
 }

@@ -50,6 +50,35 @@ Test(outliers, a_row_gets_its_entries_added) {
     }
 }
 
+Test(outliers, whole_columns_are_added_and_checked) {
+    struct outliers_view v, parsed;
+    struct error err = {""};
+    size_t n = outliers_whole_bytes(3, 40, 2);
+    char *block = aligned_alloc(OUTLIERS_ALIGN, n);
+    cr_assert(block);
+    memset(block, 0, n);
+    outliers_format_whole(&v, block, 3, 40, 2);
+    outliers_put_column(&v, 0, 5);
+    outliers_put_column(&v, 1, 39);
+    for (int i = 0; i < 6; i++) ((uint16_t *)(uintptr_t)v.values)[i] = f32_to_f16((float)i);
+    cr_assert_eq(outliers_parse(&parsed, block, n, &err), 0, "%s", err.text);
+    for (int r = 0; r < 3; r++) {
+        float row[40] = {0};
+        outliers_add_row(&parsed, r, row);
+        for (int k = 0; k < 40; k++)
+            cr_expect_eq(row[k], k == 5 ? (float)(2 * r) : k == 39 ? (float)(2 * r + 1) : 0.0f);
+    }
+    outliers_put_column(&v, 1, 40);
+    cr_expect_eq(outliers_parse(&parsed, block, n, &err), -EBADMSG);
+    outliers_put_column(&v, 1, 5);
+    cr_expect_eq(outliers_parse(&parsed, block, n, &err), -EBADMSG);
+    outliers_put_column(&v, 1, 6);
+    ((uint16_t *)(uintptr_t)v.values)[5] = 0xfc00;
+    cr_expect_eq(outliers_parse(&parsed, block, n, &err), -EBADMSG);
+    cr_expect(strstr(err.text, "not finite"), "%s", err.text);
+    free(block);
+}
+
 static void refused(const void *block, size_t n, const char *why) {
     struct outliers_view v;
     struct error err = {""};
@@ -76,7 +105,8 @@ Test(outliers, malformed_blocks_are_refused) {
     refused(block, 63, "shorter than a header");
     refused(block, v.total - 64, "not as long");
     refused_with(block, v.total, 0, 'X', 1, "magic");
-    refused_with(block, v.total, 8, 2, 4, "kind 2");
+    refused_with(block, v.total, 8, 3, 4, "kind 3");
+    refused_with(block, v.total, 8, 2, 4, "contradicts");
     refused_with(block, v.total, 12, 0, 4, "out of range");
     refused_with(block, v.total, 12, 0x80000000u, 4, "out of range");
     refused_with(block, v.total, 16, BCQ_MAX_DIM + 1, 4, "out of range");

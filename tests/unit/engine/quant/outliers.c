@@ -50,7 +50,7 @@ Test(outliers, the_largest_scores_are_taken) {
     for (int s = 0; s < 3; s++) {
         struct outlier_set *set;
         struct error err;
-        cr_assert_eq(outlier_set_new(&set, p->w, h, ROWS, COLS, 16, shares[s], &err), 0);
+        cr_assert_eq(outlier_set_new(&set, p->w, h, ROWS, COLS, 16, shares[s], false, &err), 0);
         cr_assert_eq(set->n, (uint32_t)(shares[s] / 100.0 * ROWS * COLS));
         float least = INFINITY, most = 0.0f;
         for (int r = 0; r < ROWS; r++)
@@ -66,6 +66,26 @@ Test(outliers, the_largest_scores_are_taken) {
     free(p);
 }
 
+Test(outliers, whole_columns_are_those_with_the_largest_sums) {
+    struct problem *p = problem_new(5);
+    struct outlier_set *set;
+    double h[COLS], sums[COLS] = {0};
+    for (int k = 0; k < COLS; k++) h[k] = 0.5 + k % 7;
+    for (int k = 0; k < COLS; k++)
+        for (int r = 0; r < ROWS; r++) sums[k] += (double)score(p->w, h[k], r, k, 16);
+    cr_assert_eq(outlier_set_new(&set, p->w, h, ROWS, COLS, 16, 5.0, true, NULL), 0);
+    cr_assert_eq(set->starts[1], 5); /* 4.5 columns */
+    double least = INFINITY, most = 0.0;
+    for (int k = 0; k < COLS; k++) {
+        for (int r = 0; r < ROWS; r++) cr_assert_eq(has(set, r, k), has(set, 0, k));
+        if (has(set, 0, k)) least = fmin(least, sums[k]);
+        if (!has(set, 0, k)) most = fmax(most, sums[k]);
+    }
+    cr_expect(least >= most, "took %g, left %g", least, most);
+    outlier_set_free(set);
+    free(p);
+}
+
 Test(outliers, equal_scores_are_taken_by_place) {
     float w[ROWS * COLS];
     double h[COLS];
@@ -73,7 +93,7 @@ Test(outliers, equal_scores_are_taken_by_place) {
     struct error err;
     for (int i = 0; i < ROWS * COLS; i++) w[i] = i % 2 ? 1.0f : -1.0f;
     for (int k = 0; k < COLS; k++) h[k] = 1.0;
-    cr_assert_eq(outlier_set_new(&set, w, h, ROWS, COLS, 10, 0.1, &err), 0);
+    cr_assert_eq(outlier_set_new(&set, w, h, ROWS, COLS, 10, 0.1, false, &err), 0);
     cr_assert_eq(set->n, 6);
     for (uint32_t e = 0; e < 6; e++) cr_expect_eq(set->columns[e], e);
     cr_expect_eq(set->starts[1], 6);
@@ -124,16 +144,18 @@ static const struct {
 Test(outliers, the_reported_loss_is_that_of_the_stored_matrix_and_falls) {
     struct problem *p = problem_new(7);
     static double h[COLS * COLS], q[ROWS * COLS];
-    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
-        struct layer_options o = options_of(pairs[i].method, pairs[i].kind, 2);
+    for (size_t i = 0; i < 2 * sizeof pairs / sizeof *pairs; i++) {
+        struct layer_options o = options_of(pairs[i / 2].method, pairs[i / 2].kind, 2);
         double last = INFINITY;
+        o.whole_outliers = i % 2;
         for (o.refine = 0; o.refine <= 2; o.refine++) {
             struct outliers_view view;
             struct error err;
             struct layer_result result = quantize(p, &o, h);
             cr_assert_eq(outliers_parse(&view, result.side, result.n_side, &err), 0, "%s",
                          err.text);
-            cr_assert_eq(view.n, ROWS * COLS / 100);
+            cr_assert_eq(view.whole, o.whole_outliers);
+            cr_assert_eq(view.n, i % 2 ? 1 : ROWS * COLS / 100);
             expand(&result, q);
             double loss = support_loss(p->w, q, h, ROWS, COLS);
             cr_assert(fabs(loss - result.loss) <= 1e-4 * loss, "pair %zu: %.9g, reported %.9g", i,
@@ -146,6 +168,7 @@ Test(outliers, the_reported_loss_is_that_of_the_stored_matrix_and_falls) {
         struct layer_options none = o;
         none.refine = 0;
         none.outliers = 0.0;
+        none.whole_outliers = false;
         struct layer_result plain = quantize(p, &none, h);
         cr_assert_null(plain.side);
         cr_assert_lt(last, plain.loss);

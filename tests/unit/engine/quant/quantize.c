@@ -235,6 +235,7 @@ Test(quantize, outliers_and_rotations_are_part_of_the_model) {
         o.layer.bits = 2;
         o.layer.incoherence = (enum layer_incoherence)(i / 2);
         o.layer.outliers = i < 2 ? 2.0 : 0.0;
+        o.layer.whole_outliers = i == 1;
         snprintf(name, sizeof name, "%d", i);
         scratch_join(out, folder, name);
         cr_assert_eq(run(model, out, &o, NULL, &summary, &err), 0, "%s", err.text);
