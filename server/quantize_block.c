@@ -23,7 +23,7 @@ static const struct argp_option options[] = {
      4},
     {"hessian-groups", OPT_HESSIAN_GROUPS, "N", 0, "Groups of rows of --hessian guided (4)", 4},
     {"learn-transform", OPT_LEARN_TRANSFORM, "FORM", 0,
-     "Scales of inputs folded into what makes them: none (default) or grid", 4},
+     "Scales of inputs folded into what makes them: none (default), grid or train", 4},
     {"learn-clip", OPT_LEARN_CLIP, "N", OPTION_ARG_OPTIONAL,
      "Train the ranges of codebooks before the column loop, N (4) passes over the text", 4},
     {"tune-block", OPT_TUNE_BLOCK, "N", OPTION_ARG_OPTIONAL,

@@ -22,7 +22,7 @@ const char *blockwise_tweak_name(enum blockwise_tweak tweak) {
 }
 
 const char *blockwise_transform_name(enum blockwise_transform transform) {
-    static const char *const names[] = {"none", "grid"};
+    static const char *const names[] = {"none", "grid", "train"};
     return (size_t)transform < sizeof names / sizeof *names ? names[transform] : NULL;
 }
 

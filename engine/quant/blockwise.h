@@ -27,7 +27,7 @@ struct error;
 struct source;
 
 enum blockwise_tweak { TWEAK_NONE, TWEAK_MOMENTS, TWEAK_FIT, TWEAK_TRAIN };
-enum blockwise_transform { TRANSFORM_NONE, TRANSFORM_GRID };
+enum blockwise_transform { TRANSFORM_NONE, TRANSFORM_GRID, TRANSFORM_TRAIN };
 enum blockwise_hessian { HESSIAN_PLAIN, HESSIAN_FISHER, HESSIAN_GUIDED };
 
 struct blockwise_options {

@@ -1,9 +1,10 @@
-/* The grid form of learned equivalent transformations: s_j = rms(x_j)^a / rms(w_j)^b, the search of
+/* Learned equivalent transformations. The grid form is s_j = rms(x_j)^a / rms(w_j)^b, the search of
  * AWQ (arXiv 2306.00978, section 3.2; a) with a second exponent (b), since columns that differ in
  * size fill a group's levels badly and the importance of inputs is in the weighted cost already.
- * The root mean square stands for the mean magnitude, as the moments hold it. A candidate is judged by coding the matrices with the column loop and
- * measuring their output error on the undamped moments, which no scaling changes, so candidates
- * compare as they are. */
+ * The root mean square stands for the mean magnitude, as the moments hold it. The trained form
+ * goes on from there, scale by scale (OmniQuant, 2308.13137, section 3.3). A candidate is judged by
+ * coding the matrices with the column loop and measuring their output error on the undamped
+ * moments, which no scaling changes, so candidates compare as they are. */
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -18,7 +19,9 @@
 
 /* A scaled input must lower the error by so much: less is noise of the calibration text. */
 static const double least_gain = 0.005;
-static const double step = 0.25; /* of an exponent, up to 1 */
+static const double step = 0.25;      /* of an exponent, up to 1 */
+static const double first_rate = 0.3; /* of a training step on log s */
+enum { STEPS = 8 };
 
 struct exponents {
     double input, weight; /* of the root mean square of a column's inputs, and of its weights */
@@ -29,12 +32,14 @@ struct place {
     struct blockwise *b;
     enum calibrate_input input;
     struct layer_options o;
-    const double *h;             /* (n, n) undamped */
-    int n, width;                /* columns; scales */
-    double *h_try;               /* (n, n) */
-    float *w_try;                /* the largest reader */
-    float *error, *h32;          /* (rows, n), (n, n) */
-    float *s, *best;             /* (width) */
+    const double *h;    /* (n, n) undamped */
+    int n, width;       /* columns; scales */
+    double *h_try;      /* (n, n) */
+    float *w_try;       /* the largest reader */
+    float *error, *h32; /* (rows, n), (n, n) */
+    float *s, *best;    /* (width) */
+    double
+        *share; /* twice (width): of the error that a scale's columns make, last tried and best */
     double *x_square, *w_square; /* (width) */
 };
 
@@ -45,6 +50,7 @@ static void place_free(struct place *p) {
     free(p->h32);
     free(p->s);
     free(p->best);
+    free(p->share);
     free(p->x_square);
     free(p->w_square);
 }
@@ -78,10 +84,11 @@ static int place_init(struct place *p, struct error *err) {
     p->error = malloc(largest * sizeof *p->error);
     p->s = malloc((size_t)p->width * sizeof *p->s);
     p->best = malloc((size_t)p->width * sizeof *p->best);
+    p->share = calloc(2 * (size_t)p->width, sizeof *p->share);
     p->x_square = calloc((size_t)p->width, sizeof *p->x_square);
     p->w_square = calloc((size_t)p->width, sizeof *p->w_square);
     if (!p->h_try || !p->h32 || !p->w_try || !p->error || !p->s || !p->best || !p->x_square ||
-        !p->w_square)
+        !p->w_square || !p->share)
         return error_set(err, -ENOMEM, "transform: out of memory");
     for (size_t i = 0; i < n * n; i++) p->h32[i] = (float)p->h[i];
     sum_squares(p);
@@ -135,7 +142,11 @@ static int matrix_error(struct place *p, const struct layer_input *in, enum mode
                    s[fold_index(p->b->config, p->input, (int)k)];
     }
     gemm(GEMM_NN, rows, p->n, p->n, p->error, p->h32, 0.0f, product, p->o.n_threads);
-    for (size_t i = 0; i < count; i++) *ret += (double)p->error[i] * (double)product[i];
+    for (size_t i = 0; i < count; i++) {
+        double part = (double)p->error[i] * (double)product[i];
+        p->share[fold_index(p->b->config, p->input, (int)(i % n))] += part;
+        *ret += part;
+    }
     layer_result_free(&coded);
     return r;
 }
@@ -143,6 +154,7 @@ static int matrix_error(struct place *p, const struct layer_input *in, enum mode
 static int input_error(struct place *p, const float *s, double *ret, struct error *err) {
     struct layer_input *in = NULL;
     *ret = 0.0;
+    memset(p->share, 0, (size_t)p->width * sizeof *p->share);
     scale_moments(p, s, p->h_try);
     int r = layer_input_new(&in, p->h_try, p->n, &p->o, err);
     for (int role = 0; r == 0 && role < ROLE_COUNT; role++)
@@ -168,6 +180,40 @@ static int climb(struct place *p, struct exponents *best, struct exponents along
     return 0;
 }
 
+/* Clips and gives the geometric mean 1. */
+static void settle(const struct place *p, float *s) {
+    double logs = 0.0;
+    for (int i = 0; i < p->width; i++) logs += log((double)s[i]) / p->width;
+    for (int i = 0; i < p->width; i++)
+        s[i] = (float)fmin(fmax((double)s[i] / exp(logs), 1e-3), 1e3);
+}
+
+/* Gradient steps on log s from *best. With what rounding adds on the grid held fixed (straight-
+ * through), d error / d log s_j = -2 share_j; along a constant geometric mean that is share_j
+ * against the mean share. The grid does move, so a step counts only when the error has fallen. */
+static int train(struct place *p, double *least, struct error *err) {
+    size_t width = (size_t)p->width;
+    double rate = first_rate, error, *share = p->share + width;
+    int r = input_error(p, p->best, &error, err);
+    memcpy(share, p->share, width * sizeof *share);
+    for (int i = 0; r == 0 && i < STEPS; i++) {
+        double mean = error > 0.0 ? *least / p->width : 1.0;
+        for (size_t k = 0; k < width; k++)
+            p->s[k] = p->best[k] * (float)exp(rate * fmin(fmax(share[k] / mean - 1.0, -1.0), 1.0));
+        settle(p, p->s);
+        r = input_error(p, p->s, &error, err);
+        if (r < 0) return r;
+        if (!(error < *least)) {
+            rate *= 0.5;
+            continue;
+        }
+        *least = error;
+        memcpy(p->best, p->s, width * sizeof *p->best);
+        memcpy(share, p->share, width * sizeof *share);
+    }
+    return r;
+}
+
 /* Weights first: groups share scales, so columns of like size are coded best. Inputs after, which
  * pays where a method does not weigh its errors. */
 static int search(struct place *p, bool *ret_found, struct error *err) {
@@ -180,6 +226,10 @@ static int search(struct place *p, bool *ret_found, struct error *err) {
     if (r == 0) r = climb(p, &best, by_input, &least, err);
     *ret_found = best.input != 0.0 || best.weight != 0.0;
     make_scales(p, best, p->best);
+    if (r < 0 || p->b->o->transform != TRANSFORM_TRAIN) return r;
+    double before = least;
+    r = train(p, &least, err);
+    *ret_found = *ret_found || least < before;
     return r;
 }
 

@@ -303,7 +303,7 @@ Test(blockwise, learn_transform_is_resumed_to_the_same_bytes) {
     static const bool is_static[] = {false, true};
     for (size_t i = 0; i < sizeof is_static / sizeof *is_static; i++) {
         struct quantize_options o = quick();
-        o.blockwise.transform = TRANSFORM_GRID;
+        o.blockwise.transform = i ? TRANSFORM_TRAIN : TRANSFORM_GRID;
         o.is_static = is_static[i];
         check_run("models/llama-gqa", o, NULL);
         check_run("models/bloom", o, NULL);
