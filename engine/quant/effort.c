@@ -15,7 +15,7 @@ struct step {
 
 static const struct step steps[] = {
     [EFFORT_FAST] = {"fast", 12, 7, 0, 1, true, QUANTIZE_WEIGHTS, MOMENTS_BY_STATE},
-    [EFFORT_NORMAL] = {"normal", 32, 10, 8, 2, false, QUANTIZE_OUTPUT, MOMENTS_BY_STATE},
+    [EFFORT_NORMAL] = {"normal", 28, 10, 8, 2, false, QUANTIZE_OUTPUT, MOMENTS_BY_STATE},
     [EFFORT_BEST] = {"best", 128, 16, 24, 5, false, QUANTIZE_OUTPUT, MOMENTS_BY_STATE},
 };
 
