@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "engine/checkpoint_writer.h"
@@ -33,6 +34,7 @@ enum {
     MAX_TOKENS = 1 << 20,
     AT_ONCE = 1024, /* tokens that go through the network together */
     MEASURES = 10,  /* in a run */
+    SAVE_SECONDS = 60,
     MAX_HALVINGS = 3
 };
 
@@ -64,6 +66,7 @@ struct tune {
     int windows_per_step;
     float *want, *got, *grad; /* (n_seqs, ctx, embed_dim) */
     struct tune_progress now;
+    double saved; /* when, in seconds */
 };
 
 const char *tune_mode_name(enum tune_mode mode) {
@@ -333,6 +336,18 @@ static bool is_measured(const struct tune *t, int step) {
     return step % every == 0 || step == t->o.steps;
 }
 
+static double seconds(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static int save(struct tune *t, struct error *err) {
+    int r = tune_state_save(t->state_path, t->settings, &t->now, t->student, err);
+    t->saved = seconds();
+    return r;
+}
+
 static int look_at_held_out(struct tune *t, double *ret, struct error *err) {
     int r = measure(t, ret, err);
     if (r == 0 && isfinite(*ret) && *ret < t->now.best) {
@@ -340,8 +355,7 @@ static int look_at_held_out(struct tune *t, double *ret, struct error *err) {
         t->now.best_step = t->now.step;
         student_keep(t->student);
     }
-    if (r == 0) r = tune_state_save(t->state_path, t->settings, &t->now, t->student, err);
-    return r;
+    return r == 0 ? save(t, err) : r;
 }
 
 static void show(const struct tune *t, double loss, double held_out) {
@@ -361,7 +375,7 @@ static int begin(struct tune *t, struct error *err) {
         return error_set(err, -EDOM, "tune: the loss is not finite before the first step");
     t->now.best = t->now.before;
     show(t, t->now.before, t->now.before);
-    return 0;
+    return save(t, err);
 }
 
 static int do_steps(struct tune *t, struct error *err) {
@@ -369,13 +383,15 @@ static int do_steps(struct tune *t, struct error *err) {
     while (r == 0 && t->now.step < t->o.steps) {
         double loss, held_out = -1.0;
         if (t->o.stop_after > 0 && t->now.step - first >= t->o.stop_after) {
-            r = tune_state_save(t->state_path, t->settings, &t->now, t->student, err);
+            r = save(t, err);
             return r < 0
                        ? r
                        : error_set(err, -ECANCELED, "stopped after step %d, as asked", t->now.step);
         }
         r = take_step(t, &loss, err);
         if (r == 0 && is_measured(t, t->now.step)) r = look_at_held_out(t, &held_out, err);
+        /* When does not matter to the result: every step is one to go on from. */
+        if (r == 0 && seconds() - t->saved > SAVE_SECONDS) r = save(t, err);
         if (r == 0) show(t, loss, held_out);
     }
     return r;
