@@ -48,7 +48,7 @@ Test(quantize_args, no_effort_leaves_the_defaults) {
 }
 
 Test(quantize_args, the_best_tunes_where_it_can) {
-    cr_assert_eq(parse("q MODEL OUT --effort best").tune.o.mode, TUNE_NONE, "no text");
+    cr_assert_eq(parse("q MODEL OUT --effort best").tune.o.mode, TUNE_E2E, "its own text");
     cr_assert_eq(parse("q MODEL OUT --effort best -f TEXT").tune.o.mode, TUNE_E2E);
     cr_assert_eq(parse("q MODEL OUT --tune none -f TEXT --effort best").tune.o.mode, TUNE_NONE);
     cr_assert_eq(parse("q MODEL OUT --effort best -f TEXT --layers 1:2").tune.o.mode, TUNE_NONE);
