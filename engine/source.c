@@ -43,6 +43,8 @@ void source_close(struct source *src) {
     gguf_vocab_free(&src->vocab);
     gguf_close(&src->gguf);
     free(src->shards);
+    for (size_t i = 0; i < src->n_packed; i++) packed_close(&src->packed[i]);
+    free(src->packed);
     free(src->tensors);
     free(src->names);
     free(src);

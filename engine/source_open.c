@@ -121,11 +121,26 @@ static void offer_data(struct source_tensor *t) {
         t->data = NULL;
 }
 
-static int add_coded(struct source_tensor *t, struct error *err) {
+static int add_packed(struct source *src, struct source_tensor *t, struct error *err) {
+    struct packed_view *packed = &src->packed[src->n_packed];
+    int r = packed_open(packed, t->stored, (size_t)t->n_bytes, err);
+    if (r < 0) return r;
+    src->n_packed++;
+    t->bcq = packed->bcq;
+    return 0;
+}
+
+static int add_plain(struct source_tensor *t, struct error *err) {
     int r = bcq_parse(&t->bcq, t->stored, (size_t)t->n_bytes, err);
+    if (r == 0 && t->bcq.layout.total != t->n_bytes)
+        r = error_set(err, -EBADMSG, "bytes follow the block");
+    return r;
+}
+
+static int add_coded(struct source *src, struct source_tensor *t, struct error *err) {
+    bool is_packed = packed_is(t->stored, (size_t)t->n_bytes);
+    int r = is_packed ? add_packed(src, t, err) : add_plain(t, err);
     if (r < 0) return error_prefix(err, r, "tensor '%.100s'", t->name);
-    if (t->bcq.layout.total != t->n_bytes)
-        return error_set(err, -EBADMSG, "tensor '%.100s': bytes follow the block", t->name);
     t->is_bcq = true;
     t->kind = SOURCE_CODED;
     t->type_name = "BCQ";
@@ -157,15 +172,16 @@ static bool ends_with(const char *name, const char *end) {
     return n > m && !strcmp(name + n - m, end);
 }
 
-static int add_safetensor(struct source_tensor *t, const struct safetensors_tensor *from, int file,
-                          struct error *err) {
+static int add_safetensor(struct source *src, struct source_tensor *t,
+                          const struct safetensors_tensor *from, int file, struct error *err) {
     *t = (struct source_tensor){.name = from->name,
                                 .kind = SOURCE_OTHER,
                                 .type_name = safetensors_type_name(from->type),
                                 .n_bytes = from->n_bytes,
                                 .stored = from->data,
                                 .file = file};
-    if (from->type == SAFETENSORS_U8 && ends_with(from->name, ".bcq")) return add_coded(t, err);
+    if (from->type == SAFETENSORS_U8 && ends_with(from->name, ".bcq"))
+        return add_coded(src, t, err);
     if (from->type == SAFETENSORS_U8 && ends_with(from->name, outliers_end))
         return add_outliers(t, err);
     if (from->type == SAFETENSORS_U8 && ends_with(from->name, rotation_end))
@@ -188,11 +204,12 @@ static int add_safetensors(struct source *src, struct error *err) {
     size_t n = 0;
     for (int i = 0; i < src->n_shards; i++) n += src->shards[i].n_tensors;
     src->tensors = calloc(n ? n : 1, sizeof *src->tensors);
-    if (!src->tensors) return error_set(err, -ENOMEM, "tensors: out of memory");
+    src->packed = calloc(n ? n : 1, sizeof *src->packed);
+    if (!src->tensors || !src->packed) return error_set(err, -ENOMEM, "tensors: out of memory");
     for (int i = 0; i < src->n_shards; i++)
         for (size_t k = 0; k < src->shards[i].n_tensors; k++) {
             const struct safetensors_tensor *from = &src->shards[i].tensors[k];
-            int r = add_safetensor(&src->tensors[src->n_tensors], from, i, err);
+            int r = add_safetensor(src, &src->tensors[src->n_tensors], from, i, err);
             if (r < 0) return r;
             src->n_tensors++;
         }

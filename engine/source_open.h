@@ -12,6 +12,7 @@
 #include "engine/gguf.h"
 #include "engine/gguf_vocab.h"
 #include "engine/map.h"
+#include "engine/packed.h"
 #include "engine/safetensors.h"
 #include "engine/source.h"
 
@@ -35,6 +36,8 @@ struct source {
 
     struct source_tensor *tensors; /* (n_tensors) sorted by name */
     size_t n_tensors;
+    struct packed_view *packed; /* (n_packed) what packed blocks were expanded to */
+    size_t n_packed;
     char *names; /* of a GGUF file's tensors; the other form's names are the shards' */
 };
 

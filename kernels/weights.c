@@ -226,7 +226,7 @@ static bool all_finite(const uint16_t *f16, size_t n) {
     return true;
 }
 
-static int check_values(const struct bcq_view *w, struct error *err) {
+int bcq_check_values(const struct bcq_view *w, struct error *err) {
     const struct bcq_spec *s = &w->spec;
     size_t rows = (size_t)s->rows, groups = (size_t)w->layout.n_groups;
     if (s->kind == BCQ_FREE) {
@@ -243,19 +243,25 @@ static int check_values(const struct bcq_view *w, struct error *err) {
     return indices_fit(w) ? 0 : bad(err, "a shape index is past the table");
 }
 
+int bcq_parse_header(struct bcq_spec *spec, struct bcq_layout *layout, const void *bytes,
+                     struct error *err) {
+    uint8_t header[BCQ_HEADER_BYTES] = {0};
+    int rc = read_spec(spec, bytes, err);
+    if (rc) return rc;
+    bcq_layout(layout, spec);
+    write_header(header, spec, layout);
+    return memcmp(header, bytes, sizeof header) ? bad(err, "the header contradicts itself") : 0;
+}
+
 int bcq_parse(struct bcq_view *ret, const void *bytes, size_t n_bytes, struct error *err) {
     struct bcq_view v = {0};
-    uint8_t header[BCQ_HEADER_BYTES] = {0};
     if (n_bytes < BCQ_HEADER_BYTES) return bad(err, "shorter than a header");
     if ((uintptr_t)bytes % BCQ_ALIGN) return bad(err, "the block is not aligned");
-    int rc = read_spec(&v.spec, bytes, err);
+    int rc = bcq_parse_header(&v.spec, &v.layout, bytes, err);
     if (rc) return rc;
-    bcq_layout(&v.layout, &v.spec);
-    write_header(header, &v.spec, &v.layout);
-    if (memcmp(header, bytes, sizeof header)) return bad(err, "the header contradicts itself");
     if (v.layout.total > n_bytes) return bad(err, "the block is cut short");
     point(&v, bytes);
-    rc = check_values(&v, err);
+    rc = bcq_check_values(&v, err);
     if (!rc) *ret = v;
     return rc;
 }

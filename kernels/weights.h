@@ -99,6 +99,12 @@ void bcq_layout(struct bcq_layout *ret, const struct bcq_spec *spec);
  * fp16 parameters are finite. bytes must be 64-byte aligned and stay while ret is used. */
 int bcq_parse(struct bcq_view *ret, const void *bytes, size_t n_bytes, struct error *err);
 
+/* The two halves of bcq_parse(), for blocks whose sections lie elsewhere: a header of
+ * BCQ_HEADER_BYTES; what d_i, indices and fp16 parameters may be. */
+int bcq_parse_header(struct bcq_spec *spec, struct bcq_layout *layout, const void *header,
+                     struct error *err);
+int bcq_check_values(const struct bcq_view *w, struct error *err);
+
 /* Writes the header into a zeroed block of layout.total bytes and points ret at its sections,
  * which the caller then fills (cast the const away: the block is the caller's). */
 void bcq_format(struct bcq_view *ret, void *block, const struct bcq_spec *spec);

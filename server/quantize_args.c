@@ -31,6 +31,7 @@ enum {
     OPT_OUTLIERS,
     OPT_OUTLIER_FORM,
     OPT_INCOHERENCE,
+    OPT_CODEC,
     OPT_MIXED,
     OPT_MIXED_BY,
     OPT_MIXED_PER,
@@ -56,6 +57,10 @@ enum {
 static const struct argp_option options[] = {
     {NULL, 0, NULL, 0, "What is stored:", 1},
     {"bits", 'b', "N", 0, "Bits per weight, 1 to 4 (3)", 1},
+    {"codec", OPT_CODEC, "NAME", 0,
+     "How scales and biases of the compact kinds are stored: none (default) or pvq (as numbers of "
+     "pyramid vectors, expanded when loaded; smaller, the same values)",
+     1},
     {"mixed", OPT_MIXED, "BUDGET", 0,
      "Bits of each matrix, 1 to 4, chosen for this average of bits per weight, all included", 1},
     {"mixed-by", OPT_MIXED_BY, "NAME", 0,
@@ -160,16 +165,22 @@ static const char *target_name(int i) { return quantize_target_name((enum quanti
 
 static const char *tokens_name(int i) { return quantize_tokens_name((enum moments_tokens)i); }
 
+static const char *codec_name(int i) { return parts_codec_name((enum parts_codec)i); }
+
 static const char *by_name(int i) { return sensitivity_by_name((enum sensitivity_by)i); }
 
 static const char *per_name(int i) { return sensitivity_per_name((enum sensitivity_per)i); }
 
-/* 1 for a key that is not of --mixed. */
-static int mixed_option(struct quantize_args *args, int key, const char *value, struct error *err) {
+/* How large things become; 1 for a key of another kind. */
+static int size_option(struct quantize_args *args, int key, const char *value, struct error *err) {
     struct sensitivity_options *m = &args->o.mixed;
     int choice = 0, r;
     float number = 0.0f;
     switch (key) {
+    case OPT_CODEC:
+        r = pick("--codec", value, codec_name, &choice, err);
+        args->o.codec = (enum parts_codec)choice;
+        return r;
     case OPT_MIXED:
         r = cli_float(&number, "--mixed", value, 0.5f, 64.0f, err);
         m->budget = strtod(value, NULL);
@@ -399,6 +410,8 @@ static void take_arguments(struct quantize_args *args, struct argp_state *state)
 static void check_tune(const struct quantize_args *args, struct argp_state *state) {
     if (args->tune.o.mode == TUNE_NONE) return;
     if (args->merge) argp_error(state, "--tune does not go with --merge");
+    if (args->o.codec != PARTS_PLAIN)
+        argp_error(state, "--tune rewrites blocks in place: it does not go with --codec");
     if (args->o.first_block || args->o.end_block)
         argp_error(state, "--tune needs every block: it does not go with --layers");
 }
@@ -428,7 +441,7 @@ static error_t parse(int key, char *value, struct argp_state *state) {
         return 0;
     }
     int r = method_option(args, key, value, &err);
-    if (r > 0) r = mixed_option(args, key, value, &err);
+    if (r > 0) r = size_option(args, key, value, &err);
     if (r > 0) r = other_option(args, key, value, &err);
     if (r > 0) return ARGP_ERR_UNKNOWN;
     if (r < 0) argp_error(state, "%s", err.text);

@@ -10,6 +10,7 @@
 #include "engine/checkpoint_writer.h"
 #include "engine/json_guard.h"
 #include "engine/map.h"
+#include "engine/quant/parts.h"
 #include "engine/quant/quantize.h"
 #include "engine/quant/shard.h"
 #include "engine/quant/summary.h"
@@ -222,7 +223,9 @@ static int count_matrix(struct merge *m, const struct part *p, const json_t *mat
     if (!entry || !t)
         return error_set(err, -EBADMSG, "%s: tensor '%s' or its entry in %s is missing", p->path,
                          coded, errors_file);
-    int r = bcq_parse(&view, t->data, (size_t)t->n_bytes, err);
+    struct packed_view packed;
+    int r = parts_read_block(&view, &packed, t->data, (size_t)t->n_bytes, err);
+    packed_close(&packed);
     if (r < 0) return error_prefix(err, r, "%s: tensor '%s'", p->path, coded);
     summary_add(&m->summary, (enum model_role)role, (int64_t)view.spec.rows * view.spec.cols,
                 entry);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "engine/checkpoint_writer.h"
 #include "engine/quant/layer.h"
@@ -28,13 +29,44 @@ static int write_part(struct checkpoint_writer *w, const char *name, int part, c
     return checkpoint_writer_add(w, &t, err);
 }
 
+const char *parts_codec_name(enum parts_codec codec) {
+    static const char *const names[] = {"none", "pvq"};
+    return (size_t)codec < sizeof names / sizeof *names ? names[codec] : NULL;
+}
+
+/* Plain where packing is no gain. */
+static int write_codes(struct checkpoint_writer *w, const char *name,
+                       const struct layer_result *result, enum parts_codec codec, size_t *saved,
+                       struct error *err) {
+    void *packed = NULL;
+    size_t n = 0;
+    int r =
+        codec == PARTS_PVQ ? packed_make(&packed, &n, &result->view, result->block, err) : -ERANGE;
+    *saved = r == 0 ? result->n_bytes - n : 0;
+    if (r == 0)
+        r = write_part(w, name, PART_CODES, packed, n, err);
+    else if (r == -ERANGE)
+        r = write_part(w, name, PART_CODES, result->block, result->n_bytes, err);
+    free(packed);
+    return r;
+}
+
 int parts_write(struct checkpoint_writer *w, const char *name, const struct layer_result *result,
-                struct error *err) {
+                enum parts_codec codec, size_t *saved, struct error *err) {
     int r = 0;
     if (result->side) r = write_part(w, name, PART_OUTLIERS, result->side, result->n_side, err);
     if (r == 0 && result->turns)
         r = write_part(w, name, PART_ROTATION, result->turns, result->n_turns, err);
-    return r < 0 ? r : write_part(w, name, PART_CODES, result->block, result->n_bytes, err);
+    return r < 0 ? r : write_codes(w, name, result, codec, saved, err);
+}
+
+int parts_read_block(struct bcq_view *ret, struct packed_view *packed, const void *bytes,
+                     size_t n_bytes, struct error *err) {
+    *packed = (struct packed_view){0};
+    if (!packed_is(bytes, n_bytes)) return bcq_parse(ret, bytes, n_bytes, err);
+    int r = packed_open(packed, bytes, n_bytes, err);
+    if (r == 0) *ret = packed->bcq;
+    return r;
 }
 
 static bool has(const struct checkpoint_writer *w, const char *name, int part) {
@@ -70,7 +102,7 @@ static int open_codes(struct parts *p, const struct checkpoint_writer *w, const 
     const struct safetensors_tensor *t;
     struct weight_view *v = &p->view;
     int r = open_part(p, w, name, PART_CODES, &t, err);
-    if (r == 0) r = bcq_parse(&v->bcq, t->data, (size_t)t->n_bytes, err);
+    if (r == 0) r = parts_read_block(&v->bcq, &p->packed, t->data, (size_t)t->n_bytes, err);
     if (r == 0 && (v->bcq.spec.rows != v->rows || v->bcq.spec.cols != v->cols))
         r = wrong_shape(err);
     v->is_bcq = 1;
@@ -110,6 +142,7 @@ int parts_open(struct parts *ret, const struct checkpoint_writer *w, const char 
 }
 
 void parts_close(struct parts *p) {
+    packed_close(&p->packed);
     for (int i = 0; i < PARTS_MOST; i++) {
         safetensors_close(&p->files[i]);
         map_close(&p->maps[i]);

@@ -14,6 +14,7 @@
 #include <stdbool.h>
 
 #include "engine/map.h"
+#include "engine/packed.h"
 #include "engine/safetensors.h"
 #include "kernels/outliers.h"
 #include "kernels/rotation.h"
@@ -29,13 +30,27 @@ enum { PARTS_MOST = 3 };
 struct parts {
     struct weight_view view; /* the whole matrix */
     struct outliers_view outliers;
+    struct packed_view packed; /* where the block is stored so */
     struct rotation_view rotation;
     struct safetensors files[PARTS_MOST];
     struct map maps[PARTS_MOST];
 };
 
+enum parts_codec {
+    PARTS_PLAIN,
+    PARTS_PVQ /* packed.h, where that is smaller */
+};
+
+/* "none", "pvq"; NULL past the last. */
+const char *parts_codec_name(enum parts_codec codec);
+
+/* saved: bytes that the codec has saved; 0 where it would not have. */
 int parts_write(struct checkpoint_writer *w, const char *name, const struct layer_result *result,
-                struct error *err);
+                enum parts_codec codec, size_t *saved, struct error *err);
+
+/* Reads a block in either form; packed is zeroed or open afterwards, to be closed in any case. */
+int parts_read_block(struct bcq_view *ret, struct packed_view *packed, const void *bytes,
+                     size_t n_bytes, struct error *err);
 
 /* Whether all parts that these options make are there. */
 bool parts_there(const struct checkpoint_writer *w, const char *name,

@@ -135,6 +135,10 @@ static int settle_shard(struct quantize *q, struct error *err) {
 static int settle_options(struct quantize *q, struct error *err) {
     struct quantize_options *o = &q->o;
     int r = layer_check(&o->layer, err);
+    if (r == 0 && o->codec == PARTS_PVQ && o->layer.kind == BCQ_FREE)
+        r = error_set(err, -EINVAL,
+                      "codec pvq: params free stores fp16 scales, which are no vectors "
+                      "of small integers");
     if (r == 0) r = sensitivity_check(&o->mixed, &o->layer, err);
     if (r == 0 && o->mixed.budget > 0.0 &&
         (o->blockwise.transform != TRANSFORM_NONE || o->blockwise.clip_epochs > 0))
@@ -283,6 +287,8 @@ static json_t *describe(const struct quantize *q) {
     if (l->outliers > 0.0) json_object_set_new(o, "outliers", json_real(l->outliers));
     if (l->whole_outliers) json_object_set_new(o, "outlier_form", json_string("columns"));
     blockwise_describe(&q->o.blockwise, o);
+    if (q->o.codec != PARTS_PLAIN)
+        json_object_set_new(o, "codec", json_string(parts_codec_name(q->o.codec)));
     if (q->o.mixed.budget > 0.0) json_object_set_new(o, "mixed", describe_mixed(&q->o.mixed));
     json_object_set_new(o, "calibration",
                         json_pack("{s:s, s:i, s:i, s:b}", "text",
@@ -438,12 +444,18 @@ static int replace(struct quantize *q, int layer, enum model_role role,
 
 static int store(struct quantize *q, const char *name, const struct layer_result *result,
                  struct error *err) {
-    json_t *entry =
-        json_pack("{s:f, s:f, s:f, s:f}", "decibels", result->decibels, "loss", result->loss,
-                  "energy", result->energy, "bits_per_weight", layer_bits_per_weight(result));
+    size_t saved = 0;
+    const struct bcq_spec *spec = &result->view.spec;
+    int r = parts_write(q->writer, name, result, q->o.codec, &saved, err);
+    if (r < 0) return r;
+    double less = 8.0 * (double)saved / ((double)spec->rows * (double)spec->cols);
+    json_t *entry = json_pack("{s:f, s:f, s:f, s:f}", "decibels", result->decibels, "loss",
+                              result->loss, "energy", result->energy, "bits_per_weight",
+                              layer_bits_per_weight(result) - less);
+    if (entry && saved) json_object_set_new(entry, "saved_bytes", json_integer((json_int_t)saved));
     if (!entry || json_object_set_new(q->errors, name, entry) < 0)
         return error_set(err, -ENOMEM, "errors: out of memory");
-    return parts_write(q->writer, name, result, err);
+    return 0;
 }
 
 /* Lets a matrix go to the checkpoint, and the block run on it. */
@@ -698,6 +710,34 @@ static void describe_bits(const struct quantize *q, json_t *o) {
     json_object_set_new(o, "bits", json_integer(most));
 }
 
+struct saved {
+    double bytes;
+    int matrices, of;
+};
+
+static void count_saved(const struct quantize *q, enum model_role role, int layer, const char *name,
+                        void *arg) {
+    struct saved *saved = arg;
+    double bytes = error_value(q, name, "saved_bytes");
+    (void)role;
+    (void)layer;
+    saved->bytes += bytes;
+    saved->matrices += bytes > 0.0;
+    saved->of++;
+}
+
+static void note_saved(const struct quantize *q, const struct quantize_summary *s) {
+    struct saved saved = {0};
+    char line[160];
+    if (q->o.codec == PARTS_PLAIN) return;
+    each_matrix(q, count_saved, &saved);
+    snprintf(line, sizeof line,
+             "codec %s saves %.0f bytes, %.4f bits per weight; %d of %d matrices are smaller so",
+             parts_codec_name(q->o.codec), saved.bytes, 8.0 * saved.bytes / (double)s->n_weights,
+             saved.matrices, saved.of);
+    note(q, line);
+}
+
 static int write_texts(struct quantize *q, const struct quantize_summary *s, struct error *err) {
     json_t *o = describe(q);
     if (q->bits) describe_bits(q, o);
@@ -763,6 +803,7 @@ int quantize_run(struct quantize_summary *ret, const char *out, struct source *s
     if (r == 0) r = carry_tensors(q.writer, src, is_left_out, &q, err);
     if (r == 0) {
         summarize(&q, &summary);
+        note_saved(&q, &summary);
         r = write_texts(&q, &summary, err);
     }
     if (r == 0) r = checkpoint_writer_finish(q.writer, err);

@@ -22,6 +22,7 @@
 #include "engine/quant/blockwise.h"
 #include "engine/quant/layer.h"
 #include "engine/quant/moments.h"
+#include "engine/quant/parts.h"
 #include "engine/quant/sensitivity.h"
 
 struct error;
@@ -61,6 +62,7 @@ enum quantize_moments {
 };
 
 struct quantize_options {
+    enum parts_codec codec;           /* how blocks are stored */
     struct sensitivity_options mixed; /* bits of each matrix; with a budget, layer.bits is unused */
     struct layer_options layer;
     struct blockwise_options blockwise;

@@ -296,6 +296,36 @@ Test(quantize, act_bits_are_part_of_the_model) {
     scratch_remove(folder);
 }
 
+Test(quantize, a_codec_changes_the_bytes_alone) {
+    char folder[SCRATCH_PATH], plain[SCRATCH_PATH], packed[SCRATCH_PATH], again[SCRATCH_PATH];
+    struct quantize_options o = quick();
+    struct quantize_summary summary, smaller;
+    struct seen seen;
+    struct error err;
+    int n, m;
+    scratch_make(folder);
+    scratch_join(plain, folder, "plain");
+    scratch_join(packed, folder, "packed");
+    scratch_join(again, folder, "again");
+    cr_assert_eq(run("models/llama-gqa", plain, &o, &seen, &summary, &err), 0, "%s", err.text);
+    o.codec = PARTS_PVQ;
+    cr_assert_eq(run("models/llama-gqa", packed, &o, &seen, &smaller, &err), 0, "%s", err.text);
+    cr_assert_leq(smaller.bits_per_weight, summary.bits_per_weight);
+    float *x = logits_of(plain, &n), *y = logits_of(packed, &m);
+    cr_assert(n == m && memcmp(x, y, (size_t)n * sizeof *x) == 0);
+    free(x);
+    free(y);
+    o.stop_after = 2;
+    cr_assert_eq(run("models/llama-gqa", again, &o, &seen, &smaller, &err), -ECANCELED);
+    o.stop_after = 0;
+    cr_assert_eq(run("models/llama-gqa", again, &o, &seen, &smaller, &err), 0, "%s", err.text);
+    scratch_each(packed, see_same_file, again);
+    o.layer.kind = BCQ_FREE;
+    cr_assert_eq(run("models/llama-gqa", again, &o, &seen, &smaller, &err), -EINVAL);
+    cr_assert(strstr(err.text, "params free"), "%s", err.text);
+    scratch_remove(folder);
+}
+
 Test(quantize, other_settings_do_not_resume) {
     char folder[SCRATCH_PATH], out[SCRATCH_PATH];
     struct quantize_options o = quick();
