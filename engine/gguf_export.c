@@ -108,22 +108,24 @@ static int64_t original_row(int64_t stored, int head_dim) {
     return head * head_dim + i % 2 * half + i / 2;
 }
 
-/* Rows (elements of a vector) [at, at + n) of the file's order. */
+/* Rows [at, at + n), whole heads where they alternate. */
 static int put_rows(struct export *e, const struct item *item, int64_t at, int64_t n, float *wide,
                     void *narrowed, struct error *err) {
-    const struct source_tensor *t = &item->from;
-    size_t cols = (size_t)t->cols;
-    int r = 0;
-    if (item->rope_dim && t->n_dims > 1) {
-        for (int64_t i = 0; r == 0 && i < n; i++)
-            r = source_read_rows(e->src, t, original_row(at + i, item->rope_dim), 1,
-                                 wide + (size_t)i * cols, err);
-    } else {
-        r = source_read_rows(e->src, t, at, n, wide, err);
+    size_t cols = (size_t)item->from.cols, row_bytes = cols * (size_t)item->type->n_bytes;
+    int r = source_read_rows(e->src, &item->from, at, n, wide, err);
+    for (int64_t i = 0; r == 0 && i < n; i++) {
+        int64_t from = item->rope_dim ? original_row(i, item->rope_dim) : i;
+        r = narrow((char *)narrowed + (size_t)i * row_bytes, wide + (size_t)from * cols, cols, item,
+                   err);
     }
-    if (r == 0) r = narrow(narrowed, wide, (size_t)n * cols, item, err);
     if (r < 0) return r;
-    return gguf_write_data(&e->out, narrowed, (size_t)n * cols * (size_t)item->type->n_bytes, err);
+    return gguf_write_data(&e->out, narrowed, (size_t)n * row_bytes, err);
+}
+
+/* How many rows to read at a time. Where a rotation mixes all of them they are made at once. */
+static int64_t step_of(const struct item *item) {
+    int64_t rows = item->from.rows, step = item->rope_dim ? item->rope_dim : ROWS;
+    return item->from.rotation || rows < step ? rows : step;
 }
 
 /* The elements of a vector are turned as a matrix's rows are. */
@@ -138,7 +140,7 @@ static int put_turned_vector(struct export *e, const struct item *item, float *w
 
 static int put(struct export *e, const struct item *item, struct error *err) {
     const struct source_tensor *t = &item->from;
-    int64_t step = t->rows < ROWS ? t->rows : ROWS;
+    int64_t step = step_of(item);
     float *wide = malloc((size_t)step * (size_t)t->cols * sizeof *wide);
     float *narrowed = malloc((size_t)step * (size_t)t->cols * sizeof *narrowed);
     int r = wide && narrowed ? 0 : error_set(err, -ENOMEM, "tensor '%s': out of memory", t->name);
