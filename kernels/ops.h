@@ -90,6 +90,8 @@ struct rotate_plan {
 struct ops {
     const char *level; /* "ref", "avx2", "avx512": the strongest set that filled anything */
     struct bcq_ops bcq;
+    struct bcq_ops shift; /* for blocks that pow2_ready() approves and act_bits below 16, without
+                             products by weights; zeroed where bcq is faster with them */
     struct dense_ops dense;
 
     /* y[t*ldy + r] += (S x_t)[r] for rows r0..r1-1 of outliers S in the form of kernels/sell.h; r0

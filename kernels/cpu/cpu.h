@@ -43,9 +43,10 @@ struct cpu_rotation {
 
 struct weight {
     bool is_bcq;
-    enum dtype type;      /* when dense */
-    struct bcq_spec spec; /* when binary-coded */
-    int act_bits;         /* of its inputs when binary-coded: 16, 8 or 4 */
+    enum dtype type;           /* when dense */
+    struct bcq_spec spec;      /* when binary-coded */
+    int act_bits;              /* of its inputs when binary-coded: 16, 8 or 4 */
+    const struct bcq_ops *bcq; /* the operations that it is packed for, likewise */
     int rows, cols;
     size_t bytes;
     void *data;                    /* packed (LINEAR), row-major (TABLE) or fp32 (VECTOR) */

@@ -20,8 +20,8 @@ struct linear_job {
     int n_calls;
     const float *x; /* (n, cols) */
     int cols, n;
-    bool any_bcq;
-    int act_bits;                /* of all that are binary-coded */
+    const struct bcq_ops *bcq;   /* of all that are binary-coded; NULL: none is */
+    int act_bits;                /* likewise */
     int t0, n_slice;             /* the slice of tokens in work */
     const float *slice;          /* (n_slice, cols) its inputs, rotated where the matrices are */
     int n_parts;                 /* of packing */
@@ -30,7 +30,7 @@ struct linear_job {
 };
 
 static int row_block(const struct cpu *cpu, const struct weight *w) {
-    return w->is_bcq ? cpu->ops.bcq.row_block : cpu->ops.dense.row_block;
+    return w->is_bcq ? w->bcq->row_block : cpu->ops.dense.row_block;
 }
 
 static int n_blocks(const struct cpu *cpu, const struct weight *w) {
@@ -124,7 +124,7 @@ static void run_chunk(void *arg, int thread, int chunk) {
                              : c->dst->data + (size_t)t0 * ldy;
     if (turns_back(c)) y = unturned(job, c, &ldy);
     if (w->is_bcq)
-        cpu->ops.bcq.mul(y, ldy, w->data, &w->spec, cpu->act, w->act_bits, n, b0, b1);
+        w->bcq->mul(y, ldy, w->data, &w->spec, cpu->act, w->act_bits, n, b0, b1);
     else
         cpu->ops.dense.mul(y, ldy, w->data, w->type, w->rows, w->cols, job->slice,
                            (size_t)job->cols, n, b0, b1);
@@ -136,8 +136,8 @@ static void run_chunk(void *arg, int thread, int chunk) {
 static void pack_part(void *arg, int thread, int part) {
     const struct linear_job *job = arg;
     (void)thread;
-    job->cpu->ops.bcq.act_pack(job->cpu->act, job->act_bits, job->slice, (size_t)job->cols,
-                               job->cols, job->n_slice, part, job->n_parts);
+    job->bcq->act_pack(job->cpu->act, job->act_bits, job->slice, (size_t)job->cols, job->cols,
+                       job->n_slice, part, job->n_parts);
 }
 
 /* Tables of few numbers are made by the caller: sharing them would take as long. */
@@ -146,7 +146,7 @@ static void run_slice(struct linear_job *job, bool share) {
     bool share_pack = share && (size_t)job->n_slice * (size_t)job->cols >= SMALL_PACK;
     int n_chunks = job->first_chunk[job->n_calls];
     job->n_parts = share_pack ? pool_threads(pool) * (job->n_slice < 16 ? 1 : 4) : 1;
-    if (job->any_bcq) pool_run(pool, pack_part, job, job->n_parts);
+    if (job->bcq) pool_run(pool, pack_part, job, job->n_parts);
     if (share) {
         pool_run(pool, run_chunk, job, n_chunks);
         return;
@@ -161,8 +161,10 @@ static void linear_some(struct cpu *cpu, const struct linear_call *calls, int n_
     size_t work = 0;
     job.cols = calls[0].w->cols;
     for (int i = 0; i < n_calls; i++) {
-        job.any_bcq |= calls[i].w->is_bcq;
-        if (calls[i].w->is_bcq) job.act_bits = calls[i].w->act_bits;
+        if (calls[i].w->is_bcq) {
+            job.bcq = calls[i].w->bcq;
+            job.act_bits = calls[i].w->act_bits;
+        }
         work += (size_t)calls[i].w->rows * (size_t)job.cols * (size_t)job.n;
     }
     plan(&job);
@@ -185,13 +187,14 @@ static bool go_together(const struct linear_call *a, const struct linear_call *b
 
 /* How many of the calls can share their packed inputs. */
 static int alike(const struct linear_call *calls, int n_calls) {
-    int n = 1, most = n_calls < MAX_CALLS ? n_calls : MAX_CALLS, act_bits = 0;
-    if (calls[0].w->is_bcq) act_bits = calls[0].w->act_bits;
+    const struct weight *first = NULL;
+    int n = 0, most = n_calls < MAX_CALLS ? n_calls : MAX_CALLS;
     for (; n < most; n++) {
-        if (!go_together(&calls[0], &calls[n])) break;
-        if (!calls[n].w->is_bcq) continue;
-        if (act_bits && calls[n].w->act_bits != act_bits) break;
-        act_bits = calls[n].w->act_bits;
+        const struct weight *w = calls[n].w;
+        if (n > 0 && !go_together(&calls[0], &calls[n])) break;
+        if (!w->is_bcq) continue;
+        if (first && (w->act_bits != first->act_bits || w->bcq != first->bcq)) break;
+        first = w;
     }
     return n;
 }

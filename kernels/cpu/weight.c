@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/pool.h"
 #include "kernels/outliers.h"
+#include "kernels/pow2.h"
 #include "kernels/rotation.h"
 #include "kernels/sell.h"
 
@@ -35,18 +36,18 @@ static void pack_rows(struct cpu *cpu, const void *arg, int thread, int b0, int 
     const struct weight *w = ((const void *const *)arg)[1];
     (void)thread;
     if (w->is_bcq)
-        cpu->ops.bcq.pack(w->data, &v->bcq, b0, b1);
+        w->bcq->pack(w->data, &v->bcq, b0, b1);
     else
         cpu->ops.dense.pack(w->data, v->type, v->data, v->rows, v->cols, b0, b1);
 }
 
 static int pack(struct cpu *cpu, struct weight *w, const struct weight_view *v) {
     const struct ops *ops = &cpu->ops;
-    int unit = w->is_bcq ? ops->bcq.row_block : ops->dense.row_block;
-    w->bytes = w->is_bcq ? ops->bcq.pack_bytes(&w->spec)
-                         : ops->dense.pack_bytes(w->type, w->rows, w->cols);
+    int unit = w->is_bcq ? w->bcq->row_block : ops->dense.row_block;
+    w->bytes =
+        w->is_bcq ? w->bcq->pack_bytes(&w->spec) : ops->dense.pack_bytes(w->type, w->rows, w->cols);
     if (w->is_bcq && cpu_grow(cpu, &cpu->act, &cpu->act_bytes,
-                              ops->bcq.act_bytes(w->act_bits, w->cols, CPU_SLICE)))
+                              w->bcq->act_bytes(w->act_bits, w->cols, CPU_SLICE)))
         return -ENOMEM;
     w->data = memory_new(&cpu->memory, w->bytes);
     if (!w->data) return -ENOMEM;
@@ -87,6 +88,9 @@ int cpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
     w->type = view->type;
     if (w->is_bcq) w->spec = view->bcq.spec;
     w->act_bits = view->act_bits ? view->act_bits : 16;
+    w->bcq = &cpu->ops.bcq;
+    if (w->is_bcq && w->act_bits < 16 && cpu->ops.shift.mul && pow2_ready(&view->bcq))
+        w->bcq = &cpu->ops.shift;
     w->rows = view->rows;
     w->cols = view->cols;
     rc = use == WEIGHT_LINEAR ? pack(cpu, w, view) : copy(cpu, w, view, use == WEIGHT_VECTOR);

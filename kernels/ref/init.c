@@ -1,10 +1,12 @@
 #include "kernels/ops.h"
 
 #include "kernels/ref/ref.h"
+#include "kernels/ref/shift.h"
 
 void ops_init_ref(struct ops *ops) {
     ops->level = "ref";
     ref_bcq_init(&ops->bcq);
+    ref_shift_init(&ops->shift);
     ref_dense_init(&ops->dense);
     ref_outliers_init(ops);
     ref_rotate_init(ops);
