@@ -15,6 +15,7 @@ enum {
     OPT_PARAMS,
     OPT_SCALE_BITS,
     OPT_ACT_BITS,
+    OPT_POW2,
     OPT_ACT_MOMENTS,
     OPT_BIAS_BITS,
     OPT_STEP_BITS,
@@ -78,6 +79,8 @@ static const struct argp_option options[] = {
     {"bias-bits", OPT_BIAS_BITS, "N", 0, "Bits of a group's bias, compact kinds (5)", 1},
     {"act-bits", OPT_ACT_BITS, "N", 0,
      "Inputs of the coded layers when the model runs: 16 as they are, 8 or 4 rounded (16)", 1},
+    {"pow2", OPT_POW2, NULL, 0,
+     "Every scale is a power of two: products with rounded inputs can do with shifts", 1},
     {NULL, 0, NULL, 0, "How the codes are found:", 2},
     {"method", OPT_METHOD, "NAME", 0, "gptqt (default), gptq, rtn, bcq or gptq-bcq", 2},
     {"step-bits", OPT_STEP_BITS, "N", 0, "Bits of the integer grid of step one (bits + 2; 5 at 4)",
@@ -333,6 +336,9 @@ static int other_option(struct quantize_args *args, int key, const char *value, 
         return cli_int(&o->layer.scale_bits, "--scale-bits", value, 1, 8, err);
     case OPT_BIAS_BITS:
         return cli_int(&o->layer.bias_bits, "--bias-bits", value, 2, 8, err);
+    case OPT_POW2:
+        o->layer.pow2 = true;
+        return 0;
     case OPT_ACT_BITS:
         return cli_act_bits(&o->act_bits, value, err);
     case OPT_ACT_MOMENTS:

@@ -16,6 +16,7 @@
 #include "engine/quant/lay.h"
 #include "engine/quant/pack.h"
 #include "engine/quant/parallel.h"
+#include "engine/quant/pow2_fit.h"
 #include "engine/quant/refine.h"
 #include "engine/quant/stack.h"
 #include "engine/quant/strip.h"
@@ -76,6 +77,20 @@ static int check_codes(const struct layer_options *o, struct error *err) {
     return codes_check(&o->codes, err);
 }
 
+static int check_pow2(const struct layer_options *o, struct error *err) {
+    if (!o->pow2) return 0;
+    if (o->method != LAYER_GPTQT || o->kind != BCQ_COMPACT)
+        return error_set(err, -EINVAL,
+                         "pow2: method gptqt with params compact finds and holds powers of two");
+    if (o->explore > 0)
+        return error_set(err, -EINVAL, "pow2: the variants of explore are no powers of two");
+    if (o->refine > 0)
+        return error_set(err, -EINVAL,
+                         "pow2: refine would move scales off the powers of two; codes cd polishes "
+                         "the codes alone");
+    return 0;
+}
+
 int layer_check(const struct layer_options *o, struct error *err) {
     if (is_alternating(o->method) && o->kind != BCQ_FREE)
         return error_set(err, -EINVAL,
@@ -108,6 +123,7 @@ int layer_check(const struct layer_options *o, struct error *err) {
         return error_set(err, -EINVAL,
                          "incoherence spreads outliers over all weights: none are left to keep");
     int r = check_codes(o, err);
+    if (r == 0) r = check_pow2(o, err);
     if (r < 0) return r;
     if (o->method == LAYER_GPTQT && o->step_bits != 0 &&
         (o->step_bits < o->bits || o->step_bits > CODEBOOK_MAX_STEP_BITS))
@@ -229,6 +245,17 @@ static void copy_live_rows(const struct job *j, struct scratch *s, int row, int 
 /* What errors in the columns of the strip's i-th row weigh. */
 static const float *weights_of(const struct job *j, const struct scratch *s, int i) {
     return has_own_weights(j) ? s->weights + (size_t)i * (size_t)j->in->n : j->in->weights32;
+}
+
+static int pow2_strip(const struct job *j, struct strip *strip, struct scratch *s,
+                      struct error *err) {
+    int r = 0;
+    for (int i = 0; r == 0 && i < strip->n_rows; i++)
+        r = pow2_fit_row(&j->problem.view, strip->row + i, s->rows + (size_t)i * (size_t)j->in->n,
+                         weights_of(j, s, i), err);
+    if (r < 0) return r;
+    strip_levels(strip);
+    return codes_find(strip, &j->o->codes, err);
 }
 
 /* Codebook search, then the column loop: once, or for every variant. */
@@ -366,6 +393,8 @@ static int fixed_strip(const struct job *j, struct strip *strip, struct scratch 
     int r = 0, row = strip->row, n_rows = strip->n_rows;
     if (j->o->given)
         stack_copy_rows(&j->problem.view, row, j->o->given, row, n_rows);
+    else if (j->o->pow2)
+        return pow2_strip(j, strip, s, err);
     else if (j->o->method == LAYER_GPTQT)
         return search_strip(j, strip, s, err);
     if (is_uniform(j->o->method)) r = grid_strip(j, s, row, n_rows, err);

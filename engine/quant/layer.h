@@ -60,6 +60,7 @@ struct layer_options {
     bool bcq_bias;    /* alternating methods fit a bias as well */
     double damp;
     struct codes_options codes;
+    bool pow2;   /* every stored parameter is a power of two; compact kind alone */
     int explore; /* variants of parameters judged by the loss they end with; 0 = none */
     int refine;  /* rounds of refit and coordinate descent after the loop */
     enum layer_incoherence incoherence;

@@ -29,6 +29,14 @@ void pack_stretch(const struct bcq_view *v, int row, float factor) {
     super[0] = finite_f16(f16_to_f32(super[0]) * factor);
 }
 
+void pack_supers(const struct bcq_view *v, int row, float scale, float bias, const uint8_t *shape) {
+    uint16_t *super = halves_of(v->row_scale) + 2 * (size_t)row;
+    size_t bits = (size_t)v->spec.bits;
+    super[0] = finite_f16(scale);
+    super[1] = finite_f16(bias);
+    memcpy(bytes_of(v->shape) + (size_t)row * bits, shape, bits);
+}
+
 void pack_compact(const struct bcq_view *v, int row, int group, unsigned q, int p) {
     const struct bcq_layout *l = &v->layout;
     bcq_put(bytes_of(v->q) + (size_t)row * l->q_stride, v->spec.scale_bits, group, q);

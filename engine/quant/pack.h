@@ -31,6 +31,10 @@ void pack_group_set(struct pack_group *ret, const uint8_t *shapes, int bits, int
 void pack_row(const struct bcq_view *view, int row, const struct pack_group *groups,
               const uint8_t *shapes);
 
+/* A compact row's super-scales and its one shape, as they are to be stored; shape: (bits). */
+void pack_supers(const struct bcq_view *view, int row, float scale, float bias,
+                 const uint8_t *shape);
+
 /* Multiplies the scales of a compact row by factor, in the super-scale. */
 void pack_stretch(const struct bcq_view *view, int row, float factor);
 

@@ -270,6 +270,7 @@ static json_t *describe(const struct quantize *q) {
         json_object_set_new(o, "min_mse", json_boolean(l->min_mse));
         json_object_set_new(o, "bcq_bias", json_boolean(l->bcq_bias));
     }
+    if (l->pow2) json_object_set_new(o, "pow2", json_true());
     json_object_set_new(o, "act_bits", json_integer(q->o.act_bits));
     if (q->o.act_bits < 16)
         json_object_set_new(o, "act_moments", json_string(quantize_moments_name(q->o.moments)));

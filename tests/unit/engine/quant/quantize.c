@@ -326,6 +326,51 @@ Test(quantize, a_codec_changes_the_bytes_alone) {
     scratch_remove(folder);
 }
 
+/* Runs without a product by weights on the reference level, and on the others with products. */
+Test(quantize, powers_of_two_run_by_shifts_as_they_do_by_products) {
+    char folder[SCRATCH_PATH], out[SCRATCH_PATH];
+    struct quantize_options o = quick();
+    struct quantize_summary summary;
+    struct error err;
+    int n;
+    o.layer.pow2 = true;
+    o.act_bits = 8;
+    scratch_make(folder);
+    scratch_join(out, folder, "out");
+    cr_assert_eq(run("models/llama-gqa", out, &o, NULL, &summary, &err), 0, "%s", err.text);
+    cr_assert_eq(setenv("GPTQT_CPU", "ref", 1), 0);
+    float *shifts = logits_of(out, &n);
+    cr_assert_eq(setenv("GPTQT_CPU", "auto", 1), 0);
+    float *products = logits_of(out, &n);
+    unsetenv("GPTQT_CPU");
+    double d = 0, all = 0;
+    for (int k = 0; k < n; k++) {
+        d += pow((double)shifts[k] - (double)products[k], 2);
+        all += pow((double)shifts[k], 2);
+    }
+    cr_expect(sqrt(d / all) < 0.05, "%g", sqrt(d / all));
+    free(shifts);
+    free(products);
+    static const struct {
+        const char *part;
+        struct layer_options o;
+    } bad[] = {{"method", {.method = LAYER_GPTQ, .kind = BCQ_COMPACT}},
+               {"params", {.method = LAYER_GPTQT, .kind = BCQ_FREE}},
+               {"refine", {.method = LAYER_GPTQT, .kind = BCQ_COMPACT, .refine = 1}},
+               {"explore", {.method = LAYER_GPTQT, .kind = BCQ_COMPACT, .explore = 2}}};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct layer_options l = quick().layer;
+        l.pow2 = true;
+        l.method = bad[i].o.method;
+        l.kind = bad[i].o.kind;
+        l.refine = bad[i].o.refine;
+        l.explore = bad[i].o.explore;
+        cr_assert_eq(layer_check(&l, &err), -EINVAL);
+        cr_expect(strstr(err.text, "pow2: ") && strstr(err.text, bad[i].part), "%s", err.text);
+    }
+    scratch_remove(folder);
+}
+
 Test(quantize, other_settings_do_not_resume) {
     char folder[SCRATCH_PATH], out[SCRATCH_PATH];
     struct quantize_options o = quick();
