@@ -69,9 +69,9 @@ const void *gpu_constant(struct gpu *gpu, const void *host, size_t bytes) {
 static void gpu_close(struct backend *be) {
     struct gpu *gpu = gpu_of(be);
     if (gpu->stream) cudaStreamSynchronize(gpu->stream);
-    struct room *rooms[] = {&gpu->batch_room, &gpu->rows_room,  &gpu->pieces,
-                            &gpu->groups,     &gpu->sums,       &gpu->columns[0],
-                            &gpu->columns[1], &gpu->unscale[0], &gpu->unscale[1]};
+    struct room *rooms[] = {&gpu->batch_room, &gpu->rows_room,  &gpu->pieces,     &gpu->groups,
+                            &gpu->sums,       &gpu->columns[0], &gpu->columns[1], &gpu->unscale[0],
+                            &gpu->unscale[1], &gpu->partial};
     for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++) cudaFree(rooms[i]->data);
     for (int i = 0; i < N_ANGLES; i++) cudaFree(gpu->angles[i].room.data);
     for (int i = 0; i < N_CONSTANTS; i++) {
@@ -255,6 +255,8 @@ static int open_device(struct gpu *gpu, struct error *err) {
     if (code == cudaSuccess) code = cudaStreamCreate(&gpu->stream);
     if (code != cudaSuccess)
         return error_set(err, -ENODEV, "the GPU does not start: %s", cudaGetErrorString(code));
+    gpu->device =
+        product_device{prop.multiProcessorCount, prop.sharedMemPerBlockOptin, prop.major >= 8};
 #if defined(__CUDACC__)
     gpu_overlap = prop.major >= 9 && !getenv("GPTQT_GPU_NO_OVERLAP");
 #endif

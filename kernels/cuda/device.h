@@ -14,6 +14,7 @@
 #include "kernels/cuda/pack_input.h"
 #include "kernels/cuda/plain.h"
 #include "kernels/cuda/product.h"
+#include "kernels/cuda/wide.h"
 
 extern "C" {
 #include "kernels/backend.h"
@@ -63,6 +64,7 @@ struct angles {
 struct gpu {
     struct backend base;
     cudaStream_t stream;
+    struct product_device device;
     int rc;
     struct error failure;
 
@@ -70,7 +72,7 @@ struct gpu {
     struct batch_tables batch;
     const int32_t *tokens;
     struct room batch_room, rows_room, pieces;
-    struct room columns[N_PACK_ORDERS], groups, sums, unscale[N_PACK_ORDERS];
+    struct room columns[N_PACK_ORDERS], groups, sums, unscale[N_PACK_ORDERS], partial;
     struct constant constants[N_CONSTANTS];
     int next_constant;
     struct angles angles[N_ANGLES];

@@ -1,55 +1,5 @@
-/* Products with fp16 matrices: the weights are the A side as they lie in memory. */
-#include "kernels/cuda/product.cuh"
-
-struct halves_form {
-    enum { CHUNKS = 1, MANY = 8 };
-    template <int TILES> using sums = part_sums<4, TILES>;
-
-    struct words {
-        uint4 step[STEPS];
-    };
-
-    const uint4 *unit0;
-    int lane;
-
-    static __device__ __forceinline__ int units(int cols) { return chunks_of(cols); }
-
-    __device__ __forceinline__ halves_form(const struct product_set &set, const struct product &p,
-                                           int tile, int lane_)
-        : lane(lane_) {
-        unit0 = reinterpret_cast<const uint4 *>(p.data) +
-                (size_t)tile * (size_t)units(set.cols) * (STEPS * 32);
-    }
-
-    __device__ __forceinline__ void load(words &w, int u) const {
-#pragma unroll
-        for (int s = 0; s < STEPS; s++)
-            w.step[s] = load_once(unit0 + ((size_t)u * STEPS + (size_t)s) * 32 + lane);
-    }
-
-    __device__ __forceinline__ void begin(int, int) {}
-
-    template <int TILES, class COLUMNS>
-    __device__ __forceinline__ void multiply(sums<TILES> &sum, const words &w, int u, int,
-                                             const COLUMNS &columns, const struct packed_input &,
-                                             int) const {
-#pragma unroll
-        for (int pair = 0; pair < 4; pair++)
-#pragma unroll
-            for (int tile = 0; tile < TILES; tile++) {
-                uint4 b = columns.get(u, pair, tile);
-                const uint4 &v = w.step[2 * pair], &v2 = w.step[2 * pair + 1];
-                const uint32_t a[4] = {v.x, v.y, v.z, v.w}, a2[4] = {v2.x, v2.y, v2.z, v2.w};
-                mma(sum.v + tile * 4, a, b.x, b.y);
-                mma(sum.v + tile * 4, a2, b.z, b.w);
-            }
-    }
-
-    static __device__ __forceinline__ float value(const struct product &, int, const float *v,
-                                                  int high) {
-        return v[2 * high] + v[2 * high + 1];
-    }
-};
+/* Products of a few tokens with fp16 matrices. */
+#include "kernels/cuda/halves.cuh"
 
 cudaError_t halves_run(struct product_set *set, cudaStream_t stream) {
     return product_launch<halves_form>(set, stream);

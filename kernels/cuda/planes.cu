@@ -6,7 +6,7 @@
 /* STEPS_EACH: mma() steps in a stretch of inputs with the same alphas. */
 template <int BITS, int STEPS_EACH> struct planes_form {
     enum { CHUNKS = 1, MANY = BITS > 2 ? 4 : 8, STRETCHES = STEPS / STEPS_EACH };
-    enum { PARAMS = (BITS + 2) / 2 };
+    enum { PARAMS = (BITS + 2) / 2, FOLDS = 1 };
     template <int TILES> using sums = part_sums<2, TILES>; /* rows g and g + 8 of a token */
 
     struct words {
@@ -127,9 +127,12 @@ template <int BITS, int STEPS_EACH> struct planes_form {
         }
     }
 
-    static __device__ __forceinline__ float value(const struct product &, int, const float *v,
-                                                  int high) {
-        return v[high];
+    static __device__ __forceinline__ void fold(float out[FOLDS], const float *v, int high) {
+        out[0] = v[high];
+    }
+    static __device__ __forceinline__ float merge(float total, const struct product &, int, int,
+                                                  float v) {
+        return total + v;
     }
 };
 

@@ -8,8 +8,9 @@
  *           inputs of the same 16 rows. Many tokens: each warp takes 16 rows and all inputs; a
  *           block's 8 warps share the columns in shared memory.
  *
- * A form supplies: CHUNKS in a unit, MANY tiles of columns for a warp with many tokens, load() of a lane's words, multiply() of a unit into sums, and
- * value() of a row and token from the total of all parts. */
+ * A form supplies: CHUNKS in a unit, MANY tiles of columns for a warp with many tokens, load() of a
+ * lane's words, multiply() of a unit into sums, fold() of a part's sums into FOLDS numbers for a row
+ * and token, and merge() of these numbers into the total, part after part. */
 #ifndef KERNELS_CUDA_PRODUCT_CUH
 #define KERNELS_CUDA_PRODUCT_CUH
 
@@ -67,7 +68,7 @@ template <int TILES> struct columns_in_shared {
 
 template <class FORM, int TILES>
 __global__ void __launch_bounds__(WARPS * 32) few_tokens(const struct product_set set) {
-    SHARED_ARRAY(float, parts, PARTS *FORM::template sums<TILES>::N * 32);
+    SHARED_ARRAY(float, parts, PARTS *TILES * 2 * FORM::FOLDS * 32);
     const struct product &p = set.each[matrix_of(set, (int)blockIdx.x)];
     int part = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     int tile = (int)blockIdx.x - p.first_block, units = FORM::units(set.cols);
@@ -87,25 +88,50 @@ __global__ void __launch_bounds__(WARPS * 32) few_tokens(const struct product_se
         for (int c = 0; c < FORM::CHUNKS; c++)
             form.template multiply<TILES>(sum, now, u, c, columns, set.x, 0);
     }
-    constexpr int N = FORM::template sums<TILES>::N;
+    constexpr int EACH = FORM::template sums<1>::N, FOLDS = FORM::FOLDS;
 #pragma unroll
-    for (int i = 0; i < N; i++) parts[(part * N + i) * 32 + lane] = sum.v[i];
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+        for (int high = 0; high < 2; high++) {
+            float out[FOLDS];
+            FORM::fold(out, sum.v + t * EACH, high);
+#pragma unroll
+            for (int i = 0; i < FOLDS; i++)
+                parts[(((part * TILES + t) * 2 + high) * FOLDS + i) * 32 + lane] = out[i];
+        }
     block_sync();
-    for (int t = part; t < TILES; t += WARPS) {
-        typename FORM::template sums<1> total;
-        total.clear();
-        constexpr int EACH = FORM::template sums<1>::N;
+    for (int i = part; i < 2 * TILES; i += WARPS) {
+        int high = i % 2, token = 4 * (i / 2) + lane % 4;
+        int row = tile * TILE_ROWS + lane / 4 + 8 * high;
+        if (row >= p.rows || token >= set.x.n_tokens) continue;
+        float total = 0;
+#pragma unroll
         for (int q = 0; q < PARTS; q++)
 #pragma unroll
-            for (int i = 0; i < EACH; i++) total.v[i] += parts[(q * N + t * EACH + i) * 32 + lane];
-        int token = 4 * t + lane % 4;
-        for (int high = 0; high < 2; high++) {
-            int row = tile * TILE_ROWS + lane / 4 + 8 * high;
-            if (row < p.rows && token < set.x.n_tokens)
-                put(p, set.x.n_tokens, row, token,
-                    FORM::value(p, row, total.v, high) * set.x.unscale[token]);
-        }
+            for (int f = 0; f < FOLDS; f++)
+                total = FORM::merge(total, p, row, f,
+                                    parts[((q * TILES * 2 + i) * FOLDS + f) * 32 + lane]);
+        put(p, set.x.n_tokens, row, token, total * set.x.unscale[token]);
     }
+}
+
+/* A part's sums into totals; rows past the matrix merge as row 0 and are dropped. */
+template <class FORM, int TILES>
+static __device__ __forceinline__ void merge_part(float *total, const float *v,
+                                                  const struct product &p, int row0) {
+    constexpr int EACH = FORM::template sums<1>::N;
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+        for (int high = 0; high < 2; high++) {
+            float out[FORM::FOLDS];
+            int row = row0 + 8 * high;
+            FORM::fold(out, v + t * EACH, high);
+#pragma unroll
+            for (int i = 0; i < FORM::FOLDS; i++)
+                total[2 * t + high] =
+                    FORM::merge(total[2 * t + high], p, row < p.rows ? row : 0, i, out[i]);
+        }
 }
 
 template <class FORM>
@@ -117,17 +143,20 @@ __global__ void __launch_bounds__(WARPS * 32) many_tokens(const struct product_s
     int tile = ((int)blockIdx.x - p.first_block) * WARPS + warp, units = FORM::units(set.cols);
     int first = (int)blockIdx.y * MANY_TILES * TILE_COLS;
     bool works = tile * TILE_ROWS < p.rows;
+    int row0 = tile * TILE_ROWS + lane / 4;
     columns_in_shared<MANY_TILES> columns{shared, lane / 4, lane % 4};
-    typename FORM::template sums<MANY_TILES> sum, total;
+    typename FORM::template sums<MANY_TILES> sum;
+    float total[MANY_TILES * 2]; /* rows g and g + 8 */
     FORM form(set, p, works ? tile : 0, lane);
     typename FORM::words now;
     kernel_begin();
     sum.clear();
-    total.clear();
+#pragma unroll
+    for (int i = 0; i < MANY_TILES * 2; i++) total[i] = 0;
     int part = 0;
     for (int u = 0; u < units; u++) {
         while (u == units * (part + 1) / PARTS) {
-            total.add(sum);
+            merge_part<FORM, MANY_TILES>(total, sum.v, p, row0);
             sum.clear();
             part++;
         }
@@ -152,18 +181,16 @@ __global__ void __launch_bounds__(WARPS * 32) many_tokens(const struct product_s
         }
     }
     for (; part < PARTS; part++) {
-        total.add(sum);
+        merge_part<FORM, MANY_TILES>(total, sum.v, p, row0);
         sum.clear();
     }
-    constexpr int EACH = FORM::template sums<1>::N;
 #pragma unroll
     for (int t = 0; t < MANY_TILES; t++)
 #pragma unroll
         for (int high = 0; high < 2; high++) {
-            int token = first / 2 + 4 * t + lane % 4, row = tile * TILE_ROWS + lane / 4 + 8 * high;
+            int token = first / 2 + 4 * t + lane % 4, row = row0 + 8 * high;
             if (works && row < p.rows && token < set.x.n_tokens)
-                put(p, set.x.n_tokens, row, token,
-                    FORM::value(p, row, total.v + t * EACH, high) * set.x.unscale[token]);
+                put(p, set.x.n_tokens, row, token, total[2 * t + high] * set.x.unscale[token]);
         }
 }
 
@@ -175,14 +202,7 @@ template <int EACH, int TILES> struct part_sums {
 #pragma unroll
         for (int i = 0; i < N; i++) v[i] = 0;
     }
-    __device__ __forceinline__ void add(const part_sums &other) {
-#pragma unroll
-        for (int i = 0; i < N; i++) v[i] += other.v[i];
-    }
 };
-
-/* The most tokens that few_tokens() takes. */
-enum { FEW_TOKENS = 16 };
 
 template <class FORM>
 static cudaError_t product_launch(struct product_set *set, cudaStream_t stream) {

@@ -15,7 +15,10 @@
 #include "kernels/cuda/gpu.h"
 #include "kernels/cuda/layout.h"
 
-enum { MAX_SET = 4 };
+enum {
+    MAX_SET = 4,
+    FEW_TOKENS = 16 /* the most that a block for few tokens takes */
+};
 
 /* A packed input; see layout.h. */
 struct packed_input {
@@ -51,9 +54,5 @@ struct product_kind {
     int steps;   /* PLANES: of mma() in a stretch with the same alphas: 1, 2, 4, 8 */
     bool shapes; /* COMPACT: levels by group */
 };
-
-/* From each.dst on; first_block is filled in here. */
-cudaError_t product_run(const struct product_kind *kind, struct product_set *set,
-                        cudaStream_t stream);
 
 #endif

@@ -91,6 +91,43 @@ static __device__ __forceinline__ uint32_t load_once(const uint32_t *p) {
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
     return v;
 }
+/* Copies from global to shared memory that a thread need not wait for: they belong to the group that
+ * copy_commit() closes; copy_wait(n) waits for all groups but the n last. Where have is false the
+ * bytes become zeros. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+static __device__ __forceinline__ void copy_async(uint4 *to, const uint4 *from, bool have) {
+    *to = have ? __ldg(from) : uint4{0, 0, 0, 0};
+}
+static __device__ __forceinline__ void copy_async(uint2 *to, const uint2 *from, bool have) {
+    *to = have ? __ldg(from) : uint2{0, 0};
+}
+static __device__ __forceinline__ void copy_commit() {}
+static __device__ __forceinline__ void copy_wait(int) {}
+#else
+static __device__ __forceinline__ void copy_async(uint4 *to, const uint4 *from, bool have) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                     (unsigned)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"(have ? 16 : 0)
+                 : "memory");
+}
+static __device__ __forceinline__ void copy_async(uint2 *to, const uint2 *from, bool have) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(
+                     (unsigned)__cvta_generic_to_shared(to)),
+                 "l"(from), "r"(have ? 8 : 0)
+                 : "memory");
+}
+static __device__ __forceinline__ void copy_commit() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+static __device__ __forceinline__ void copy_wait(int but) {
+    if (but == 0)
+        asm volatile("cp.async.wait_group 0;" ::: "memory");
+    else if (but == 1)
+        asm volatile("cp.async.wait_group 1;" ::: "memory");
+    else
+        asm volatile("cp.async.wait_group 2;" ::: "memory");
+}
+#endif
 #else
 namespace emu {
 /* Every half in fp32, made on first use. */
@@ -146,6 +183,16 @@ static inline uint32_t half2_fma(uint32_t a, uint32_t b, uint32_t c) {
 static inline uint32_t half2_add(uint32_t a, uint32_t b) { return half2_fma(a, 0x3c003c00u, b); }
 static inline uint32_t half2_mul(uint32_t a, uint32_t b) { return half2_fma(a, b, 0x80008000u); }
 template <class T> static inline T load_once(const T *p) { return *p; }
+
+/* Done no earlier than a wait asks for them. */
+static inline void copy_async(uint4 *to, const uint4 *from, bool have) {
+    emu::copy_later(to, have ? from : nullptr, sizeof *to);
+}
+static inline void copy_async(uint2 *to, const uint2 *from, bool have) {
+    emu::copy_later(to, have ? from : nullptr, sizeof *to);
+}
+static inline void copy_commit() { emu::copies_commit(); }
+static inline void copy_wait(int but) { emu::copies_wait(but); }
 #endif
 
 #endif

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include <algorithm>
+#include <deque>
 #include <map>
 #include <utility>
 #include <vector>
@@ -27,6 +28,12 @@ struct warp {
     alignas(16) char slots[2][WARP][SLOT];
 };
 
+struct copy {
+    void *to;
+    const void *from;
+    size_t bytes;
+};
+
 struct thread {
     state what;
     place at;
@@ -47,6 +54,7 @@ struct piece {
 };
 std::vector<piece> allocated;
 char *dynamic_bytes;
+std::deque<std::vector<copy>> copies[MAX_FIBERS]; /* the last group is still open */
 uint64_t random_state;
 
 uint64_t draw() {
@@ -83,7 +91,11 @@ void wake(int i) {
 void enter(int i) {
     current = i;
     here.thread = dim3((unsigned)i);
+    copies[i].assign(1, {});
     (*body)();
+    for (const std::vector<copy> &group : copies[i])
+        if (!group.empty())
+            fault(threads[i].at, "a thread ended with copies that nobody waited for");
     threads[i].what = DONE;
     n_done++;
     if (n_waiting) fault(barrier_at, "a thread ended before a barrier that others wait at");
@@ -211,6 +223,22 @@ void *shared_array(place at, size_t bytes) {
     char *&p = arrays[{at.file, at.line}];
     if (!p) p = poisoned(bytes);
     return p;
+}
+
+void copy_later(void *to, const void *from, size_t bytes) {
+    copies[current].back().push_back({to, from, bytes});
+}
+
+void copies_commit() { copies[current].emplace_back(); }
+
+void copies_wait(int but) {
+    std::deque<std::vector<copy>> &groups = copies[current];
+    for (; (int)groups.size() - 1 > but; groups.pop_front())
+        for (const copy &c : groups.front())
+            if (c.from)
+                memcpy(c.to, c.from, c.bytes);
+            else
+                memset(c.to, 0, c.bytes);
 }
 
 void *shared_dynamic() { return dynamic_bytes; }

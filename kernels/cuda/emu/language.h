@@ -65,6 +65,12 @@ const void *warp_slot(place at, int lane);
 void *shared_array(place at, size_t bytes);
 void *shared_dynamic();
 
+/* A thread's copies into shared memory: made when copies_wait() asks for their group. A thread that
+ * ends with some still to be made is a fault. */
+void copy_later(void *to, const void *from, size_t bytes); /* from NULL: zeros */
+void copies_commit();
+void copies_wait(int but);
+
 template <class T> inline T shuffle(place at, uint32_t mask, T value, int lane) {
     T got;
     warp_meet(at, mask, &value, sizeof value);

@@ -121,6 +121,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int) {
     prop->major = 9;
     prop->multiProcessorCount = 4;
     prop->totalGlobalMem = (size_t)1 << 34;
+    prop->sharedMemPerBlockOptin = MAX_SHARED;
     return cudaSuccess;
 }
 

@@ -32,7 +32,7 @@ typedef emu_stream *cudaStream_t;
 struct cudaDeviceProp {
     char name[256];
     int major, minor, multiProcessorCount;
-    size_t totalGlobalMem;
+    size_t totalGlobalMem, sharedMemPerBlockOptin;
 };
 
 const char *cudaGetErrorString(cudaError_t code);
