@@ -2,16 +2,23 @@
 
 #include "kernels/cuda/ptx.h"
 
-enum { THREADS = 128, WARPS_IN_BLOCK = THREADS / 32, HEADS = 4, LANES_FOR_KEY = 4 };
+enum { THREADS = 256, WARPS_IN_BLOCK = THREADS / 32, HEADS = 4, LANES_FOR_KEY = 4 };
+
+static __device__ __forceinline__ const int32_t *blocks_of(const struct batch_tables &batch,
+                                                           int token) {
+    return batch.blocks + (size_t)batch.seqs[token] * (size_t)batch.max_blocks;
+}
+
+static __device__ __forceinline__ size_t row_in(const struct kv_pool &kv, int block, int position,
+                                                int head, int is_value) {
+    size_t plane = ((size_t)block * (size_t)kv.n_kv_heads + (size_t)head) * 2 + (size_t)is_value;
+    return (plane * KV_TOKENS + (size_t)(position % KV_TOKENS)) * (size_t)kv.padded;
+}
 
 static __device__ __forceinline__ size_t row_of(const struct kv_pool &kv,
                                                 const struct batch_tables &batch, int token,
                                                 int position, int head, int is_value) {
-    const int32_t *blocks = batch.blocks + (size_t)batch.seqs[token] * (size_t)batch.max_blocks;
-    size_t plane =
-        ((size_t)blocks[position / KV_TOKENS] * (size_t)kv.n_kv_heads + (size_t)head) * 2 +
-        (size_t)is_value;
-    return (plane * KV_TOKENS + (size_t)(position % KV_TOKENS)) * (size_t)kv.padded;
+    return row_in(kv, blocks_of(batch, token)[position / KV_TOKENS], position, head, is_value);
 }
 
 static __global__ void __launch_bounds__(THREADS)
@@ -36,6 +43,39 @@ cudaError_t kv_store_run(const struct kv_pool *kv, const struct batch_tables *ba
                          const float *v, int n, cudaStream_t stream) {
     dim3 grid((unsigned)n, (unsigned)kv->n_kv_heads);
     return gpu_launch(store_kernel, grid, THREADS, 0, stream, *kv, *batch, k, v);
+}
+
+/* A block has a head of a token: of q, then of k, then of v. The same arithmetic as rope_kernel. */
+static __global__ void __launch_bounds__(THREADS) rope_store_kernel(struct rope_store_args a) {
+    kernel_begin();
+    int token = (int)blockIdx.x, n_kv = a.kv.n_kv_heads, dim = a.kv.head_dim;
+    int head = (int)blockIdx.y, which = head < a.n_heads ? 0 : head < a.n_heads + n_kv ? 1 : 2;
+    int own = which == 0 ? head : which == 1 ? head - a.n_heads : head - a.n_heads - n_kv;
+    size_t from = ((size_t)token * (size_t)(which ? n_kv : a.n_heads) + (size_t)own) * (size_t)dim;
+    float *x = (which ? a.k : a.q) + from;
+    const float *row = a.angles + (size_t)token * 2 * (size_t)a.n_freq;
+    if (which < 2)
+        for (int f = (int)threadIdx.x; f < a.n_freq; f += (int)blockDim.x) {
+            float x0 = x[f], x1 = x[f + a.n_freq], c = row[f], s = row[f + a.n_freq];
+            x[f] = fmaf(x0, c, -x1 * s);
+            x[f + a.n_freq] = fmaf(x1, c, x0 * s);
+        }
+    if (which == 0) return;
+    block_sync();
+    const float *src = which == 1 ? x : a.v + from;
+    size_t at = row_of(a.kv, a.batch, token, a.batch.positions[token], own, which - 1);
+    for (int d = (int)threadIdx.x; d < a.kv.padded; d += (int)blockDim.x) {
+        float v = d < dim ? src[d] : 0;
+        if (a.kv.is_half)
+            static_cast<uint16_t *>(a.kv.data)[at + d] = (uint16_t)to_half(v);
+        else
+            static_cast<float *>(a.kv.data)[at + d] = v;
+    }
+}
+
+cudaError_t rope_store_run(const struct rope_store_args *a, int n, cudaStream_t stream) {
+    dim3 grid((unsigned)n, (unsigned)(a->n_heads + 2 * a->kv.n_kv_heads));
+    return gpu_launch(rope_store_kernel, grid, a->kv.head_dim <= 64 ? 32 : 64, 0, stream, *a);
 }
 
 /* Eight numbers of a row. */
@@ -70,7 +110,8 @@ static __global__ void __launch_bounds__(THREADS) piece_kernel(struct attention_
     kernel_begin();
     SHARED_ARRAY(float, query, HEADS *MAX_HEAD_DIM);
     SHARED_ARRAY(float, score, HEADS *SPLIT);
-    SHARED_ARRAY(float, partial, HEADS * 1024);
+    SHARED_ARRAY(float, partial, HEADS *THREADS * 8);
+    SHARED_ARRAY(int, block_of, SPLIT / KV_TOKENS);
     SHARED_ARRAY(float, top, HEADS);
     SHARED_ARRAY(float, total, HEADS);
     const struct kv_pool &kv = a.kv;
@@ -90,6 +131,8 @@ static __global__ void __launch_bounds__(THREADS) piece_kernel(struct attention_
         size_t at = ((size_t)token * (size_t)a.n_heads + (size_t)(head0 + h)) * (size_t)kv.head_dim;
         query[h * kv.padded + d] = h < n_heads && d < kv.head_dim ? a.q[at + d] : 0;
     }
+    for (int i = thread; i < SPLIT / KV_TOKENS && start + i * KV_TOKENS < end; i += THREADS)
+        block_of[i] = blocks_of(a.batch, token)[start / KV_TOKENS + i];
     block_sync();
 
     constexpr int KEYS = 32 / LANES_FOR_KEY;
@@ -97,7 +140,8 @@ static __global__ void __launch_bounds__(THREADS) piece_kernel(struct attention_
         int i = base + lane / LANES_FOR_KEY;
         float dot[HEADS] = {0, 0, 0, 0};
         if (i < n) {
-            size_t row = row_of(kv, a.batch, token, begin + i, kv_head, 0);
+            int at = begin + i;
+            size_t row = row_in(kv, block_of[(at - start) / KV_TOKENS], at, kv_head, 0);
             for (int d = lane % LANES_FOR_KEY * 8; d < kv.padded; d += LANES_FOR_KEY * 8) {
                 float key[8];
                 load_eight<HALVES>(key, kv.data, row + d);
@@ -142,10 +186,13 @@ static __global__ void __launch_bounds__(THREADS) piece_kernel(struct attention_
 #pragma unroll
     for (int i = 0; i < HEADS * 8; i++) sum[i / 8][i % 8] = 0;
     if (d < kv.padded) {
+#pragma unroll 4
         for (int i = set; i < n; i += sets) {
             float value[8];
+            int at = begin + i;
             load_eight<HALVES>(value, kv.data,
-                               row_of(kv, a.batch, token, begin + i, kv_head, 1) + d);
+                               row_in(kv, block_of[(at - start) / KV_TOKENS], at, kv_head, 1) +
+                                   (size_t)d);
 #pragma unroll
             for (int h = 0; h < HEADS; h++) {
                 float p = h < n_heads ? score[h * SPLIT + i] : 0;

@@ -14,7 +14,7 @@
 
 #include "kernels/cuda/gpu.h"
 
-enum { KV_TOKENS = 16, SPLIT = 256, MAX_HEAD_DIM = 256 };
+enum { KV_TOKENS = 16, SPLIT = 128, MAX_HEAD_DIM = 256 };
 
 /* A layer's pool: (blocks, n_kv_heads, K and V, KV_TOKENS, padded), rows padded with zeros. */
 struct kv_pool {
@@ -30,6 +30,17 @@ struct batch_tables {
 cudaError_t kv_store_run(const struct kv_pool *kv, const struct batch_tables *batch, const float *k,
                          const float *v, int n, cudaStream_t stream);
 
+/* Turns q and k in place and stores k and v. */
+struct rope_store_args {
+    struct kv_pool kv;
+    struct batch_tables batch;
+    const float *angles; /* as rope_angles() makes them */
+    float *q, *k;
+    const float *v;
+    int n_heads, n_freq;
+};
+cudaError_t rope_store_run(const struct rope_store_args *args, int n, cudaStream_t stream);
+
 struct attention_args {
     float *dst;
     const float *q; /* (n, n_heads, head_dim) */
@@ -43,6 +54,7 @@ struct attention_args {
     int first_token;     /* of the slice */
 };
 
+static inline int splits_of(int longest) { return (longest + SPLIT - 1) / SPLIT; }
 static inline size_t attention_floats(int n_heads, int n_splits, int padded) {
     return n_splits > 1 ? (size_t)n_heads * (size_t)n_splits * (size_t)(padded + 2) : 0;
 }

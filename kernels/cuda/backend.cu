@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/plugin.h"
 
 #if defined(__CUDACC__)
@@ -37,6 +36,7 @@ int gpu_alloc(void **ret, size_t bytes, struct error *err) {
 bool gpu_grow(struct gpu *gpu, struct room *room, size_t bytes) {
     if (gpu->rc) return false;
     if (bytes <= room->bytes) return true;
+    queue_drop_graphs(&gpu->queue);
     cudaFree(room->data); /* waits for what uses it */
     room->bytes = 0;
     int rc = gpu_alloc(&room->data, bytes, &gpu->failure);
@@ -53,6 +53,7 @@ const void *gpu_constant(struct gpu *gpu, const void *host, size_t bytes) {
         if (c->data && c->bytes == bytes && !memcmp(c->host, host, bytes)) return c->data;
     }
     struct constant *c = &gpu->constants[gpu->next_constant++ % N_CONSTANTS];
+    if (c->data) queue_forget(gpu);
     cudaFree(c->data);
     free(c->host);
     *c = constant{malloc(bytes), NULL, bytes};
@@ -69,6 +70,7 @@ const void *gpu_constant(struct gpu *gpu, const void *host, size_t bytes) {
 static void gpu_close(struct backend *be) {
     struct gpu *gpu = gpu_of(be);
     if (gpu->stream) cudaStreamSynchronize(gpu->stream);
+    queue_free(&gpu->queue);
     struct room *rooms[] = {&gpu->batch_room, &gpu->rows_room,  &gpu->pieces,     &gpu->groups,
                             &gpu->sums,       &gpu->columns[0], &gpu->columns[1], &gpu->unscale[0],
                             &gpu->unscale[1], &gpu->partial};
@@ -101,13 +103,26 @@ static int buffer_new(struct backend *be, struct buffer **ret, size_t n, struct 
     return 0;
 }
 
-static void buffer_free(struct backend *, struct buffer *buffer) {
+/* Whatever is freed may be named by what is still to run. */
+static void buffer_free(struct backend *be, struct buffer *buffer) {
+    queue_forget(gpu_of(be));
     cudaFree(buffer->data);
     free(buffer);
 }
 
+static void weight_free(struct backend *be, struct weight *weight) {
+    queue_forget(gpu_of(be));
+    gpu_weight_free(be, weight);
+}
+
+static void kv_free(struct backend *be, struct kv *kv) {
+    queue_forget(gpu_of(be));
+    gpu_kv_free(be, kv);
+}
+
 static int gpu_sync(struct backend *be, struct error *err) {
     struct gpu *gpu = gpu_of(be);
+    queue_flush(gpu);
     gpu_good(gpu, cudaStreamSynchronize(gpu->stream), "the device");
     return gpu->rc ? error_set(err, gpu->rc, "%s", gpu->failure.text) : 0;
 }
@@ -117,6 +132,7 @@ static int buffer_read(struct backend *be, float *dst, const struct buffer *src,
     struct gpu *gpu = gpu_of(be);
     if (offset > src->n || n > src->n - offset)
         return error_set(err, -EINVAL, "reading %zu numbers at %zu of %zu", n, offset, src->n);
+    queue_flush(gpu);
     if (n && !gpu->rc)
         gpu_good(gpu,
                  cudaMemcpyAsync(dst, src->data + offset, n * sizeof *dst, cudaMemcpyDeviceToHost,
@@ -128,6 +144,7 @@ static int buffer_read(struct backend *be, float *dst, const struct buffer *src,
 static void buffer_write(struct backend *be, struct buffer *dst, size_t offset, const float *src,
                          size_t n) {
     struct gpu *gpu = gpu_of(be);
+    queue_flush(gpu);
     if (n && !gpu->rc)
         gpu_good(gpu,
                  cudaMemcpyAsync(dst->data + offset, src, n * sizeof *src, cudaMemcpyHostToDevice,
@@ -140,12 +157,11 @@ static void gpu_begin(struct backend *be, const struct batch *batch) {
     struct gpu *gpu = gpu_of(be);
     size_t n = (size_t)batch->n_tokens, blocks = (size_t)batch->n_seqs * (size_t)batch->max_blocks;
     size_t words = 3 * n + blocks;
+    queue_flush(gpu);
     gpu->n_tokens = gpu->n_rows = batch->n_tokens;
     gpu->longest = 0;
     for (size_t i = 0; i < n; i++)
         if (batch->positions[i] >= gpu->longest) gpu->longest = batch->positions[i] + 1;
-    for (int i = 0; i < N_ANGLES; i++) gpu->angles[i].inv_freq = NULL;
-    gpu->next_angles = 0;
     if (!words || !gpu_grow(gpu, &gpu->batch_room, words * sizeof(int32_t))) return;
     int32_t *all = static_cast<int32_t *>(malloc(words * sizeof *all));
     if (!all) {
@@ -166,57 +182,6 @@ static void gpu_begin(struct backend *be, const struct batch *batch) {
     gpu->batch = batch_tables{to + n, to + 2 * n, to + 3 * n, batch->max_blocks};
 }
 
-static void gpu_embed(struct backend *be, struct buffer *dst, const struct weight *table,
-                      bool by_pos, int offset, float scale, bool accumulate) {
-    struct gpu *gpu = gpu_of(be);
-    if (gpu->rc || gpu->n_tokens <= 0) return;
-    struct embed_args args = {};
-    args.dst = dst->data;
-    args.table = table->data;
-    args.ids = by_pos ? gpu->batch.positions : gpu->tokens;
-    args.type = table->plain.type;
-    args.cols = table->cols;
-    args.offset = offset;
-    args.accumulate = accumulate;
-    args.scale = scale;
-    gpu_good(gpu, embed_run(&args, gpu->n_tokens, gpu->stream), "embed");
-}
-
-static void gpu_norm(struct backend *be, struct buffer *dst, const struct buffer *src,
-                     const struct norm_call *call) {
-    struct gpu *gpu = gpu_of(be);
-    if (gpu->rc || gpu->n_rows <= 0) return;
-    const float *w = static_cast<const float *>(call->w->data);
-    const float *b = call->b ? static_cast<const float *>(call->b->data) : NULL;
-    gpu_good(gpu,
-             norm_run(dst->data, src->data, w, b, call->dim, call->eps, gpu->n_rows, gpu->stream),
-             "norm");
-}
-
-static void gpu_gate(struct backend *be, struct buffer *gate, const struct buffer *up, int width) {
-    struct gpu *gpu = gpu_of(be);
-    size_t n = (size_t)gpu->n_rows * (size_t)width;
-    if (n && !gpu->rc) gpu_good(gpu, gate_run(gate->data, up->data, n, gpu->stream), "gate");
-}
-
-static void gpu_add(struct backend *be, struct buffer *dst, const struct buffer *src, int width) {
-    struct gpu *gpu = gpu_of(be);
-    size_t n = (size_t)gpu->n_rows * (size_t)width;
-    if (n && !gpu->rc) gpu_good(gpu, add_run(dst->data, src->data, n, gpu->stream), "add");
-}
-
-static void gpu_gather(struct backend *be, struct buffer *dst, const struct buffer *src,
-                       const int32_t *rows, int n_rows, int width) {
-    struct gpu *gpu = gpu_of(be);
-    size_t bytes = (size_t)n_rows * sizeof *rows;
-    gpu->n_rows = n_rows;
-    if (n_rows <= 0 || !gpu_grow(gpu, &gpu->rows_room, bytes)) return;
-    int32_t *to = static_cast<int32_t *>(gpu->rows_room.data);
-    if (gpu_good(gpu, cudaMemcpyAsync(to, rows, bytes, cudaMemcpyHostToDevice, gpu->stream),
-                 "rows to gather"))
-        gpu_good(gpu, gather_run(dst->data, src->data, to, n_rows, width, gpu->stream), "gather");
-}
-
 static struct backend_ops make_ops() {
     struct backend_ops ops = {};
     ops.close = gpu_close;
@@ -225,20 +190,20 @@ static struct backend_ops make_ops() {
     ops.buffer_read = buffer_read;
     ops.buffer_write = buffer_write;
     ops.weight_new = gpu_weight_new;
-    ops.weight_free = gpu_weight_free;
+    ops.weight_free = weight_free;
     ops.weight_bytes = gpu_weight_bytes;
     ops.kv_new = gpu_kv_new;
-    ops.kv_free = gpu_kv_free;
+    ops.kv_free = kv_free;
     ops.begin = gpu_begin;
-    ops.embed = gpu_embed;
-    ops.norm = gpu_norm;
-    ops.linear = gpu_linear;
-    ops.rope = gpu_rope;
-    ops.kv_store = gpu_kv_store;
-    ops.attention = gpu_attention;
-    ops.gate = gpu_gate;
-    ops.add = gpu_add;
-    ops.gather = gpu_gather;
+    ops.embed = queue_embed;
+    ops.norm = queue_norm;
+    ops.linear = queue_linear;
+    ops.rope = queue_rope;
+    ops.kv_store = queue_kv_store;
+    ops.attention = queue_attention;
+    ops.gate = queue_gate;
+    ops.add = queue_add;
+    ops.gather = queue_gather;
     ops.sync = gpu_sync;
     return ops;
 }
@@ -257,6 +222,7 @@ static int open_device(struct gpu *gpu, struct error *err) {
         return error_set(err, -ENODEV, "the GPU does not start: %s", cudaGetErrorString(code));
     gpu->device =
         product_device{prop.multiProcessorCount, prop.sharedMemPerBlockOptin, prop.major >= 8};
+    gpu->queue.plain = getenv("GPTQT_GPU_NO_GRAPHS") != NULL;
 #if defined(__CUDACC__)
     gpu_overlap = prop.major >= 9 && !getenv("GPTQT_GPU_NO_OVERLAP");
 #endif

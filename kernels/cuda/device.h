@@ -14,6 +14,8 @@
 #include "kernels/cuda/pack_input.h"
 #include "kernels/cuda/plain.h"
 #include "kernels/cuda/product.h"
+#include "kernels/cuda/queue.h"
+#include "kernels/cuda/steps.h"
 #include "kernels/cuda/wide.h"
 
 extern "C" {
@@ -61,6 +63,13 @@ struct angles {
     struct room room;
 };
 
+/* An input that is packed already: of whoever ran last. */
+struct ready_input {
+    const float *x; /* NULL: none */
+    struct packed_input packed[N_PACK_ORDERS];
+    bool done[N_PACK_ORDERS];
+};
+
 struct gpu {
     struct backend base;
     cudaStream_t stream;
@@ -77,6 +86,8 @@ struct gpu {
     int next_constant;
     struct angles angles[N_ANGLES];
     int next_angles;
+    struct ready_input ready;
+    struct queue queue;
 };
 
 static inline struct gpu *gpu_of(struct backend *be) { return reinterpret_cast<struct gpu *>(be); }
@@ -97,14 +108,18 @@ int gpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
                    const struct weight_view *view, struct error *err);
 void gpu_weight_free(struct backend *be, struct weight *weight);
 size_t gpu_weight_bytes(const struct weight *weight);
-void gpu_linear(struct backend *be, const struct linear_call *calls, int n_calls,
-                const struct buffer *x);
+/* The launches of a list's steps; n_rows or n_tokens as they are then. */
+void gpu_linear(struct gpu *gpu, const struct linear_call *calls, int n_calls, const float *x);
+/* Where the input of these calls is to be packed, into args; false when they do not all take one. */
+bool linear_input(struct gpu *gpu, struct input_args *args, const struct linear_call *calls,
+                  int n_calls);
 
 int gpu_kv_new(struct backend *be, struct kv **ret, const struct kv_spec *spec, struct error *err);
 void gpu_kv_free(struct backend *be, struct kv *kv);
-void gpu_kv_store(struct backend *be, struct kv *kv, int layer, const struct buffer *k,
-                  const struct buffer *v);
-void gpu_attention(struct backend *be, const struct attention_call *call);
-void gpu_rope(struct backend *be, const struct rope_call *call);
+void gpu_kv_store(struct gpu *gpu, const struct store_step *step);
+void gpu_attention(struct gpu *gpu, const struct attention_step *step);
+void gpu_rope(struct gpu *gpu, const struct rope_step *step);
+void gpu_rope_store(struct gpu *gpu, const struct rope_step *q, const struct rope_step *k,
+                    const struct store_step *store);
 
 #endif

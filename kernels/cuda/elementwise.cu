@@ -3,7 +3,7 @@
 #include "kernels/cuda/plain.h"
 #include "kernels/cuda/ptx.h"
 
-enum { THREADS = 256, WARPS_IN_BLOCK = THREADS / 32 };
+enum { THREADS = 256 };
 
 static dim3 blocks_for(size_t n) {
     size_t blocks = (n + THREADS - 1) / THREADS;
@@ -28,42 +28,6 @@ static __global__ void __launch_bounds__(THREADS) embed_kernel(struct embed_args
 
 cudaError_t embed_run(const struct embed_args *args, int n, cudaStream_t stream) {
     return gpu_launch(embed_kernel, dim3((unsigned)n), THREADS, 0, stream, *args);
-}
-
-/* The sum over the block, in one order; every thread gets it. */
-static __device__ float block_sum(float v) {
-    SHARED_ARRAY(float, each, WARPS_IN_BLOCK);
-    for (int step = 16; step; step /= 2) v += warp_xor(v, step);
-    block_sync(); /* the last sum has been read */
-    if (threadIdx.x % 32 == 0) each[threadIdx.x / 32] = v;
-    block_sync();
-    float sum = 0;
-    for (int i = 0; i < WARPS_IN_BLOCK; i++) sum += each[i];
-    return sum;
-}
-
-static __global__ void __launch_bounds__(THREADS)
-    norm_kernel(float *dst, const float *src, const float *w, const float *b, int dim, float eps) {
-    kernel_begin();
-    src += (size_t)blockIdx.x * (size_t)dim;
-    dst += (size_t)blockIdx.x * (size_t)dim;
-    float mean = 0, squares = 0;
-    if (b) {
-        for (int i = (int)threadIdx.x; i < dim; i += THREADS) mean += src[i];
-        mean = block_sum(mean) / (float)dim;
-    }
-    for (int i = (int)threadIdx.x; i < dim; i += THREADS)
-        squares = fmaf(src[i] - mean, src[i] - mean, squares);
-    float scale = 1 / sqrtf(block_sum(squares) / (float)dim + eps);
-    for (int i = (int)threadIdx.x; i < dim; i += THREADS) {
-        float v = (src[i] - mean) * scale * w[i];
-        dst[i] = b ? v + b[i] : v;
-    }
-}
-
-cudaError_t norm_run(float *dst, const float *src, const float *w, const float *b, int dim,
-                     float eps, int n, cudaStream_t stream) {
-    return gpu_launch(norm_kernel, dim3((unsigned)n), THREADS, 0, stream, dst, src, w, b, dim, eps);
 }
 
 /* In double: a float's angle is off by whole turns at long contexts. */
@@ -106,18 +70,6 @@ cudaError_t rope_run(float *x, const float *angles, int n_heads, int head_dim, i
                      cudaStream_t stream) {
     return gpu_launch(rope_kernel, dim3((unsigned)n), THREADS, 0, stream, x, angles, n_heads,
                       head_dim, n_freq);
-}
-
-static __global__ void __launch_bounds__(THREADS)
-    gate_kernel(float *gate, const float *up, size_t n) {
-    kernel_begin();
-    for (size_t i = blockIdx.x * (size_t)THREADS + threadIdx.x; i < n;
-         i += (size_t)gridDim.x * THREADS)
-        gate[i] = gate[i] / (1 + expf(-gate[i])) * up[i];
-}
-
-cudaError_t gate_run(float *gate, const float *up, size_t n, cudaStream_t stream) {
-    return gpu_launch(gate_kernel, blocks_for(n), THREADS, 0, stream, gate, up, n);
 }
 
 static __global__ void __launch_bounds__(THREADS)

@@ -1,4 +1,4 @@
-/* elementwise.h - everything that is neither a product nor attention.
+/* elementwise.h - the small operations: lookups, rotations, sums, copies of rows.
  *
  * Owns      nothing.
  * Borrows   device memory during the launch.
@@ -19,17 +19,12 @@ struct embed_args {
 };
 cudaError_t embed_run(const struct embed_args *args, int n, cudaStream_t stream);
 
-/* b NULL: RMSNorm. */
-cudaError_t norm_run(float *dst, const float *src, const float *w, const float *b, int dim,
-                     float eps, int n, cudaStream_t stream);
-
 /* angles: (n, 2, n_freq): cosines, sines; made by rope_angles(). */
 cudaError_t rope_angles(float *angles, const int32_t *positions, const double *inv_freq, int n_freq,
                         float scale, int n, cudaStream_t stream);
 cudaError_t rope_run(float *x, const float *angles, int n_heads, int head_dim, int n_freq, int n,
                      cudaStream_t stream);
 
-cudaError_t gate_run(float *gate, const float *up, size_t n, cudaStream_t stream);
 cudaError_t add_run(float *dst, const float *src, size_t n, cudaStream_t stream);
 cudaError_t gather_run(float *dst, const float *src, const int32_t *rows, int n_rows, int width,
                        cudaStream_t stream);

@@ -59,32 +59,26 @@ static struct kv_pool layer_of(const struct kv *kv, int layer) {
     return pool;
 }
 
-void gpu_kv_store(struct backend *be, struct kv *kv, int layer, const struct buffer *k,
-                  const struct buffer *v) {
-    struct gpu *gpu = gpu_of(be);
-    struct kv_pool pool = layer_of(kv, layer);
-    if (gpu->rc || gpu->n_tokens <= 0) return;
-    gpu_good(gpu, kv_store_run(&pool, &gpu->batch, k->data, v->data, gpu->n_tokens, gpu->stream),
+void gpu_kv_store(struct gpu *gpu, const struct store_step *s) {
+    struct kv_pool pool = layer_of(s->kv, (int)s->layer);
+    if (gpu->n_tokens <= 0) return;
+    gpu_good(gpu,
+             kv_store_run(&pool, &gpu->batch, s->k->data, s->v->data, gpu->n_tokens, gpu->stream),
              "storing keys");
 }
 
-void gpu_attention(struct backend *be, const struct attention_call *call) {
-    struct gpu *gpu = gpu_of(be);
+void gpu_attention(struct gpu *gpu, const struct attention_step *s) {
     struct attention_args args = {};
-    if (gpu->rc || gpu->n_tokens <= 0) return;
-    args.dst = call->dst->data;
-    args.q = call->q->data;
-    args.kv = layer_of(call->kv, call->layer);
+    if (gpu->n_tokens <= 0) return;
+    args.dst = s->dst->data;
+    args.q = s->q->data;
+    args.kv = layer_of(s->kv, s->layer);
     args.batch = gpu->batch;
-    args.n_heads = call->n_heads;
-    args.window = call->window;
-    args.scale = call->scale;
-    args.n_splits = (gpu->longest + SPLIT - 1) / SPLIT;
-    if (call->slopes) {
-        args.slopes = static_cast<const float *>(
-            gpu_constant(gpu, call->slopes, (size_t)call->n_heads * sizeof(float)));
-        if (!args.slopes) return;
-    }
+    args.n_heads = s->n_heads;
+    args.window = s->window;
+    args.scale = s->scale;
+    args.slopes = s->slopes;
+    args.n_splits = splits_of(gpu->longest);
     size_t each = attention_floats(args.n_heads, args.n_splits, args.kv.padded) * sizeof(float);
     int slice = gpu->n_tokens;
     if (each) {
@@ -100,39 +94,50 @@ void gpu_attention(struct backend *be, const struct attention_call *call) {
     }
 }
 
-/* Computed by the first rope() of a batch, found again by the others. */
-static const float *angles_for(struct gpu *gpu, const struct rope_call *call) {
-    const void *freq =
-        gpu_constant(gpu, call->inv_freq, (size_t)call->n_freq * sizeof *call->inv_freq);
-    if (!freq) return NULL;
+/* Computed by the first rope() of a list, found again by the others. */
+static const float *angles_for(struct gpu *gpu, const struct rope_step *s) {
     for (int i = 0; i < N_ANGLES; i++) {
         struct angles *a = &gpu->angles[i];
-        if (a->inv_freq == freq && a->n_freq == call->n_freq && a->scale == call->scale)
+        if (a->inv_freq == s->inv_freq && a->n_freq == s->n_freq && a->scale == s->scale)
             return static_cast<const float *>(a->room.data);
     }
     struct angles *a = &gpu->angles[gpu->next_angles++ % N_ANGLES];
-    size_t n = (size_t)gpu->n_tokens * 2 * (size_t)call->n_freq;
+    size_t n = (size_t)gpu->n_tokens * 2 * (size_t)s->n_freq;
     a->inv_freq = NULL;
     if (!gpu_grow(gpu, &a->room, n * sizeof(float))) return NULL;
     float *data = static_cast<float *>(a->room.data);
     if (!gpu_good(gpu,
-                  rope_angles(data, gpu->batch.positions, static_cast<const double *>(freq),
-                              call->n_freq, call->scale, gpu->n_tokens, gpu->stream),
+                  rope_angles(data, gpu->batch.positions, s->inv_freq, s->n_freq, s->scale,
+                              gpu->n_tokens, gpu->stream),
                   "rotation angles"))
         return NULL;
-    a->inv_freq = freq;
-    a->n_freq = call->n_freq;
-    a->scale = call->scale;
+    a->inv_freq = s->inv_freq;
+    a->n_freq = s->n_freq;
+    a->scale = s->scale;
     return data;
 }
 
-void gpu_rope(struct backend *be, const struct rope_call *call) {
-    struct gpu *gpu = gpu_of(be);
-    if (gpu->rc || gpu->n_tokens <= 0 || call->n_freq <= 0) return;
-    const float *angles = angles_for(gpu, call);
+void gpu_rope(struct gpu *gpu, const struct rope_step *s) {
+    if (gpu->n_tokens <= 0) return;
+    const float *angles = angles_for(gpu, s);
     if (angles)
         gpu_good(gpu,
-                 rope_run(call->x->data, angles, call->n_heads, call->head_dim, call->n_freq,
-                          gpu->n_tokens, gpu->stream),
+                 rope_run(s->x->data, angles, s->n_heads, s->head_dim, s->n_freq, gpu->n_tokens,
+                          gpu->stream),
                  "rope");
+}
+
+void gpu_rope_store(struct gpu *gpu, const struct rope_step *q, const struct rope_step *k,
+                    const struct store_step *store) {
+    struct rope_store_args args = {};
+    args.angles = angles_for(gpu, q);
+    if (!args.angles) return;
+    args.kv = layer_of(store->kv, (int)store->layer);
+    args.batch = gpu->batch;
+    args.q = q->x->data;
+    args.k = k->x->data;
+    args.v = store->v->data;
+    args.n_heads = q->n_heads;
+    args.n_freq = q->n_freq;
+    gpu_good(gpu, rope_store_run(&args, gpu->n_tokens, gpu->stream), "rope");
 }

@@ -1,7 +1,7 @@
-#include "kernels/cuda/device.h"
-
 #include <stdio.h>
 #include <stdlib.h>
+
+#include "kernels/cuda/device.h"
 
 cudaError_t compact_run(const struct product_kind *kind, struct product_set *set,
                         cudaStream_t stream);
@@ -70,24 +70,50 @@ static enum pack_order order_of(const struct weight *w) {
     return w->kind.form == FORM_PLANES ? PACK_SPREAD : PACK_OWNED;
 }
 
-/* x in the order that w takes, once for each order of a call. */
-static bool pack(struct gpu *gpu, struct packed_input *packed, bool *done, enum pack_order order,
-                 const float *x, int cols) {
+/* Room for n inputs in an order. */
+static bool room_for(struct gpu *gpu, struct input_room *room, enum pack_order order, int cols) {
     int n = gpu->n_rows, n_cols = pack_columns(n);
     size_t chunks = pack_chunks(cols), each = (size_t)n_cols * 4;
-    if (*done) return true;
     if (!gpu_grow(gpu, &gpu->columns[order], chunks * 4 * each * sizeof(uint4)) ||
         !gpu_grow(gpu, &gpu->unscale[order], (size_t)n * sizeof(float)) ||
         !gpu_grow(gpu, &gpu->groups, chunks / 2 * each * sizeof(uint2)) ||
         !gpu_grow(gpu, &gpu->sums, chunks * 15 * (size_t)n * sizeof(float)))
         return false;
-    struct input_room room = {static_cast<uint4 *>(gpu->columns[order].data),
-                              static_cast<uint2 *>(gpu->groups.data),
-                              static_cast<float *>(gpu->sums.data),
-                              static_cast<float *>(gpu->unscale[order].data), n_cols};
-    *packed = packed_input{room.columns, room.group_cols, room.sums, room.unscale, n_cols, n};
-    *done = true;
-    return gpu_good(gpu, pack_input(&room, x, cols, n, order, gpu->stream), "packing an input");
+    *room = input_room{static_cast<uint4 *>(gpu->columns[order].data),
+                       static_cast<uint2 *>(gpu->groups.data), static_cast<float *>(gpu->sums.data),
+                       static_cast<float *>(gpu->unscale[order].data), n_cols};
+    struct ready_input *ready = &gpu->ready;
+    ready->packed[order] =
+        packed_input{room->columns, room->group_cols, room->sums, room->unscale, n_cols, n};
+    return true;
+}
+
+bool linear_input(struct gpu *gpu, struct input_args *args, const struct linear_call *calls,
+                  int n_calls) {
+    for (int i = 0; i < n_calls; i++)
+        if (calls[i].w->kind.form == FORM_PLAIN || order_of(calls[i].w) != order_of(calls[0].w) ||
+            calls[i].w->cols != args->cols)
+            return false;
+    if (n_calls < 1) return false;
+    args->order = order_of(calls[0].w);
+    if (!room_for(gpu, &args->to, args->order, args->cols)) return false;
+    gpu->ready.done[args->order] = true;
+    gpu->ready.done[args->order == PACK_OWNED ? PACK_SPREAD : PACK_OWNED] = false;
+    return true;
+}
+
+/* x in the order that w takes, once for each order of a call. */
+static bool pack(struct gpu *gpu, enum pack_order order, const float *x, int cols) {
+    struct input_args args = {};
+    if (gpu->ready.done[order]) return true;
+    if (!room_for(gpu, &args.to, order, cols)) return false;
+    args.made = INPUT_AS_IS;
+    args.order = order;
+    args.x = x;
+    args.cols = cols;
+    args.n = gpu->n_rows;
+    gpu->ready.done[order] = true;
+    return gpu_good(gpu, input_run(&args, gpu->device.shared, gpu->stream), "packing an input");
 }
 
 static void run_plain(struct gpu *gpu, const struct linear_call *c, const float *x) {
@@ -95,21 +121,20 @@ static void run_plain(struct gpu *gpu, const struct linear_call *c, const float 
     gpu_good(gpu, plain_run(&c->w->plain, &p, x, gpu->n_rows, gpu->stream), "a product");
 }
 
-void gpu_linear(struct backend *be, const struct linear_call *calls, int n_calls,
-                const struct buffer *x) {
-    struct gpu *gpu = gpu_of(be);
-    struct packed_input packed[N_PACK_ORDERS];
-    bool done[N_PACK_ORDERS] = {false, false};
+void gpu_linear(struct gpu *gpu, const struct linear_call *calls, int n_calls, const float *x) {
+    struct ready_input *ready = &gpu->ready;
+    if (ready->x != x) ready->done[PACK_SPREAD] = ready->done[PACK_OWNED] = false;
+    ready->x = NULL; /* a later product may have overwritten it */
     for (int i = 0; i < n_calls && !gpu->rc && gpu->n_rows > 0;) {
         const struct weight *w = calls[i].w;
         if (w->kind.form == FORM_PLAIN) {
-            run_plain(gpu, &calls[i++], x->data);
+            run_plain(gpu, &calls[i++], x);
             continue;
         }
         enum pack_order order = order_of(w);
-        if (!pack(gpu, &packed[order], &done[order], order, x->data, w->cols)) return;
+        if (!pack(gpu, order, x, w->cols)) return;
         struct product_set set = {};
-        set.x = packed[order];
+        set.x = ready->packed[order];
         set.cols = w->cols;
         while (i < n_calls && set.n < MAX_SET && same_kind(&calls[i].w->kind, &w->kind))
             set.each[set.n++] = product_of(&calls[i++]);

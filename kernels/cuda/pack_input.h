@@ -1,13 +1,14 @@
-/* pack_input.h - brings inputs into the form that products take.
+/* pack_input.h - brings inputs into the form that products take, and makes them on the way.
  *
  * Owns      nothing.
- * Borrows   x and the room during the launch.
+ * Borrows   what the arguments name, during the launch.
  * Thread    the back end's.
  * Fails     returns the launch's code.
- * Cost      a pass over x; 4 bytes are written for an input.
+ * Cost      a pass over x, kept in shared memory where it fits; 4 bytes are written for an input.
  *
  * x is multiplied by the power of two that brings the token's largest value to 2^13, so that a half
- * and the half that it lost give about 22 bits of each input, whatever their size. */
+ * and the half that it lost give about 22 bits of each input, whatever their size. A norm or a gate
+ * before a product runs in the same launch; its results are the same bits without the packing. */
 #ifndef KERNELS_CUDA_PACK_INPUT_H
 #define KERNELS_CUDA_PACK_INPUT_H
 
@@ -16,7 +17,7 @@
 
 /* Where it goes; sizes as struct packed_input says, for cols rounded up to pairs of chunks. */
 struct input_room {
-    uint4 *columns;
+    uint4 *columns;    /* NULL: nothing is packed */
     uint2 *group_cols; /* PACK_OWNED */
     float *sums;       /* PACK_SPREAD */
     float *unscale;
@@ -29,7 +30,23 @@ static inline __host__ __device__ size_t pack_chunks(int cols) {
 }
 static inline int pack_columns(int n) { return (2 * n + TILE_COLS - 1) / TILE_COLS * TILE_COLS; }
 
-cudaError_t pack_input(const struct input_room *to, const float *x, int cols, int n,
-                       enum pack_order order, cudaStream_t stream);
+enum input_made {
+    INPUT_AS_IS,
+    INPUT_NORM, /* dst = norm of x by w, b (NULL: RMSNorm) and eps */
+    INPUT_GATE  /* dst = silu(x) up */
+};
+
+struct input_args {
+    enum input_made made;
+    enum pack_order order;
+    struct input_room to;
+    float *dst; /* may be x */
+    const float *x, *up, *w, *b;
+    float eps;
+    int cols, n;
+};
+
+/* shared: the most that a block may ask for. */
+cudaError_t input_run(const struct input_args *args, size_t shared, cudaStream_t stream);
 
 #endif

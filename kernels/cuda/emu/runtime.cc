@@ -8,6 +8,10 @@
 #include <string>
 
 struct emu_stream {
+    std::deque<std::function<void()>> work, captured;
+    bool captures;
+};
+struct emu_graph {
     std::deque<std::function<void()>> work;
 };
 
@@ -67,7 +71,7 @@ void release(void *p) {
 namespace emu {
 
 void enqueue(cudaStream_t stream, std::function<void()> work) {
-    stream->work.push_back(std::move(work));
+    (stream->captures ? stream->captured : stream->work).push_back(std::move(work));
 }
 
 cudaError_t check_launch(dim3 grid, int threads, size_t shared) {
@@ -153,7 +157,7 @@ cudaError_t cudaFreeHost(void *p) {
 }
 
 cudaError_t cudaStreamCreate(cudaStream_t *stream) {
-    *stream = new emu_stream;
+    *stream = new emu_stream{};
     streams.insert(*stream);
     return cudaSuccess;
 }
@@ -177,11 +181,13 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
     if (kind == cudaMemcpyHostToDevice && !is_pinned(src)) {
+        if (stream->captures) return note(cudaErrorInvalidValue);
         const char *from = static_cast<const char *>(src);
         std::string copy(from, bytes);
         emu::enqueue(stream, [=]() { memcpy(dst, copy.data(), bytes); });
         return cudaSuccess;
     }
+    if (stream->captures) return note(cudaErrorInvalidValue); /* of what memory, at a replay? */
     emu::enqueue(stream, [=]() { memmove(dst, src, bytes); });
     bool waits = kind == cudaMemcpyDeviceToHost && !is_pinned(dst);
     return waits ? cudaStreamSynchronize(stream) : cudaSuccess;
@@ -189,5 +195,43 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpy
 
 cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t stream) {
     emu::enqueue(stream, [=]() { memset(dst, value, bytes); });
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    if (stream->captures) return note(cudaErrorInvalidValue);
+    stream->captures = true;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
+    if (!stream->captures) return note(cudaErrorInvalidValue);
+    stream->captures = false;
+    *graph = new emu_graph{std::move(stream->captured)};
+    stream->captured.clear();
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
+    *exec = new emu_graph{*graph};
+    return cudaSuccess;
+}
+
+/* Its launches count as if they were made one by one. */
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    for (const std::function<void()> &work : exec->work) {
+        if (fails("GPTQT_EMU_FAIL_LAUNCH", ++n_launches)) return note(cudaErrorLaunchFailure);
+        emu::enqueue(stream, work);
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+    delete exec;
     return cudaSuccess;
 }
