@@ -22,6 +22,15 @@ template <int BITS, bool SHAPES> struct compact_form {
     enum { HOLDS = BITS > 1 ? 4 * BITS : 8 /* a wide product keeps four p of 64 bits there */ };
     template <int TILES> using sums = part_sums<8, TILES>; /* 4 of q v x, 4 of p x for a tile */
 
+    /* Blocks of few_tokens() for a multiprocessor, which bound its registers: three hide the loads
+     * of weights better than two, four spill. */
+    template <int TILES> static constexpr int blocks() {
+        return TILES > 2                           ? 1
+               : TILES == 1 && BITS < 4 && !SHAPES ? 3
+               : TILES == 1 || BITS < 4            ? 2
+                                                   : 1;
+    }
+
     struct words {
         uint32_t codes[HOLDS]; /* (chunk, row g or g + 8, word) */
         uint32_t q;            /* nibbles: (chunk, row, group) */
@@ -34,7 +43,7 @@ template <int BITS, bool SHAPES> struct compact_form {
     uint32_t level[2][LEVEL_WORDS];
     int lane;
 
-    static __device__ __forceinline__ int units(int cols) { return pairs_of(cols); }
+    static __host__ __device__ __forceinline__ int units(int cols) { return pairs_of(cols); }
 
     __device__ __forceinline__ compact_form(const struct product_set &set, const struct product &p,
                                             int tile, int lane_)
@@ -151,8 +160,8 @@ template <int BITS, bool SHAPES> struct compact_form {
 
     template <int TILES, class COLUMNS>
     __device__ __forceinline__ void multiply(sums<TILES> &sum, const words &w, int u, int c,
-                                             const COLUMNS &columns, const struct packed_input &x,
-                                             int first) const {
+                                             const COLUMNS &columns, const struct packed_input &,
+                                             int) const {
         group_tables tables[2];
         tables_of(tables[0], w, c, 0);
         tables_of(tables[1], w, c, 1);
@@ -172,11 +181,7 @@ template <int BITS, bool SHAPES> struct compact_form {
             expand_betas(a, w.p[0], w.p[1]);
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
-                int col = first + tile * TILE_COLS + lane / 4;
-                uint2 b = {0, 0};
-                if (col < x.n_cols)
-                    b = __ldg(x.group_cols + ((size_t)u * (size_t)x.n_cols + (size_t)col) * 4 +
-                              lane % 4);
+                uint2 b = columns.group(u, tile);
                 mma(sum.v + tile * 8 + 4, a, b.x, b.y);
             }
         }

@@ -44,6 +44,13 @@ static inline cudaError_t gpu_launch(void (*kernel)(P...), dim3 grid, int thread
                                      cudaStream_t stream, A... args) {
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute overlap = {};
+    /* More than this has to be asked for. */
+    if (shared > 48 << 10) {
+        cudaError_t code =
+            cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
+        if (code != cudaSuccess) return code;
+    }
     config.gridDim = grid;
     config.blockDim = dim3((unsigned)threads);
     config.dynamicSmemBytes = shared;

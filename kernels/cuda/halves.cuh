@@ -14,6 +14,8 @@ struct halves_form {
     enum { CHUNKS = 1, MANY = 8, FOLDS = 1, COPIED = 1 };
     template <int TILES> using sums = part_sums<4, TILES>;
 
+    template <int TILES> static constexpr int blocks() { return 2; }
+
     struct words {
         uint4 step[STEPS];
     };
@@ -21,7 +23,7 @@ struct halves_form {
     const uint4 *unit0;
     int lane;
 
-    static __device__ __forceinline__ int units(int cols) { return chunks_of(cols); }
+    static __host__ __device__ __forceinline__ int units(int cols) { return chunks_of(cols); }
 
     __device__ __forceinline__ halves_form(const struct product_set &set, const struct product &p,
                                            int tile, int lane_)

@@ -259,19 +259,12 @@ static __global__ void __launch_bounds__(MOST_THREADS) input_kernel(const struct
 
 template <int MADE>
 static cudaError_t launch(const struct input_args *a, size_t most, cudaStream_t stream) {
-    static size_t allowed = FREE;
     size_t floats = pack_chunks(a->cols) * CHUNK, shared = (floats + floats / 16 * PAD) * 4;
     int threads = a->cols <= 512 ? 128 : a->cols <= 2048 ? 256 : a->cols <= 8192 ? 512 : 1024;
     dim3 grid((unsigned)(a->to.columns ? a->to.n_cols / 2 : a->n));
     /* A little is left for what the kernel has of its own. */
     if (shared + 512 > (most > (size_t)FREE ? most : (size_t)FREE))
         return gpu_launch(input_kernel<MADE, false>, grid, threads, 0, stream, *a);
-    if (shared > allowed - 512) {
-        cudaError_t rc = cudaFuncSetAttribute(
-            input_kernel<MADE, true>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-        if (rc != cudaSuccess) return rc;
-        allowed = shared + 512;
-    }
     return gpu_launch(input_kernel<MADE, true>, grid, threads, shared, stream, *a);
 }
 

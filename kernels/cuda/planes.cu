@@ -9,6 +9,8 @@ template <int BITS, int STEPS_EACH> struct planes_form {
     enum { PARAMS = (BITS + 2) / 2, FOLDS = 1 };
     template <int TILES> using sums = part_sums<2, TILES>; /* rows g and g + 8 of a token */
 
+    template <int TILES> static constexpr int blocks() { return 2; }
+
     struct words {
         uint32_t plane[2 * BITS]; /* (row g or g + 8, plane) */
         uint32_t param[STRETCHES][2][PARAMS];
@@ -17,7 +19,7 @@ template <int BITS, int STEPS_EACH> struct planes_form {
     const uint32_t *unit0, *params0;
     int lane, n_chunks;
 
-    static __device__ __forceinline__ int units(int cols) { return chunks_of(cols); }
+    static __host__ __device__ __forceinline__ int units(int cols) { return chunks_of(cols); }
 
     __device__ __forceinline__ planes_form(const struct product_set &set, const struct product &p,
                                            int tile, int lane_)

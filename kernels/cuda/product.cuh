@@ -44,49 +44,138 @@ static __device__ __forceinline__ int matrix_of(const struct product_set &set, i
     return i;
 }
 
-/* Columns straight from memory: for few tokens, whose columns stay in the first cache. */
+/* Where a tile has more columns than there are tokens, the last one stands in: columns of a
+ * product do not mix, and nobody looks at what becomes of these. */
+static __device__ __forceinline__ int clamped(int column, int used) {
+    return column < used ? column : used - 1;
+}
+
+/* Columns straight from memory. */
 struct columns_in_memory {
     const struct packed_input &x;
     int first, used; /* column of this tile, columns that are not padding */
     int g, t;
+    __device__ __forceinline__ int column(int tile) const {
+        return clamped(first + tile * TILE_COLS + g, used);
+    }
     __device__ __forceinline__ uint4 get(int chunk, int pair, int tile) const {
-        int col = first + tile * TILE_COLS + g;
-        if (col >= used) return uint4{0, 0, 0, 0};
+        int col = column(tile);
         return __ldg(x.columns + ((size_t)(chunk * 4 + pair) * (size_t)x.n_cols + (size_t)col) * 4 +
                      t);
+    }
+    __device__ __forceinline__ uint2 group(int unit, int tile) const {
+        int col = column(tile);
+        return __ldg(x.group_cols + ((size_t)unit * (size_t)x.n_cols + (size_t)col) * 4 + t);
+    }
+};
+
+/* Columns of one part, which its warp has brought into shared memory all at once: a load that
+ * waits for memory in the middle of a unit costs more than the unit. */
+struct columns_of_part {
+    uint4 *columns; /* (chunks, 4 pairs, used, 4 lanes) */
+    uint2 *groups;  /* (units, used, 4 lanes) */
+    int first_unit, per_unit, used;
+    int g, t;
+
+    /* Bytes for a part of so many units. */
+    static __host__ __device__ __forceinline__ size_t bytes(int units, int per_unit, int used) {
+        return (size_t)units * (size_t)used * 4 *
+               (4 * (size_t)per_unit * sizeof(uint4) + sizeof(uint2));
+    }
+    __device__ __forceinline__ void bring(const struct packed_input &x, int u0, int u1, int lane) {
+        int width = used * 4, rows = (u1 - u0) * per_unit * 4, pitch = x.n_cols * 4;
+        /* Place i of all is column i % width of row i / width, kept up without dividing. */
+        int row = lane / width, at = lane % width, rows_on = 32 / width, on = 32 % width;
+        const uint4 *from = x.columns + (size_t)(u0 * per_unit * 4) * (size_t)pitch;
+        const uint2 *sums = x.group_cols + (size_t)u0 * (size_t)pitch;
+        for (int i = lane; row < rows; i += 32) {
+            copy_async(columns + i, from + (size_t)row * (size_t)pitch + at, true);
+            if (per_unit == 2 && row < u1 - u0)
+                copy_async(groups + i, sums + (size_t)row * (size_t)pitch + at, true);
+            row += rows_on;
+            at += on;
+            if (at >= width) {
+                at -= width;
+                row++;
+            }
+        }
+        copy_commit();
+        copy_wait(0);
+        warp_sync();
+    }
+    __device__ __forceinline__ uint4 get(int chunk, int pair, int tile) const {
+        int col = clamped(tile * TILE_COLS + g, used);
+        return columns[(((chunk - first_unit * per_unit) * 4 + pair) * used + col) * 4 + t];
+    }
+    __device__ __forceinline__ uint2 group(int unit, int tile) const {
+        int col = clamped(tile * TILE_COLS + g, used);
+        return groups[((unit - first_unit) * used + col) * 4 + t];
     }
 };
 
 /* Columns of one chunk that the block has brought into shared memory. */
 template <int TILES> struct columns_in_shared {
     const uint4 *chunk; /* (4 pairs, TILES * TILE_COLS, 4 lanes) */
-    int g, t;
+    columns_in_memory memory;
     __device__ __forceinline__ uint4 get(int, int pair, int tile) const {
-        return chunk[(pair * TILES * TILE_COLS + tile * TILE_COLS + g) * 4 + t];
+        return chunk[(pair * TILES * TILE_COLS + tile * TILE_COLS + memory.g) * 4 + memory.t];
+    }
+    __device__ __forceinline__ uint2 group(int unit, int tile) const {
+        return memory.group(unit, tile);
     }
 };
 
-template <class FORM, int TILES>
-__global__ void __launch_bounds__(WARPS * 32) few_tokens(const struct product_set set) {
-    SHARED_ARRAY(float, parts, PARTS *TILES * 2 * FORM::FOLDS * 32);
-    const struct product &p = set.each[matrix_of(set, (int)blockIdx.x)];
-    int part = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
-    int tile = (int)blockIdx.x - p.first_block, units = FORM::units(set.cols);
-    int u0 = units * part / PARTS, u1 = units * (part + 1) / PARTS;
-    columns_in_memory columns{set.x, 0, 2 * set.x.n_tokens, lane / 4, lane % 4};
-    typename FORM::template sums<TILES> sum;
-    FORM form(set, p, tile, lane);
-    typename FORM::words next;
-    if (u0 < u1) form.load(next, u0); /* weights do not wait for the kernel before */
-    kernel_begin();
-    sum.clear();
+/* The first unit of a part; of part PARTS, the end. */
+static __host__ __device__ __forceinline__ int part_begin(int units, int part) {
+    return units * part / PARTS;
+}
+
+template <class FORM, int TILES, class COLUMNS>
+static __device__ __forceinline__ void
+few_units(FORM &form, typename FORM::template sums<TILES> &sum, typename FORM::words &next, int u0,
+          int u1, const COLUMNS &columns, const struct packed_input &x) {
     for (int u = u0; u < u1; u++) {
         typename FORM::words now = next;
         if (u + 1 < u1) form.load(next, u + 1);
         form.begin(u, 0);
 #pragma unroll
         for (int c = 0; c < FORM::CHUNKS; c++)
-            form.template multiply<TILES>(sum, now, u, c, columns, set.x, 0);
+            form.template multiply<TILES>(sum, now, u, c, columns, x, 0);
+    }
+}
+
+template <class FORM, int TILES, bool STAGED>
+__global__ void __launch_bounds__(WARPS * 32, FORM::template blocks<TILES>())
+    few_tokens(const struct product_set set) {
+    SHARED_ARRAY(float, parts, PARTS *TILES * 2 * FORM::FOLDS * 32);
+    const struct product &p = set.each[matrix_of(set, (int)blockIdx.x)];
+    int part = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
+    int tile = (int)blockIdx.x - p.first_block, units = FORM::units(set.cols);
+    int u0 = part_begin(units, part), u1 = part_begin(units, part + 1);
+    typename FORM::template sums<TILES> sum;
+    FORM form(set, p, tile, lane);
+    typename FORM::words next;
+    if (u0 < u1) form.load(next, u0); /* weights do not wait for the kernel before */
+    kernel_begin();
+    sum.clear();
+    int used = 2 * set.x.n_tokens, g = lane / 4, t = lane % 4;
+    if (STAGED) {
+        SHARED_DYNAMIC(unsigned char, staged);
+        int most = (units + PARTS - 1) / PARTS;
+        size_t chunks = (size_t)most * FORM::CHUNKS * 4 * (size_t)used * 4 * sizeof(uint4);
+        unsigned char *mine = staged + columns_of_part::bytes(most, FORM::CHUNKS, used) * part;
+        columns_of_part columns{reinterpret_cast<uint4 *>(mine),
+                                reinterpret_cast<uint2 *>(mine + chunks),
+                                u0,
+                                FORM::CHUNKS,
+                                used,
+                                g,
+                                t};
+        columns.bring(set.x, u0, u1, lane);
+        few_units<FORM, TILES>(form, sum, next, u0, u1, columns, set.x);
+    } else {
+        columns_in_memory columns{set.x, 0, used, g, t};
+        few_units<FORM, TILES>(form, sum, next, u0, u1, columns, set.x);
     }
     constexpr int EACH = FORM::template sums<1>::N, FOLDS = FORM::FOLDS;
 #pragma unroll
@@ -134,49 +223,66 @@ static __device__ __forceinline__ void merge_part(float *total, const float *v,
         }
 }
 
+/* Starts to bring the columns of a chunk for TILES tiles from column first on. */
+template <int TILES>
+static __device__ __forceinline__ void bring_chunk(uint4 *to, const struct packed_input &x,
+                                                   int chunk, int first) {
+    enum { WIDTH = TILES * TILE_COLS * 4 };
+    int last = (x.n_cols - first) * 4 - 1;
+#pragma unroll
+    for (int i = (int)threadIdx.x; i < 4 * WIDTH; i += WARPS * 32) {
+        int pair = i / WIDTH, at = i % WIDTH;
+        /* Past the last column stands the last lane's, which nobody looks at. */
+        copy_async(to + i,
+                   x.columns + ((size_t)(chunk * 4 + pair) * (size_t)x.n_cols + (size_t)first) * 4 +
+                       (at < last ? at : last),
+                   true);
+    }
+}
+
 template <class FORM>
 __global__ void __launch_bounds__(WARPS * 32) many_tokens(const struct product_set set) {
-    enum { MANY_TILES = FORM::MANY };
-    SHARED_ARRAY(uint4, shared, 4 * MANY_TILES * TILE_COLS * 4);
+    enum { MANY_TILES = FORM::MANY, CHUNK_WORDS = 4 * MANY_TILES * TILE_COLS * 4 };
+    SHARED_ARRAY(uint4, shared, 2 * CHUNK_WORDS);
     const struct product &p = set.each[matrix_of(set, (int)blockIdx.x)];
     int warp = (int)threadIdx.x / 32, lane = (int)threadIdx.x % 32;
     int tile = ((int)blockIdx.x - p.first_block) * WARPS + warp, units = FORM::units(set.cols);
     int first = (int)blockIdx.y * MANY_TILES * TILE_COLS;
     bool works = tile * TILE_ROWS < p.rows;
     int row0 = tile * TILE_ROWS + lane / 4;
-    columns_in_shared<MANY_TILES> columns{shared, lane / 4, lane % 4};
     typename FORM::template sums<MANY_TILES> sum;
     float total[MANY_TILES * 2]; /* rows g and g + 8 */
     FORM form(set, p, works ? tile : 0, lane);
-    typename FORM::words now;
+    typename FORM::words next;
+    form.load(next, 0);
     kernel_begin();
+    bring_chunk<MANY_TILES>(shared, set.x, 0, first);
+    copy_commit();
     sum.clear();
 #pragma unroll
     for (int i = 0; i < MANY_TILES * 2; i++) total[i] = 0;
     int part = 0;
     for (int u = 0; u < units; u++) {
-        while (u == units * (part + 1) / PARTS) {
+        typename FORM::words now = next;
+        while (u == part_begin(units, part + 1)) {
             merge_part<FORM, MANY_TILES>(total, sum.v, p, row0);
             sum.clear();
             part++;
         }
-        form.load(now, u);
+        if (u + 1 < units) form.load(next, u + 1);
         form.begin(u, first / 2);
 #pragma unroll
         for (int c = 0; c < FORM::CHUNKS; c++) {
             int chunk = u * FORM::CHUNKS + c;
-            block_sync();
-            for (int i = (int)threadIdx.x; i < 4 * MANY_TILES * TILE_COLS * 4; i += WARPS * 32) {
-                int pair = i / (MANY_TILES * TILE_COLS * 4), at = i % (MANY_TILES * TILE_COLS * 4);
-                uint4 v = {0, 0, 0, 0};
-                if (first + at / 4 < set.x.n_cols)
-                    v = __ldg(set.x.columns +
-                              ((size_t)(chunk * 4 + pair) * (size_t)set.x.n_cols + (size_t)first) *
-                                  4 +
-                              at);
-                shared[i] = v;
-            }
-            block_sync();
+            columns_in_shared<MANY_TILES> columns{
+                shared + chunk % 2 * CHUNK_WORDS,
+                {set.x, first, 2 * set.x.n_tokens, lane / 4, lane % 4}};
+            copy_wait(0);
+            block_sync(); /* this chunk is there, and the one before is no longer read */
+            if (chunk + 1 < units * FORM::CHUNKS)
+                bring_chunk<MANY_TILES>(shared + (chunk + 1) % 2 * CHUNK_WORDS, set.x, chunk + 1,
+                                        first);
+            copy_commit();
             form.template multiply<MANY_TILES>(sum, now, u, c, columns, set.x, first);
         }
     }
@@ -204,6 +310,18 @@ template <int EACH, int TILES> struct part_sums {
     }
 };
 
+/* Shared memory that leaves room for blocks enough to hide the loads of weights. */
+enum { MOST_STAGED = 64 << 10 };
+
+template <class FORM, int TILES>
+static cudaError_t few_launch(dim3 grid, struct product_set *set, cudaStream_t stream) {
+    int most = (FORM::units(set->cols) + PARTS - 1) / PARTS;
+    size_t bytes = PARTS * columns_of_part::bytes(most, FORM::CHUNKS, 2 * set->x.n_tokens);
+    if (bytes > MOST_STAGED)
+        return gpu_launch(few_tokens<FORM, TILES, false>, grid, WARPS * 32, 0, stream, *set);
+    return gpu_launch(few_tokens<FORM, TILES, true>, grid, WARPS * 32, bytes, stream, *set);
+}
+
 template <class FORM>
 static cudaError_t product_launch(struct product_set *set, cudaStream_t stream) {
     int n = set->x.n_tokens, blocks = 0, per_block = n <= FEW_TOKENS ? 1 : WARPS;
@@ -212,9 +330,9 @@ static cudaError_t product_launch(struct product_set *set, cudaStream_t stream) 
         blocks += (tiles_of(set->each[i].rows) + per_block - 1) / per_block;
     }
     dim3 grid((unsigned)blocks);
-    if (n <= 4) return gpu_launch(few_tokens<FORM, 1>, grid, WARPS * 32, 0, stream, *set);
-    if (n <= 8) return gpu_launch(few_tokens<FORM, 2>, grid, WARPS * 32, 0, stream, *set);
-    if (n <= FEW_TOKENS) return gpu_launch(few_tokens<FORM, 4>, grid, WARPS * 32, 0, stream, *set);
+    if (n <= 4) return few_launch<FORM, 1>(grid, set, stream);
+    if (n <= 8) return few_launch<FORM, 2>(grid, set, stream);
+    if (n <= FEW_TOKENS) return few_launch<FORM, 4>(grid, set, stream);
     grid.y = (unsigned)((n + 4 * FORM::MANY - 1) / (4 * FORM::MANY));
     return gpu_launch(many_tokens<FORM>, grid, WARPS * 32, 0, stream, *set);
 }

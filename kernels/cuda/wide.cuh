@@ -354,14 +354,7 @@ __global__ void __launch_bounds__(WARPS * 32)
 template <class FORM, int COLS>
 static cudaError_t wide_launch_cols(struct product_set *set, const struct product_plan *plan,
                                     int blocks, cudaStream_t stream) {
-    static size_t allowed; /* of this kernel */
     size_t shared = wide_shared(COLS, plan->stages);
-    if (shared > allowed) {
-        cudaError_t rc = cudaFuncSetAttribute(
-            wide_tokens<FORM, COLS>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-        if (rc != cudaSuccess) return rc;
-        allowed = shared;
-    }
     dim3 grid((unsigned)blocks, (unsigned)((set->x.n_cols + COLS - 1) / COLS),
               (unsigned)plan->splits);
     return gpu_launch(wide_tokens<FORM, COLS>, grid, WARPS * 32, shared, stream, *set, *plan);

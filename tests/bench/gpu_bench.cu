@@ -1,4 +1,5 @@
-/* Times the GPU back end's kernels: gpu_bench [--quick]. A line per case, CSV on stdout; see gpu. */
+/* Times the GPU back end's kernels: gpu_bench [--quick | --ways | --profile]. A line per case, CSV on
+ * stdout; see gpu. --ways: every launch that a product could take, beside the one it takes. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -110,8 +111,9 @@ template <class F> static double time_of(int each, F run) {
     }
     cudaGraph_t graph;
     cudaGraphExec_t exec;
-    must(cudaStreamBeginCapture(gpu->stream, cudaStreamCaptureModeThreadLocal), "capture");
+    must(cudaStreamBeginCapture(gpu->stream, cudaStreamCaptureModeRelaxed), "capture");
     run();
+    queue_flush(gpu);
     must(cudaStreamEndCapture(gpu->stream, &graph), "end of capture");
     must(cudaGraphInstantiate(&exec, graph, 0), "instantiate");
     cudaEvent_t e0, e1;
@@ -277,12 +279,76 @@ static void bench_small(int dim) {
     }
 }
 
+/* Seconds of a product with n tokens, launched as the environment says. */
+static double way_time(const std::vector<struct weight *> &w, int n, const char *way) {
+    if (way)
+        setenv("GPTQT_GPU_WAY", way, 1);
+    else
+        unsetenv("GPTQT_GPU_WAY");
+    struct buffer *x = random_buffer((size_t)n * (size_t)w[0]->cols);
+    struct buffer *y = random_buffer((size_t)n * (size_t)w[0]->rows);
+    begin(n, 1, 0, n / 16 + 1);
+    int each = n > 64 ? 4 : 16;
+    double s = time_of(each, [&]() {
+        for (int i = 0; i < each; i++) {
+            struct linear_call c = {y, w[(size_t)i % w.size()], NULL, ACT_NONE, false};
+            backend_linear(be, &c, 1, x);
+        }
+    });
+    unsetenv("GPTQT_GPU_WAY");
+    cudaFree(x->data);
+    cudaFree(y->data);
+    free(x);
+    free(y);
+    return s * 1e6;
+}
+
+static void bench_ways(enum weight_form form, int bits, int rows, int cols) {
+    static const char *const ways[] = {"narrow",    "wide:64:1",  "wide:64:2",  "wide:64:4",
+                                       "wide:64:8", "wide:128:1", "wide:128:2", "wide:128:4",
+                                       "wide:256:1", "wide:256:2"};
+    std::vector<struct weight *> w;
+    while (w.size() < 8) w.push_back(random_weight(form, bits, rows, cols));
+    for (int n : {1, 8, 16, 32, 64, 128, 512}) {
+        printf("ways,%s,%dx%d,m%d,n%d,chosen,%.1f", name_of(form), rows, cols, bits, n,
+               way_time(w, n, NULL));
+        for (const char *way : ways)
+            if (n > 8 || !strcmp(way, "narrow")) printf(",%s,%.1f", way, way_time(w, n, way));
+        printf("\n");
+        fflush(stdout);
+    }
+    for (struct weight *p : w) gpu_weight_free(be, p);
+}
+
+static void bench_all_ways() {
+    const int shapes[][2] = {{4096, 4096}, {11008, 4096}, {4096, 11008}, {12288, 4096}};
+    const std::vector<int> counts = {1, 8, 16, 32, 64, 128, 512};
+    for (int s = 0; s < 4; s++) {
+        bench_ways(FORM_COMPACT, 3, shapes[s][0], shapes[s][1]);
+#if GPTQT_HAVE_CUBLAS
+        bench_cublas(shapes[s][0], shapes[s][1], counts);
+#endif
+    }
+    bench_ways(FORM_COMPACT, 2, 11008, 4096);
+    bench_ways(FORM_COMPACT, 4, 11008, 4096);
+    bench_ways(FORM_HALVES, 0, 11008, 4096);
+    bench_attention(1, 512, 1, 32, 8, 128);
+    bench_attention(1, 512, 1, 32, 32, 128);
+    bench_attention(32, 512, 1, 32, 32, 128);
+    bench_attention(1, 4096, 1, 32, 8, 128);
+    bench_attention(1, 32768, 1, 32, 8, 128);
+    bench_attention(1, 0, 512, 32, 32, 128);
+    bench_small(4096);
+    bench_small(11008);
+}
+
 int main(int argc, char **argv) {
     bool quick = argc > 1 && !strcmp(argv[1], "--quick");
     bool profile = argc > 1 && !strcmp(argv[1], "--profile");
     struct error err;
     if (gptqt_gpu_plugin()->open(&be, &err)) return fprintf(stderr, "gpu_bench: %s\n", err.text), 1;
     gpu = gpu_of(be);
+    gpu->queue.plain = true; /* what is timed is captured here */
     printf("# %s\n", be->detail);
     if (profile) { /* what ncu looks at: one launch of each */
         copy_gbs = 1;
@@ -299,6 +365,10 @@ int main(int argc, char **argv) {
         return backend_sync(be, &err) ? 1 : 0;
     }
     bench_copy();
+    if (argc > 1 && !strcmp(argv[1], "--ways")) {
+        bench_all_ways();
+        return 0;
+    }
     const int shapes[][2] = {
         {4096, 4096}, {11008, 4096}, {4096, 11008}, {14336, 4096}, {8192, 8192}};
     const std::vector<int> all = {1, 2, 4, 8, 16, 32, 64}, some = {1, 4, 8, 16, 64}, one = {1};
