@@ -1,0 +1,128 @@
+/* Norms, lookups, rotations and elementwise operations, against kernels/ref. */
+#include "tests/kernels/gpu.h"
+
+void check_norm(void) {
+    static const int dims[] = {1, 7, 64, 255, 256, 1000, 4096};
+    enum { N = 5 };
+    for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
+        for (int with_bias = 0; with_bias < 2; with_bias++) {
+            int dim = dims[i];
+            struct weight_view wv, bv;
+            void *wb = matrix_dense(&wv, DTYPE_F16, 1, dim, 6);
+            void *bb = matrix_dense(&bv, DTYPE_F32, 1, dim, 7);
+            float *w_row = malloc((size_t)dim * sizeof *w_row), *want = malloc((size_t)dim * 4);
+            matrix_row(&wv, 0, w_row);
+            struct weight *w = weight_of(WEIGHT_VECTOR, &wv), *b = weight_of(WEIGHT_VECTOR, &bv);
+            float *x = normal((size_t)(N * dim), 8);
+            for (int k = 0; k < N * dim; k++) x[k] += 0.5f;
+            struct buffer *src = buffer_of(x, (size_t)(N * dim));
+            struct some_batch batch;
+            batch_of(&batch, N, 0);
+            backend_begin(be, &batch.batch);
+            struct norm_call call = {w, with_bias ? b : NULL, dim, 1e-5f};
+            backend_norm(be, src, src, &call);
+            float *y = read_all(src, (size_t)(N * dim));
+            for (int t = 0; t < N; t++) {
+                if (with_bias)
+                    ref.layernorm(want, x + t * dim, w_row, bv.data, dim, 1e-5f);
+                else
+                    ref.rmsnorm(want, x + t * dim, w_row, dim, 1e-5f);
+                double d = distance(y + t * dim, want, (size_t)dim);
+                expect(d <= 1e-5, "norm of %d: %g", dim, d);
+            }
+            backend_weight_free(be, w);
+            backend_weight_free(be, b);
+            backend_buffer_free(be, src);
+            free(w_row);
+            free(want);
+            free(x);
+            free(y);
+            free(wb);
+            free(bb);
+        }
+}
+
+void check_elements(void) {
+    enum { N = 6, W = 75, ROWS = 3 };
+    float *x = normal(N * W, 1), *u = normal(N * W, 2), want[N * W];
+    struct buffer *a = buffer_of(x, N * W), *b = buffer_of(u, N * W), *c = buffer_of(NULL, N * W);
+    struct some_batch batch;
+    batch_of(&batch, N, 0);
+    backend_begin(be, &batch.batch);
+    backend_gate(be, a, b, W);
+    float *y = read_all(a, N * W);
+    memcpy(want, x, sizeof want);
+    ref.silu_mul(want, u, N * W);
+    expect(distance(y, want, N * W) <= 1e-6, "gate");
+    free(y);
+    backend_buffer_write(be, a, 0, x, N * W);
+    backend_add(be, a, b, W);
+    y = read_all(a, N * W);
+    for (int i = 0; i < N * W; i++) expect(y[i] == x[i] + u[i], "add at %d", i);
+    free(y);
+    const int32_t rows[ROWS] = {4, 0, 5};
+    backend_gather(be, c, b, rows, ROWS, W);
+    y = read_all(c, N * W);
+    for (int r = 0; r < ROWS; r++)
+        expect(!memcmp(y + r * W, u + rows[r] * W, W * sizeof *y), "gather %d", r);
+    for (int i = ROWS * W; i < N * W; i++) expect(y[i] == 0, "gather wrote past its rows");
+    free(y);
+    backend_buffer_free(be, a);
+    backend_buffer_free(be, b);
+    backend_buffer_free(be, c);
+    free(x);
+    free(u);
+}
+
+void check_embed(void) {
+    enum { N = 30, W = 33, VOCAB = 40 };
+    for (int type = 0; type < 3; type++) {
+        struct weight_view view;
+        void *block = matrix_dense(&view, (enum dtype)type, VOCAB, W, 9);
+        struct weight *table = weight_of(WEIGHT_TABLE, &view);
+        struct buffer *dst = buffer_of(NULL, N * W);
+        struct some_batch b;
+        batch_of(&b, N, 0);
+        backend_begin(be, &b.batch);
+        backend_embed(be, dst, table, false, 0, 3, false);
+        backend_embed(be, dst, table, true, 2, 1, true);
+        float *y = read_all(dst, N * W), row[W], pos[W];
+        for (int t = 0; t < N; t++) {
+            matrix_row(&view, b.tokens[t], row);
+            matrix_row(&view, b.positions[t] + 2, pos);
+            for (int i = 0; i < W; i++)
+                expect(y[t * W + i] == row[i] * 3 + pos[i], "embed type %d at %d, %d", type, t, i);
+        }
+        free(y);
+        backend_buffer_free(be, dst);
+        backend_weight_free(be, table);
+        free(block);
+    }
+}
+
+void check_rope(void) {
+    enum { N = 20, HEADS = 3, DIM = 40, FREQ = 16 };
+    double inv_freq[FREQ];
+    for (int i = 0; i < FREQ; i++) inv_freq[i] = pow(10000, -(double)i / FREQ);
+    float *x = normal(N * HEADS * DIM, 4);
+    struct buffer *buf = buffer_of(x, N * HEADS * DIM);
+    struct some_batch b;
+    batch_of(&b, N, 100000);
+    backend_begin(be, &b.batch);
+    struct rope_call call = {buf, HEADS, DIM, inv_freq, FREQ, 1.25f};
+    backend_rope(be, &call);
+    float *y = read_all(buf, N * HEADS * DIM);
+    for (int t = 0; t < N; t++) {
+        float c[FREQ], s[FREQ];
+        for (int i = 0; i < FREQ; i++) {
+            c[i] = (float)(cos(b.positions[t] * inv_freq[i]) * 1.25);
+            s[i] = (float)(sin(b.positions[t] * inv_freq[i]) * 1.25);
+        }
+        ref.rope(x + t * HEADS * DIM, HEADS, DIM, FREQ, c, s);
+    }
+    double d = distance(y, x, N * HEADS * DIM);
+    expect(d <= 1e-6, "rope: %g", d);
+    free(y);
+    free(x);
+    backend_buffer_free(be, buf);
+}
