@@ -238,9 +238,11 @@ static __global__ void __launch_bounds__(THREADS) merge_kernel(struct attention_
     const float *pieces = a.pieces + ((size_t)blockIdx.x * (size_t)a.n_heads + (size_t)head) *
                                          (size_t)a.n_splits * (size_t)stride;
     float most = -INFINITY;
+#pragma unroll 8
     for (int s = s0; s <= s1; s++) most = fmaxf(most, pieces[(size_t)s * stride + a.kv.padded]);
     for (int d = (int)threadIdx.x; d < a.kv.head_dim; d += THREADS) {
         float sum = 0, total = 0;
+#pragma unroll 8
         for (int s = s0; s <= s1; s++) {
             const float *piece = pieces + (size_t)s * stride;
             float w = s0 == s1 ? 1 : expf(piece[a.kv.padded] - most);

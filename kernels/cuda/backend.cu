@@ -71,9 +71,9 @@ static void gpu_close(struct backend *be) {
     struct gpu *gpu = gpu_of(be);
     if (gpu->stream) cudaStreamSynchronize(gpu->stream);
     queue_free(&gpu->queue);
-    struct room *rooms[] = {&gpu->batch_room, &gpu->rows_room,  &gpu->pieces,     &gpu->groups,
-                            &gpu->sums,       &gpu->columns[0], &gpu->columns[1], &gpu->unscale[0],
-                            &gpu->unscale[1], &gpu->partial};
+    struct room *rooms[] = {&gpu->batch_room, &gpu->rows_room,  &gpu->pieces,
+                            &gpu->groups,     &gpu->sums,       &gpu->columns[0],
+                            &gpu->columns[1], &gpu->unscale[0], &gpu->unscale[1]};
     for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++) cudaFree(rooms[i]->data);
     for (int i = 0; i < N_ANGLES; i++) cudaFree(gpu->angles[i].room.data);
     for (int i = 0; i < N_CONSTANTS; i++) {
@@ -220,8 +220,8 @@ static int open_device(struct gpu *gpu, struct error *err) {
     if (code == cudaSuccess) code = cudaStreamCreate(&gpu->stream);
     if (code != cudaSuccess)
         return error_set(err, -ENODEV, "the GPU does not start: %s", cudaGetErrorString(code));
-    gpu->device =
-        product_device{prop.multiProcessorCount, prop.sharedMemPerBlockOptin, prop.major >= 8};
+    gpu->processors = prop.multiProcessorCount;
+    gpu->shared = prop.sharedMemPerBlockOptin;
     gpu->queue.plain = getenv("GPTQT_GPU_NO_GRAPHS") != NULL;
 #if defined(__CUDACC__)
     gpu_overlap = prop.major >= 9 && !getenv("GPTQT_GPU_NO_OVERLAP");

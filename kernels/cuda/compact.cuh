@@ -18,8 +18,7 @@ enum { LEVEL_ZERO = 64 /* a level's byte is v + 64 */ };
 
 template <int BITS, bool SHAPES> struct compact_form {
     enum { CHUNKS = 2, MANY = 8, LEVEL_WORDS = BITS == 4 ? 4 : 2 };
-    enum { WORDS = 4 * BITS + 3 + (SHAPES ? 2 : 0), FOLDS = 2, COPIED = 0 };
-    enum { HOLDS = BITS > 1 ? 4 * BITS : 8 /* a wide product keeps four p of 64 bits there */ };
+    enum { WORDS = 4 * BITS + 3 + (SHAPES ? 2 : 0), FOLDS = 2 };
     template <int TILES> using sums = part_sums<8, TILES>; /* 4 of q v x, 4 of p x for a tile */
 
     /* Blocks of few_tokens() for a multiprocessor, which bound its registers: three hide the loads
@@ -32,10 +31,10 @@ template <int BITS, bool SHAPES> struct compact_form {
     }
 
     struct words {
-        uint32_t codes[HOLDS]; /* (chunk, row g or g + 8, word) */
-        uint32_t q;            /* nibbles: (chunk, row, group) */
-        uint32_t p[2];         /* bytes: (row, group) of each chunk */
-        uint32_t shape[2];     /* the same */
+        uint32_t codes[4 * BITS]; /* (chunk, row g or g + 8, word) */
+        uint32_t q;               /* nibbles: (chunk, row, group) */
+        uint32_t p[2];            /* bytes: (row, group) of each chunk */
+        uint32_t shape[2];        /* the same */
     };
 
     const uint32_t *unit0;
@@ -151,11 +150,6 @@ template <int BITS, bool SHAPES> struct compact_form {
             uint32_t raw = pick_bytes(i / 2 ? p1 : p0, 0x64646464u, i % 2 ? 0x4342u : 0x4140u);
             a[i] = half2_add(raw, 0xe480e480u); /* - (1024 + 128) */
         }
-    }
-
-    __device__ __forceinline__ uint2 load_betas(int u) const {
-        const uint32_t *unit = unit0 + (size_t)u * (WORDS * 32) + BITS * 128 + 32;
-        return load_once(reinterpret_cast<const uint2 *>(unit) + lane);
     }
 
     template <int TILES, class COLUMNS>

@@ -16,7 +16,6 @@
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/queue.h"
 #include "kernels/cuda/steps.h"
-#include "kernels/cuda/wide.h"
 
 extern "C" {
 #include "kernels/backend.h"
@@ -73,7 +72,8 @@ struct ready_input {
 struct gpu {
     struct backend base;
     cudaStream_t stream;
-    struct product_device device;
+    int processors;
+    size_t shared; /* the most that a block may ask for */
     int rc;
     struct error failure;
 
@@ -81,7 +81,7 @@ struct gpu {
     struct batch_tables batch;
     const int32_t *tokens;
     struct room batch_room, rows_room, pieces;
-    struct room columns[N_PACK_ORDERS], groups, sums, unscale[N_PACK_ORDERS], partial;
+    struct room columns[N_PACK_ORDERS], groups, sums, unscale[N_PACK_ORDERS];
     struct constant constants[N_CONSTANTS];
     int next_constant;
     struct angles angles[N_ANGLES];

@@ -44,8 +44,8 @@ static inline cudaError_t gpu_launch(void (*kernel)(P...), dim3 grid, int thread
                                      cudaStream_t stream, A... args) {
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute overlap = {};
-    /* More than this has to be asked for. */
-    if (shared > 48 << 10) {
+    /* Above 48 KiB it has to be asked for, and what the kernel declares itself counts too. */
+    if (shared) {
         cudaError_t code =
             cudaFuncSetAttribute(reinterpret_cast<const void *>(kernel),
                                  cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);

@@ -11,7 +11,7 @@
 #include "kernels/cuda/product.cuh"
 
 struct halves_form {
-    enum { CHUNKS = 1, MANY = 8, FOLDS = 1, COPIED = 1 };
+    enum { CHUNKS = 1, MANY = 8, FOLDS = 1 };
     template <int TILES> using sums = part_sums<4, TILES>;
 
     template <int TILES> static constexpr int blocks() { return 2; }
@@ -36,10 +36,6 @@ struct halves_form {
 #pragma unroll
         for (int s = 0; s < STEPS; s++)
             w.step[s] = load_once(unit0 + ((size_t)u * STEPS + (size_t)s) * 32 + lane);
-    }
-
-    __device__ __forceinline__ const uint4 *step_of(int u, int s) const {
-        return unit0 + ((size_t)u * STEPS + (size_t)s) * 32 + lane;
     }
 
     __device__ __forceinline__ void begin(int, int) {}

@@ -1,5 +1,5 @@
-#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "kernels/cuda/device.h"
 
@@ -10,41 +10,17 @@ cudaError_t planes_run(const struct product_kind *kind, struct product_set *set,
 cudaError_t halves_run(struct product_set *set, cudaStream_t stream);
 
 static cudaError_t product_run(const struct product_kind *kind, struct product_set *set,
-                               const struct product_plan *plan, cudaStream_t stream) {
-    if (plan->way == WAY_WIDE)
-        return kind->form == FORM_COMPACT ? wide_compact_run(kind, set, plan, stream)
-                                          : wide_halves_run(set, plan, stream);
+                               cudaStream_t stream) {
     if (kind->form == FORM_COMPACT) return compact_run(kind, set, stream);
     if (kind->form == FORM_PLANES) return planes_run(kind, set, stream);
     return halves_run(set, stream);
 }
 
-/* GPTQT_GPU_WAY=narrow or wide:COLUMNS:SPLITS overrules the choice, for tests and measurements. */
-static void overrule(struct product_plan *plan, const struct product_kind *kind,
-                     const struct product_set *set, const struct product_device *device) {
+/* GPTQT_GPU_WAY=few or many overrules the choice, for tests and measurements. */
+static enum product_way way_of() {
     const char *way = getenv("GPTQT_GPU_WAY");
-    int cols, splits;
-    if (!way || kind->form == FORM_PLANES) return;
-    if (sscanf(way, "wide:%d:%d", &cols, &splits) == 2 &&
-        (cols == 64 || cols == 128 || cols == 256) &&
-        (splits == 1 || splits == 2 || splits == 4 || splits == 8)) {
-        int stages = 4;
-        while (stages > 2 && wide_shared(cols, stages) > device->shared) stages--;
-        *plan = product_plan{WAY_WIDE, cols, stages, splits, wide_floats(kind, set, splits), NULL};
-    } else {
-        plan->way = WAY_NARROW;
-    }
-}
-
-/* One launch, or two, for matrices of one kind. */
-static void run_set(struct gpu *gpu, const struct product_kind *kind, struct product_set *set) {
-    struct product_plan plan = product_plan_for(kind, set, &gpu->device);
-    overrule(&plan, kind, set, &gpu->device);
-    if (plan.way == WAY_WIDE && plan.floats) {
-        if (!gpu_grow(gpu, &gpu->partial, plan.floats * sizeof(float))) return;
-        plan.partial = static_cast<float *>(gpu->partial.data);
-    }
-    gpu_good(gpu, product_run(kind, set, &plan, gpu->stream), "a product");
+    if (!way) return WAY_BEST;
+    return !strcmp(way, "few") ? WAY_FEW : !strcmp(way, "many") ? WAY_MANY : WAY_BEST;
 }
 
 static bool same_kind(const struct product_kind *a, const struct product_kind *b) {
@@ -113,7 +89,7 @@ static bool pack(struct gpu *gpu, enum pack_order order, const float *x, int col
     args.cols = cols;
     args.n = gpu->n_rows;
     gpu->ready.done[order] = true;
-    return gpu_good(gpu, input_run(&args, gpu->device.shared, gpu->stream), "packing an input");
+    return gpu_good(gpu, input_run(&args, gpu->shared, gpu->stream), "packing an input");
 }
 
 static void run_plain(struct gpu *gpu, const struct linear_call *c, const float *x) {
@@ -136,8 +112,11 @@ void gpu_linear(struct gpu *gpu, const struct linear_call *calls, int n_calls, c
         struct product_set set = {};
         set.x = ready->packed[order];
         set.cols = w->cols;
+        set.processors = gpu->processors;
+        set.shared = gpu->shared;
+        set.way = way_of();
         while (i < n_calls && set.n < MAX_SET && same_kind(&calls[i].w->kind, &w->kind))
             set.each[set.n++] = product_of(&calls[i++]);
-        run_set(gpu, &w->kind, &set);
+        gpu_good(gpu, product_run(&w->kind, &set, gpu->stream), "a product");
     }
 }

@@ -4,8 +4,8 @@
  * Borrows   see product.h.
  * Thread    a kernel's.
  * Fails     never.
- * Cost      few tokens: each weight is read once, each warp of a block takes one part of the
- *           inputs of the same 16 rows. Many tokens: each warp takes 16 rows and all inputs; a
+ * Cost      few tokens: each weight is read once for 16 tokens, each warp of a block takes one part of
+ *           the inputs of the same 16 rows. Many tokens: each warp takes 16 rows and all inputs; a
  *           block's 8 warps share the columns in shared memory.
  *
  * A form supplies: CHUNKS in a unit, MANY tiles of columns for a warp with many tokens, load() of a
@@ -82,12 +82,13 @@ struct columns_of_part {
         return (size_t)units * (size_t)used * 4 *
                (4 * (size_t)per_unit * sizeof(uint4) + sizeof(uint2));
     }
-    __device__ __forceinline__ void bring(const struct packed_input &x, int u0, int u1, int lane) {
+    __device__ __forceinline__ void bring(const struct packed_input &x, int u0, int u1, int first,
+                                          int lane) {
         int width = used * 4, rows = (u1 - u0) * per_unit * 4, pitch = x.n_cols * 4;
         /* Place i of all is column i % width of row i / width, kept up without dividing. */
         int row = lane / width, at = lane % width, rows_on = 32 / width, on = 32 % width;
-        const uint4 *from = x.columns + (size_t)(u0 * per_unit * 4) * (size_t)pitch;
-        const uint2 *sums = x.group_cols + (size_t)u0 * (size_t)pitch;
+        const uint4 *from = x.columns + (size_t)(u0 * per_unit * 4) * (size_t)pitch + first * 4;
+        const uint2 *sums = x.group_cols + (size_t)u0 * (size_t)pitch + first * 4;
         for (int i = lane; row < rows; i += 32) {
             copy_async(columns + i, from + (size_t)row * (size_t)pitch + at, true);
             if (per_unit == 2 && row < u1 - u0)
@@ -133,14 +134,14 @@ static __host__ __device__ __forceinline__ int part_begin(int units, int part) {
 template <class FORM, int TILES, class COLUMNS>
 static __device__ __forceinline__ void
 few_units(FORM &form, typename FORM::template sums<TILES> &sum, typename FORM::words &next, int u0,
-          int u1, const COLUMNS &columns, const struct packed_input &x) {
+          int u1, const COLUMNS &columns, const struct packed_input &x, int first) {
     for (int u = u0; u < u1; u++) {
         typename FORM::words now = next;
         if (u + 1 < u1) form.load(next, u + 1);
-        form.begin(u, 0);
+        form.begin(u, first / 2);
 #pragma unroll
         for (int c = 0; c < FORM::CHUNKS; c++)
-            form.template multiply<TILES>(sum, now, u, c, columns, x, 0);
+            form.template multiply<TILES>(sum, now, u, c, columns, x, first);
     }
 }
 
@@ -158,7 +159,8 @@ __global__ void __launch_bounds__(WARPS * 32, FORM::template blocks<TILES>())
     if (u0 < u1) form.load(next, u0); /* weights do not wait for the kernel before */
     kernel_begin();
     sum.clear();
-    int used = 2 * set.x.n_tokens, g = lane / 4, t = lane % 4;
+    int first = (int)blockIdx.y * TILES * TILE_COLS, left = 2 * set.x.n_tokens - first;
+    int used = left < TILES * TILE_COLS ? left : TILES * TILE_COLS, g = lane / 4, t = lane % 4;
     if (STAGED) {
         SHARED_DYNAMIC(unsigned char, staged);
         int most = (units + PARTS - 1) / PARTS;
@@ -171,11 +173,11 @@ __global__ void __launch_bounds__(WARPS * 32, FORM::template blocks<TILES>())
                                 used,
                                 g,
                                 t};
-        columns.bring(set.x, u0, u1, lane);
-        few_units<FORM, TILES>(form, sum, next, u0, u1, columns, set.x);
+        columns.bring(set.x, u0, u1, first, lane);
+        few_units<FORM, TILES>(form, sum, next, u0, u1, columns, set.x, first);
     } else {
-        columns_in_memory columns{set.x, 0, used, g, t};
-        few_units<FORM, TILES>(form, sum, next, u0, u1, columns, set.x);
+        columns_in_memory columns{set.x, first, first + used, g, t};
+        few_units<FORM, TILES>(form, sum, next, u0, u1, columns, set.x, first);
     }
     constexpr int EACH = FORM::template sums<1>::N, FOLDS = FORM::FOLDS;
 #pragma unroll
@@ -190,7 +192,7 @@ __global__ void __launch_bounds__(WARPS * 32, FORM::template blocks<TILES>())
         }
     block_sync();
     for (int i = part; i < 2 * TILES; i += WARPS) {
-        int high = i % 2, token = 4 * (i / 2) + lane % 4;
+        int high = i % 2, token = first / 2 + 4 * (i / 2) + lane % 4;
         int row = tile * TILE_ROWS + lane / 4 + 8 * high;
         if (row >= p.rows || token >= set.x.n_tokens) continue;
         float total = 0;
@@ -313,26 +315,50 @@ template <int EACH, int TILES> struct part_sums {
 /* Shared memory that leaves room for blocks enough to hide the loads of weights. */
 enum { MOST_STAGED = 64 << 10 };
 
+/* Columns in shared memory pay where they are few: with more they rarely fit. */
 template <class FORM, int TILES>
 static cudaError_t few_launch(dim3 grid, struct product_set *set, cudaStream_t stream) {
-    int most = (FORM::units(set->cols) + PARTS - 1) / PARTS;
-    size_t bytes = PARTS * columns_of_part::bytes(most, FORM::CHUNKS, 2 * set->x.n_tokens);
-    if (bytes > MOST_STAGED)
-        return gpu_launch(few_tokens<FORM, TILES, false>, grid, WARPS * 32, 0, stream, *set);
-    return gpu_launch(few_tokens<FORM, TILES, true>, grid, WARPS * 32, bytes, stream, *set);
+    if constexpr (TILES == 1) {
+        int most = (FORM::units(set->cols) + PARTS - 1) / PARTS;
+        size_t bytes = PARTS * columns_of_part::bytes(most, FORM::CHUNKS, 2 * set->x.n_tokens);
+        size_t own = PARTS * 2 * FORM::FOLDS * 32 * sizeof(float); /* the parts' sums */
+        if (bytes <= MOST_STAGED && bytes + own <= set->shared)
+            return gpu_launch(few_tokens<FORM, 1, true>, grid, WARPS * 32, bytes, stream, *set);
+    }
+    return gpu_launch(few_tokens<FORM, TILES, false>, grid, WARPS * 32, 0, stream, *set);
+}
+
+/* Whether more tokens than FEW_TOKENS are better cut into slices of as many than shared by blocks of
+ * 128 rows: those take 50 us of an H200 for 4096 inputs however few there are, a slice 0.038 us for each
+ * row tile (SPEED.md). */
+template <class FORM> static bool in_slices(const struct product_set *set, int tiles, int blocks) {
+    int n = set->x.n_tokens, columns = (n + 4 * FORM::MANY - 1) / (4 * FORM::MANY);
+    int waves = (blocks * columns + set->processors - 1) / set->processors;
+    int slices = (n + FEW_TOKENS - 1) / FEW_TOKENS;
+    double wave = 4 * FORM::MANY * 50. / 32, slice = 0.038 * tiles * 132 / set->processors;
+    return slices * slice < waves * wave;
 }
 
 template <class FORM>
 static cudaError_t product_launch(struct product_set *set, cudaStream_t stream) {
-    int n = set->x.n_tokens, blocks = 0, per_block = n <= FEW_TOKENS ? 1 : WARPS;
+    int n = set->x.n_tokens, tiles = 0, blocks = 0, first = 0;
     for (int i = 0; i < set->n; i++) {
-        set->each[i].first_block = blocks;
-        blocks += (tiles_of(set->each[i].rows) + per_block - 1) / per_block;
+        int mine = tiles_of(set->each[i].rows);
+        tiles += mine;
+        blocks += (mine + WARPS - 1) / WARPS;
     }
-    dim3 grid((unsigned)blocks);
+    bool few = n <= FEW_TOKENS || set->way == WAY_FEW ||
+               (set->way == WAY_BEST && in_slices<FORM>(set, tiles, blocks));
+    for (int i = 0; i < set->n; i++) {
+        int mine = tiles_of(set->each[i].rows);
+        set->each[i].first_block = first;
+        first += few ? mine : (mine + WARPS - 1) / WARPS;
+    }
+    dim3 grid((unsigned)first);
     if (n <= 4) return few_launch<FORM, 1>(grid, set, stream);
     if (n <= 8) return few_launch<FORM, 2>(grid, set, stream);
-    if (n <= FEW_TOKENS) return few_launch<FORM, 4>(grid, set, stream);
+    grid.y = (unsigned)((n + FEW_TOKENS - 1) / FEW_TOKENS);
+    if (few) return few_launch<FORM, 4>(grid, set, stream);
     grid.y = (unsigned)((n + 4 * FORM::MANY - 1) / (4 * FORM::MANY));
     return gpu_launch(many_tokens<FORM>, grid, WARPS * 32, 0, stream, *set);
 }

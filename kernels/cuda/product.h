@@ -41,10 +41,20 @@ struct product {
     int first_block;
 };
 
+/* How more than FEW_TOKENS are multiplied. */
+enum product_way {
+    WAY_BEST, /* by a model of the device */
+    WAY_FEW,  /* in slices of FEW_TOKENS */
+    WAY_MANY  /* blocks of 128 rows that share columns */
+};
+
 struct product_set {
     struct packed_input x;
     struct product each[MAX_SET];
     int n, cols;
+    int processors; /* of the device */
+    size_t shared;  /* the most that a block there may ask for */
+    enum product_way way;
 };
 
 /* What tells one kernel from another. */

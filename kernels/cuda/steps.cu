@@ -36,7 +36,7 @@ static void run_made(struct gpu *gpu, const char *at, const char *end, struct in
     if (linear && linear->x->data == args->dst &&
         linear_input(gpu, args, linear_calls(linear), (int)linear->n_calls))
         gpu->ready.x = args->dst;
-    gpu_good(gpu, input_run(args, gpu->device.shared, gpu->stream), what);
+    gpu_good(gpu, input_run(args, gpu->shared, gpu->stream), what);
 }
 
 static void run_norm(struct gpu *gpu, const char *at, const char *end) {

@@ -304,16 +304,14 @@ static double way_time(const std::vector<struct weight *> &w, int n, const char 
 }
 
 static void bench_ways(enum weight_form form, int bits, int rows, int cols) {
-    static const char *const ways[] = {"narrow",    "wide:64:1",  "wide:64:2",  "wide:64:4",
-                                       "wide:64:8", "wide:128:1", "wide:128:2", "wide:128:4",
-                                       "wide:256:1", "wide:256:2"};
+    static const char *const ways[] = {"few", "many"};
     std::vector<struct weight *> w;
     while (w.size() < 8) w.push_back(random_weight(form, bits, rows, cols));
     for (int n : {1, 8, 16, 32, 64, 128, 512}) {
         printf("ways,%s,%dx%d,m%d,n%d,chosen,%.1f", name_of(form), rows, cols, bits, n,
                way_time(w, n, NULL));
         for (const char *way : ways)
-            if (n > 8 || !strcmp(way, "narrow")) printf(",%s,%.1f", way, way_time(w, n, way));
+            if (n > FEW_TOKENS) printf(",%s,%.1f", way, way_time(w, n, way));
         printf("\n");
         fflush(stdout);
     }

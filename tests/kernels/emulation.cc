@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "kernels/cuda/gpu.h"
+#include "kernels/cuda/ptx.h"
 
 namespace {
 
@@ -86,6 +87,19 @@ __global__ void leaves_early(float *out, int stay) {
     block_sync();
 }
 
+/* Shared memory filled by copies that go on behind the thread's back. */
+__global__ void reads_a_copy(float *out, int waits) {
+    SHARED_ARRAY(uint2, cell, N);
+    int i = (int)threadIdx.x;
+    uint2 *from = reinterpret_cast<uint2 *>(out);
+    if (i < N / 2) copy_async(cell + i, from + i, true);
+    copy_commit();
+    if (waits > 0) copy_wait(0);
+    block_sync();
+    out[i] = reinterpret_cast<float *>(cell)[i] + 1;
+    if (waits == 0) copy_wait(0);
+}
+
 __global__ void doubles(float *out) { out[threadIdx.x] *= 2; }
 
 float got[N];
@@ -122,6 +136,29 @@ bool bad_mask(bool bug) { return ones(shuffles, bug ? 0x0000ffffu : 0xffffffffu)
 bool part_of_a_warp(bool bug) { return ones(meets_in_part, bug ? 16 : 32); }
 bool barriers_apart(bool bug) { return ones(two_barriers, bug ? 32 : N); }
 bool early_end(bool bug) { return ones(leaves_early, bug ? 40 : N); }
+
+/* device is zero, its copy plus one is one. */
+bool copied(int waits) {
+    cudaMemsetAsync(device, 0, N * sizeof(float), stream);
+    return ones(reads_a_copy, waits);
+}
+bool copy_read_early(bool bug) { return copied(bug ? 0 : 1); }
+bool copy_left_behind(bool bug) { return copied(bug ? -1 : 1); }
+
+/* A graph replays what was captured, no more: not what its list would be today. */
+bool stale_graph(bool bug) {
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed);
+    gpu_launch(fills_device, dim3(1), N, 0, stream, device, bug ? 9 : (int)N);
+    cudaStreamEndCapture(stream, &graph);
+    cudaGraphInstantiate(&exec, graph, 0);
+    cudaGraphDestroy(graph);
+    bool good = cudaGraphLaunch(exec, stream) == cudaSuccess;
+    cudaMemcpyAsync(got, device, sizeof got, cudaMemcpyDeviceToHost, stream);
+    cudaGraphExecDestroy(exec);
+    return good && got[N - 1] == 1;
+}
 
 /* One stream fills, another takes, with or without waiting. */
 bool wrong_stream(bool bug) {
@@ -177,6 +214,9 @@ const struct {
             {"warp operation of half a warp", part_of_a_warp},
             {"barriers apart", barriers_apart},
             {"end before a barrier", early_end},
+            {"copy read before it is waited for", copy_read_early},
+            {"copy that nobody waits for", copy_left_behind},
+            {"graph of other work", stale_graph},
             {"wrong stream", wrong_stream},
             {"result read too early", no_wait},
             {"staging reused too early", reused_staging},

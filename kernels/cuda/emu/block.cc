@@ -18,7 +18,7 @@ indices here;
 
 namespace {
 
-enum { WARP = 32, SLOT = 64 };
+enum { WARP = 32, SLOT = 64, MOST_SHARED = 227 * 1024 };
 enum state { READY, AT_BARRIER, AT_WARP, DONE };
 
 struct warp {
@@ -222,6 +222,11 @@ const void *warp_slot(place at, int from) {
 void *shared_array(place at, size_t bytes) {
     char *&p = arrays[{at.file, at.line}];
     if (!p) p = poisoned(bytes);
+    size_t all = 0;
+    for (const piece &each : allocated) all += each.bytes;
+    if (all > MOST_SHARED)
+        fault(at, "%zu bytes of shared memory, declared and dynamic; a block has %d", all,
+              (int)MOST_SHARED);
     return p;
 }
 
