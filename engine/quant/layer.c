@@ -12,8 +12,9 @@
 #include "engine/quant/gptq.h"
 #include "engine/quant/grid.h"
 #include "engine/quant/incoherence.h"
-#include "engine/quant/outliers.h"
 #include "engine/quant/lay.h"
+#include "engine/quant/layer_options.h"
+#include "engine/quant/outliers.h"
 #include "engine/quant/pack.h"
 #include "engine/quant/parallel.h"
 #include "engine/quant/pow2_fit.h"
@@ -30,113 +31,6 @@ struct layer_input {
     double *weights;  /* (n) of squared errors, natural order; 0 for dead columns */
     float *weights32; /* the same */
 };
-
-void layer_defaults(struct layer_options *o) {
-    *o = (struct layer_options){.method = LAYER_GPTQT,
-                                .kind = BCQ_COMPACT,
-                                .bits = 3,
-                                .group = 16,
-                                .scale_bits = 4,
-                                .bias_bits = 5,
-                                .n_ranges = 10,
-                                .weighting = LAYER_BY_DIAG,
-                                .act_order = true,
-                                .damp = 0.01,
-                                .codes = {CODES_LOOP, 8},
-                                .n_threads = 1};
-}
-
-static bool is_uniform(enum layer_method m) { return m == LAYER_RTN || m == LAYER_GPTQ; }
-
-static bool is_alternating(enum layer_method m) { return m == LAYER_BCQ || m == LAYER_GPTQ_BCQ; }
-
-static bool has_loop(enum layer_method m) { return m != LAYER_RTN && m != LAYER_BCQ; }
-
-/* The classic loop lays its grids as it goes, which only the free form can store, and only where
- * groups are runs of natural columns. */
-static bool lays_as_it_goes(const struct layer_options *o) {
-    return o->method == LAYER_GPTQ && !o->act_order && o->kind == BCQ_FREE;
-}
-
-static int check_codes(const struct layer_options *o, struct error *err) {
-    enum codes_search search = o->codes.search;
-    if (search != CODES_LOOP && !has_loop(o->method))
-        return error_set(err, -EINVAL,
-                         "codes: methods rtn and bcq are without a column loop, their "
-                         "codes are the nearest levels");
-    if (search == CODES_GREEDY && o->refine > 0)
-        return error_set(err, -EINVAL,
-                         "codes greedy: refine runs the column loop that it is without");
-    if (search == CODES_GREEDY && lays_as_it_goes(o))
-        return error_set(err, -EINVAL,
-                         "codes greedy: method gptq without act-order lays its grids "
-                         "as the column loop goes");
-    if (search == CODES_ADDITIVE && o->kind != BCQ_FREE)
-        return error_set(err, -EINVAL,
-                         "codes additive: scales are learned per plane: use params free");
-    return codes_check(&o->codes, err);
-}
-
-static int check_pow2(const struct layer_options *o, struct error *err) {
-    if (!o->pow2) return 0;
-    if (o->method != LAYER_GPTQT || o->kind != BCQ_COMPACT)
-        return error_set(err, -EINVAL,
-                         "pow2: method gptqt with params compact finds and holds powers of two");
-    if (o->explore > 0)
-        return error_set(err, -EINVAL, "pow2: the variants of explore are no powers of two");
-    if (o->refine > 0)
-        return error_set(err, -EINVAL,
-                         "pow2: refine would move scales off the powers of two; codes cd polishes "
-                         "the codes alone");
-    return 0;
-}
-
-int layer_check(const struct layer_options *o, struct error *err) {
-    if (is_alternating(o->method) && o->kind != BCQ_FREE)
-        return error_set(err, -EINVAL,
-                         "method bcq has scales of its own per plane: use params free");
-    if (o->group < 0 || o->group > BCQ_MAX_DIM)
-        return error_set(err, -EINVAL, "group: %d is not in 0..%d", o->group, BCQ_MAX_DIM);
-    if (o->n_ranges < 2 || o->n_ranges > 40)
-        return error_set(err, -EINVAL, "ranges: %d is not in 2..40", o->n_ranges);
-    if (!(o->damp >= 0.0 && o->damp <= 10.0))
-        return error_set(err, -EINVAL, "damp: %g is not in 0..10", o->damp);
-    if (o->explore < 0 || o->explore > LAY_MAX_VARIANTS)
-        return error_set(err, -EINVAL, "explore: %d is not in 0..%d", o->explore, LAY_MAX_VARIANTS);
-    if (o->explore > 0 && (o->method != LAYER_GPTQT || o->codes.search == CODES_GREEDY ||
-                           o->codes.search == CODES_ADDITIVE))
-        return error_set(err, -EINVAL,
-                         "explore: only method gptqt with codes gptq, cd or beam has variants that "
-                         "a column loop can judge");
-    if (o->refine < 0 || o->refine > 100)
-        return error_set(err, -EINVAL, "refine: %d is not in 0..100", o->refine);
-    if (!(o->outliers >= 0.0 && o->outliers <= OUTLIERS_MAX_SHARE))
-        return error_set(err, -EINVAL, "outliers: %g is not in 0..%d per cent", o->outliers,
-                         OUTLIERS_MAX_SHARE);
-    if (o->outliers > 0.0 && lays_as_it_goes(o))
-        return error_set(err, -EINVAL,
-                         "outliers: gptq with params free and no act-order lays its grids over "
-                         "weights that are not known beforehand");
-    if (o->whole_outliers && !(o->outliers > 0.0))
-        return error_set(err, -EINVAL, "outlier form columns: outliers says how many, and is 0");
-    if (o->incoherence != LAYER_NATURAL && o->outliers > 0.0)
-        return error_set(err, -EINVAL,
-                         "incoherence spreads outliers over all weights: none are left to keep");
-    int r = check_codes(o, err);
-    if (r == 0) r = check_pow2(o, err);
-    if (r < 0) return r;
-    if (o->method == LAYER_GPTQT && o->step_bits != 0 &&
-        (o->step_bits < o->bits || o->step_bits > CODEBOOK_MAX_STEP_BITS))
-        return error_set(err, -EINVAL, "step bits: %d is not in %d..%d", o->step_bits, o->bits,
-                         CODEBOOK_MAX_STEP_BITS);
-    struct bcq_spec spec = {.kind = o->kind, .rows = 1, .cols = 1, .bits = o->bits, .group = 1};
-    if (o->kind != BCQ_FREE) {
-        spec.scale_bits = o->scale_bits;
-        spec.bias_bits = o->bias_bits;
-    }
-    spec.n_shapes = o->kind == BCQ_COMPACT_GROUP;
-    return bcq_check(&spec, err);
-}
 
 static int group_of(const struct layer_options *o, int n) {
     return o->group == 0 || o->group > n ? n : o->group;
@@ -397,11 +291,11 @@ static int fixed_strip(const struct job *j, struct strip *strip, struct scratch 
         return pow2_strip(j, strip, s, err);
     else if (j->o->method == LAYER_GPTQT)
         return search_strip(j, strip, s, err);
-    if (is_uniform(j->o->method)) r = grid_strip(j, s, row, n_rows, err);
-    if (is_alternating(j->o->method)) alternate_strip(j, s, row, n_rows);
+    if (layer_is_uniform(j->o->method)) r = grid_strip(j, s, row, n_rows, err);
+    if (layer_is_alternating(j->o->method)) alternate_strip(j, s, row, n_rows);
     if (r < 0) return r;
     strip_levels(strip);
-    if (has_loop(j->o->method)) return codes_find(strip, &j->o->codes, err);
+    if (layer_has_loop(j->o->method)) return codes_find(strip, &j->o->codes, err);
     strip_nearest(strip);
     strip_codes(strip);
     return 0;
@@ -409,10 +303,11 @@ static int fixed_strip(const struct job *j, struct strip *strip, struct scratch 
 
 static int quantize_strip(const struct job *j, struct strip *strip, struct scratch *s,
                           struct error *err) {
-    int r = lays_as_it_goes(j->o) ? dynamic_strip(j, strip, s, err) : fixed_strip(j, strip, s, err);
+    int r = layer_lays_as_it_goes(j->o) ? dynamic_strip(j, strip, s, err)
+                                        : fixed_strip(j, strip, s, err);
     if (r == 0 && j->o->refine > 0)
         r = refine_strip(strip, j->shapes, j->n_shapes, j->o->refine, err);
-    if (r == 0 && (j->o->refine > 0 || lays_as_it_goes(j->o)))
+    if (r == 0 && (j->o->refine > 0 || layer_lays_as_it_goes(j->o)))
         r = codes_again(strip, &j->o->codes, err);
     if (r == 0 && j->outliers) outlier_take(j->outliers, strip);
     if (r == 0) strip_store(strip);
@@ -598,27 +493,4 @@ int layer_quantize(struct layer_result *ret, const struct layer_input *in, const
     free(j.loss);
     free(j.energy);
     return r;
-}
-
-void layer_result_free(struct layer_result *result) {
-    free(result->block);
-    free(result->side);
-    free(result->turns);
-    result->block = result->side = result->turns = NULL;
-}
-
-double layer_bits_per_weight(const struct layer_result *result) {
-    const struct bcq_spec *s = &result->view.spec;
-    double side =
-        8.0 * (double)(result->n_side + result->n_turns) / ((double)s->rows * (double)s->cols);
-    return bcq_bits_per_weight(s) + side;
-}
-
-struct weight_view layer_view(const struct layer_result *result) {
-    return (struct weight_view){.is_bcq = 1,
-                                .bcq = result->view,
-                                .rows = result->view.spec.rows,
-                                .cols = result->view.spec.cols,
-                                .outliers = result->side ? &result->outliers : NULL,
-                                .rotation = result->turns ? &result->rotation : NULL};
 }
