@@ -58,6 +58,9 @@ def cells(result, has_other):
 
 
 def mark(result, store):
+    """Where this program has made some of the rows, those that it has not."""
+    if not any(r.get("program") == store.program for r in store.results.values()):
+        return ""
     return "" if result.get("program") == store.program else " †"
 
 
@@ -144,9 +147,10 @@ def provenance(store):
     dates = sorted({r["date"] for r in results})
     commits = sorted({r["commit"] for r in results})
     machines = sorted({r["machine"] for r in results})
-    old = any(r.get("program") != store.program for r in results)
+    old = any(mark(r, store) for r in results)
     lines = ["", *textwrap.wrap(f"Measured {' and '.join(dates) or 'never'} on {'; '.join(machines) or measure.machine()}, which other "
-                                f"work shared; program of commit {', '.join(commits) or measure.commit()}."
+                                f"work shared, by the program{'s' if len(commits) > 1 else ''} of commit{'s' if len(commits) > 1 else ''} "
+                                f"{', '.join(commits) or measure.commit()}."
                                 + (" †: made by an earlier program than the rest." if old else ""), 138)]
     return lines + ["", *READING.format(rounds=measure.SPEED_ROUNDS).splitlines()]
 
