@@ -277,6 +277,7 @@ static int try_afresh(struct strip *s, struct error *err) {
     float *values = s->exact ? malloc(cells * sizeof *values) : NULL; /* outliers have no code */
     if (!saved || (s->exact && !values)) {
         free(saved);
+        free(values);
         return error_set(err, -ENOMEM, "refinement: out of memory");
     }
     memcpy(saved, s->code, cells);
