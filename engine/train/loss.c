@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 
+#include "engine/quant/linalg.h"
 #include "engine/quant/parallel.h"
 #include "engine/train/gemm.h"
 #include "engine/train/wide.h"
@@ -27,6 +28,7 @@ int loss_new(struct loss **ret, const float *head, const float *teacher_head, in
              int n_threads, struct error *err) {
     struct loss *l = calloc(1, sizeof *l);
     if (!l) return error_set(err, -ENOMEM, "loss: out of memory");
+    linalg_init(); /* the threads are parallel.h's */
     int chunk = LOGITS / vocab < MOST_ROWS ? LOGITS / vocab : MOST_ROWS;
     if (chunk < 1) chunk = 1;
     size_t n = (size_t)chunk * (size_t)vocab;
