@@ -216,8 +216,9 @@ static int read_header(struct bcq_view *v, const void *bytes, size_t n_bytes, st
     memcpy(header, plain, sizeof plain);
     int r = bcq_parse_header(&v->spec, &v->layout, header, err);
     if (r < 0) return error_prefix(err, r, "packed block");
-    if (v->spec.kind == BCQ_FREE)
-        return error_set(err, -EBADMSG, "packed block: kind 3 has no fields to pack");
+    if (v->spec.kind >= BCQ_FREE)
+        return error_set(err, -EBADMSG, "packed block: kind %d has no fields to pack",
+                         (int)v->spec.kind);
     if (kept_bytes(&v->layout) > n_bytes)
         return error_set(err, -EBADMSG, "packed block: is cut short");
     return 0;
@@ -288,7 +289,7 @@ int packed_make(void **ret, size_t *ret_n, const struct bcq_view *view, const vo
     struct fields f[2];
     struct head head[2];
     struct pvq *p = NULL;
-    if (view->spec.kind == BCQ_FREE)
+    if (view->spec.kind >= BCQ_FREE)
         return error_set(err, -ENOTSUP, "codec pvq: a free block's scales are no small integers");
     int r = pvq_new(&p, table_dims(l), PVQ_MAX_NORM, err);
     if (r < 0) return r;

@@ -39,7 +39,7 @@ enum { BACKEND_KV_BLOCK = 16 /* tokens in a KV block */ };
 
 enum weight_use {
     WEIGHT_LINEAR, /* for linear() */
-    WEIGHT_TABLE,  /* rows looked up by embed(); dense only */
+    WEIGHT_TABLE,  /* rows looked up by embed(); dense or BCQ_WHOLE */
     WEIGHT_VECTOR  /* (1, n) dense: norm weights, biases, slopes; kept as fp32 */
 };
 

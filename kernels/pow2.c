@@ -42,7 +42,7 @@ static bool group_logs(const struct bcq_view *v, int row, int group, struct pow2
 bool pow2_ready(const struct bcq_view *v) {
     int16_t scale, offset;
     struct pow2_group group;
-    if (v->spec.kind == BCQ_FREE) return false;
+    if (v->spec.kind >= BCQ_FREE) return false;
     for (int row = 0; row < v->spec.rows; row++) {
         if (!scale_log(v->row_scale[2 * row], &scale)) return false;
         if (!scale_log(v->row_scale[2 * row + 1], &offset)) return false;

@@ -54,18 +54,23 @@ static int refuse(struct error *err, const char *field, int v, int low, int high
                      high);
 }
 
+static bool is_compact(const struct bcq_spec *s) {
+    return s->kind == BCQ_COMPACT || s->kind == BCQ_COMPACT_GROUP;
+}
+
 int bcq_check(const struct bcq_spec *s, struct error *err) {
-    if (!in_range((int)s->kind, BCQ_COMPACT, BCQ_FREE))
-        return refuse(err, "kind", (int)s->kind, BCQ_COMPACT, BCQ_FREE);
-    bool compact = s->kind != BCQ_FREE, shapes = s->kind == BCQ_COMPACT_GROUP;
+    if (!in_range((int)s->kind, BCQ_COMPACT, BCQ_WHOLE))
+        return refuse(err, "kind", (int)s->kind, BCQ_COMPACT, BCQ_WHOLE);
+    bool compact = is_compact(s), shapes = s->kind == BCQ_COMPACT_GROUP;
+    bool whole = s->kind == BCQ_WHOLE;
     const struct {
         const char *name;
         int value, low, high;
     } fields[] = {
         {"rows", s->rows, 1, BCQ_MAX_DIM},
         {"cols", s->cols, 1, BCQ_MAX_DIM},
-        {"bits", s->bits, 1, BCQ_MAX_BITS},
-        {"group", s->group, 1, s->cols},
+        {"bits", s->bits, whole ? 2 : 1, whole ? BCQ_MAX_PLANES : BCQ_MAX_BITS},
+        {"group", s->group, whole ? BCQ_WHOLE_GROUP : 1, whole ? BCQ_WHOLE_GROUP : s->cols},
         {"scale_bits", s->scale_bits, compact, compact ? 8 : 0},
         {"bias_bits", s->bias_bits, compact ? 2 : 0, compact ? 8 : 0},
         {"n_shapes", s->n_shapes, shapes, shapes ? 256 : 0},
@@ -92,7 +97,7 @@ static uint64_t place(uint64_t *end, uint64_t bytes) {
 }
 
 void bcq_layout(struct bcq_layout *ret, const struct bcq_spec *s) {
-    bool compact = s->kind != BCQ_FREE, shapes = s->kind == BCQ_COMPACT_GROUP;
+    bool compact = is_compact(s), shapes = s->kind == BCQ_COMPACT_GROUP;
     uint64_t rows = (uint64_t)s->rows, bits = (uint64_t)s->bits, end = BCQ_HEADER_BYTES;
     struct bcq_layout l = {0};
     l.n_groups = (s->cols + s->group - 1) / s->group;
@@ -108,8 +113,9 @@ void bcq_layout(struct bcq_layout *ret, const struct bcq_spec *s) {
     if (compact) l.shape = place(&end, rows * (shapes ? l.idx_stride : bits));
     l.shape_table = place(&end, (uint64_t)s->n_shapes * bits);
     if (compact) l.row_scale = place(&end, rows * 4);
-    if (!compact) l.alpha = place(&end, rows * groups * bits * 2);
-    if (!compact) l.beta = place(&end, rows * groups * 2);
+    if (s->kind == BCQ_FREE) l.alpha = place(&end, rows * groups * bits * 2);
+    if (s->kind == BCQ_FREE) l.beta = place(&end, rows * groups * 2);
+    if (s->kind == BCQ_WHOLE) l.alpha = place(&end, rows * groups * 2);
     l.total = end;
     *ret = l;
 }
@@ -184,7 +190,7 @@ static int small(const uint8_t *p) {
 static int read_spec(struct bcq_spec *ret, const uint8_t *header, struct error *err) {
     if (memcmp(header, magic, sizeof magic)) return bad(err, "no block starts here");
     int kind = small(header + AT_KIND);
-    if (!in_range(kind, BCQ_COMPACT, BCQ_FREE)) return bad(err, "unknown kind");
+    if (!in_range(kind, BCQ_COMPACT, BCQ_WHOLE)) return bad(err, "unknown kind");
     *ret = (struct bcq_spec){
         .kind = (enum bcq_kind)kind,
         .rows = small(header + AT_ROWS),
@@ -235,6 +241,8 @@ int bcq_check_values(const struct bcq_view *w, struct error *err) {
         if (!all_finite(w->beta, rows * groups)) return bad(err, "a beta is not finite");
         return 0;
     }
+    if (s->kind == BCQ_WHOLE)
+        return all_finite(w->alpha, rows * groups) ? 0 : bad(err, "a scale is not finite");
     if (!all_finite(w->row_scale, 2 * rows)) return bad(err, "a row scale is not finite");
     if (s->kind == BCQ_COMPACT)
         return shapes_fit(w->shape, s->rows, s->bits) ? 0 : bad(err, "a shape is out of range");
@@ -338,8 +346,43 @@ static void group_levels(float *level, const struct bcq_view *w, int row, int gr
     }
 }
 
+/* Eight bits at a time: the product puts bit i of a byte at the bottom of byte i. */
+static uint64_t spread(unsigned bits) {
+    uint64_t low = (bits & 0x7fu) * 0x0002040810204081u & 0x0101010101010101u;
+    return low | (uint64_t)(bits >> 7) << 56;
+}
+
+void bcq_whole_codes(const struct bcq_view *w, int row, int group, uint8_t *codes) {
+    size_t words = (size_t)w->layout.plane_words, bits = (size_t)w->spec.bits;
+    const uint32_t *planes = w->planes + (size_t)row * bits * words + (size_t)group;
+    for (int k = 0; k < BCQ_WHOLE_GROUP; k += 8) {
+        uint64_t eight = 0;
+        for (size_t i = 0; i < bits; i++) eight |= spread(planes[i * words] >> k & 0xff) << i;
+        memcpy(codes + k, &eight, sizeof eight);
+    }
+}
+
+float bcq_whole_scale(const struct bcq_view *w, int row, int group) {
+    return f16_to_f32(w->alpha[(size_t)row * (size_t)w->layout.n_groups + (size_t)group]);
+}
+
+void bcq_whole_expand(const struct bcq_view *w, int row, int first, int n, float *out) {
+    int zero = 1 << (w->spec.bits - 1);
+    for (int k = 0; k < n; k += BCQ_WHOLE_GROUP, out += BCQ_WHOLE_GROUP) {
+        uint8_t codes[BCQ_WHOLE_GROUP];
+        float scale = bcq_whole_scale(w, row, (first + k) / BCQ_WHOLE_GROUP);
+        bcq_whole_codes(w, row, (first + k) / BCQ_WHOLE_GROUP, codes);
+        for (int i = 0; i < BCQ_WHOLE_GROUP && k + i < n; i++)
+            out[i] = scale * (float)((int)codes[i] - zero);
+    }
+}
+
 void bcq_expand_row(const struct bcq_view *w, int row, float *out) {
     const struct bcq_spec *s = &w->spec;
+    if (s->kind == BCQ_WHOLE) {
+        bcq_whole_expand(w, row, 0, s->cols, out);
+        return;
+    }
     size_t words = (size_t)w->layout.plane_words;
     const uint32_t *planes = w->planes + (size_t)row * (size_t)s->bits * words;
     for (int g = 0; g < w->layout.n_groups; g++) {

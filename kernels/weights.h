@@ -26,7 +26,9 @@ enum dtype { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
 size_t dtype_size(enum dtype type);
 
 enum {
-    BCQ_MAX_BITS = 4,
+    BCQ_MAX_BITS = 4,       /* planes of the coded kinds; */
+    BCQ_MAX_PLANES = 8,     /* of whole numbers */
+    BCQ_WHOLE_GROUP = 32,   /* the only group of whole numbers */
     BCQ_MAX_DIM = 1 << 20,  /* rows or cols */
     BCQ_MAX_SHAPE = 31,     /* largest d_i */
     BCQ_MAX_SHAPE_SUM = 63, /* sum of d_i: a group of 16 then sums in int16 (cpu-level kernels) */
@@ -34,19 +36,24 @@ enum {
     BCQ_ALIGN = 64 /* of the block and of every section in it */
 };
 
-/* How the parameters of a group are stored (anchors: "kind R", "kind H", LUT-GEMM form). */
+/* How the parameters of a group are stored (anchors: "kind R", "kind H", LUT-GEMM form). Whole
+ * numbers are for the output matrix: alpha_i = s 2^(i-2), beta = -s/2, so that a weight is
+ * s (c - 2^(m-1)) where c has the planes as its bits. They alone may have more than BCQ_MAX_BITS
+ * planes. */
 enum bcq_kind {
     BCQ_COMPACT = 1,       /* R: alpha_i = s0*q*d_i/2, beta = s1*p; d per row; q, p per group */
     BCQ_COMPACT_GROUP = 2, /* H: the same with d chosen per group from a table of shapes */
-    BCQ_FREE = 3           /* fp16 alpha_1..alpha_m and beta per group */
+    BCQ_FREE = 3,          /* fp16 alpha_1..alpha_m and beta per group */
+    BCQ_WHOLE = 4          /* fp16 s per group */
 };
 
 /* What fixes the size and place of everything in a block. */
 struct bcq_spec {
     enum bcq_kind kind;
     int rows, cols;
-    int bits;       /* m, 1..BCQ_MAX_BITS: number of planes */
-    int group;      /* inputs per group, 1..cols; the last group may be shorter */
+    int bits;       /* m, number of planes: 1..BCQ_MAX_BITS, BCQ_WHOLE: 2..BCQ_MAX_PLANES */
+    int group;      /* inputs per group, 1..cols; the last group may be shorter. BCQ_WHOLE:
+                       BCQ_WHOLE_GROUP, whatever cols */
     int scale_bits; /* a, 1..8: width of q; compact kinds only, else 0 */
     int bias_bits;  /* b, 2..8: width of p (two's complement); compact kinds only, else 0 */
     int n_shapes;   /* rows of shape_table, 1..256; BCQ_COMPACT_GROUP only, else 0 */
@@ -73,7 +80,7 @@ struct bcq_view {
     const uint8_t *shape;   /* COMPACT: (rows, bits) d_i; COMPACT_GROUP: (rows, idx_stride) */
     const uint8_t *shape_table; /* (n_shapes, bits) */
     const uint16_t *row_scale;  /* (rows, 2) fp16: s0, s1 */
-    const uint16_t *alpha;      /* (rows, n_groups, bits) fp16 */
+    const uint16_t *alpha;      /* (rows, n_groups, bits) fp16; BCQ_WHOLE: (rows, n_groups) s */
     const uint16_t *beta;       /* (rows, n_groups) fp16 */
 };
 
@@ -114,11 +121,17 @@ unsigned bcq_get(const uint8_t *fields, int width, int i);
 int bcq_get_signed(const uint8_t *fields, int width, int i);
 void bcq_put(uint8_t *fields, int width, int i, unsigned value);
 
-/* Integers of a compact group: d (bits), q, p. Not for BCQ_FREE. */
+/* Integers of a compact group: d (bits), q, p. Compact kinds only. */
 void bcq_group_codes(const struct bcq_view *w, int row, int group, int d[BCQ_MAX_BITS], int *q,
                      int *p);
 
-/* Real parameters of a group in fp32: alpha[bits] and beta. Every kind. */
+/* Of a group of whole numbers: c of its BCQ_WHOLE_GROUP inputs, 0 past cols; and s. */
+void bcq_whole_codes(const struct bcq_view *w, int row, int group, uint8_t *codes);
+float bcq_whole_scale(const struct bcq_view *w, int row, int group);
+/* n weights of a row of whole numbers from input first on, a multiple of BCQ_WHOLE_GROUP. */
+void bcq_whole_expand(const struct bcq_view *w, int row, int first, int n, float *out);
+
+/* Real parameters of a group in fp32: alpha[bits] and beta. Every kind but BCQ_WHOLE. */
 void bcq_group_params(const struct bcq_view *w, int row, int group, float alpha[BCQ_MAX_BITS],
                       float *beta);
 

@@ -174,6 +174,8 @@ static int copy_sections(struct coded *c, struct error *err) {
 
 int coded_new(struct coded **ret, const struct bcq_view *start, float row_share,
               struct error *err) {
+    if (start->spec.kind == BCQ_WHOLE)
+        return error_set(err, -ENOTSUP, "tune: whole numbers have no parameters to train");
     struct coded *c = calloc(1, sizeof *c);
     if (!c) return error_set(err, -ENOMEM, "tune: out of memory");
     c->start = start;

@@ -15,6 +15,7 @@ struct dense_ops;
 struct ops;
 
 void avx2_bcq_init(struct bcq_ops *bcq);
+void avx2_whole_init(struct bcq_ops *whole);
 void avx2_dense_init(struct dense_ops *dense);
 void avx2_outliers_init(struct ops *ops);
 void avx2_rotate_init(struct ops *ops);

@@ -45,12 +45,13 @@ struct weight {
     bool is_bcq;
     enum dtype type;           /* when dense */
     struct bcq_spec spec;      /* when binary-coded */
+    struct bcq_view block;     /* of a TABLE, likewise: data */
     int act_bits;              /* of its inputs when binary-coded: 16, 8 or 4 */
     const struct bcq_ops *bcq; /* the operations that it is packed for, likewise */
     int rows, cols;
     size_t bytes;
-    void *data;                    /* packed (LINEAR), row-major (TABLE) or fp32 (VECTOR) */
-    void *outliers;                /* packed by kernels/sell.h; NULL without */
+    void *data;     /* packed (LINEAR), row-major or a block (TABLE), fp32 (VECTOR) */
+    void *outliers; /* packed by kernels/sell.h; NULL without */
     struct cpu_rotation *rotation; /* NULL without */
 };
 

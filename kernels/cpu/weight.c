@@ -24,8 +24,12 @@ static int check(const struct weight_view *v, enum weight_use use, struct error 
         return error_set(err, -EINVAL, "activations of %d bits; 16, 8 and 4 are known",
                          v->act_bits);
     if (!v->is_bcq) return 0;
-    if (use != WEIGHT_LINEAR)
-        return error_set(err, -EINVAL, "tables and vectors cannot be binary-coded");
+    bool whole = v->bcq.spec.kind == BCQ_WHOLE;
+    if (use == WEIGHT_VECTOR || (use == WEIGHT_TABLE && !whole))
+        return error_set(err, -EINVAL, "%s cannot be binary-coded",
+                         use == WEIGHT_VECTOR ? "a vector" : "but as whole numbers a table");
+    if (use == WEIGHT_TABLE && (v->outliers || v->rotation))
+        return error_set(err, -EINVAL, "outliers or rotations of a table");
     if (v->bcq.spec.rows != v->rows || v->bcq.spec.cols != v->cols)
         return error_set(err, -EINVAL, "a binary-coded matrix of another size than its tensor");
     return bcq_check(&v->bcq.spec, err);
@@ -65,8 +69,21 @@ static int pack_outliers(struct cpu *cpu, struct weight *w, const struct outlier
     return 0;
 }
 
+/* The block as it is; rows are expanded when they are looked up. */
+static int copy_block(struct cpu *cpu, struct weight *w, const struct bcq_view *v) {
+    const char *block = (const char *)v->planes - v->layout.planes;
+    w->bytes = (size_t)v->layout.total;
+    w->data = memory_new(&cpu->memory, w->bytes);
+    if (!w->data) return -ENOMEM;
+    memcpy((char *)w->data + v->layout.planes, block + v->layout.planes,
+           w->bytes - v->layout.planes);
+    bcq_format(&w->block, w->data, &v->spec);
+    return 0;
+}
+
 static int copy(struct cpu *cpu, struct weight *w, const struct weight_view *v, bool as_fp32) {
     size_t n = (size_t)v->rows * (size_t)v->cols;
+    if (w->is_bcq) return copy_block(cpu, w, &v->bcq);
     w->bytes = n * dtype_size(as_fp32 ? DTYPE_F32 : v->type);
     w->data = memory_new(&cpu->memory, w->bytes);
     if (!w->data) return -ENOMEM;
@@ -89,6 +106,10 @@ int cpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
     if (w->is_bcq) w->spec = view->bcq.spec;
     w->act_bits = view->act_bits ? view->act_bits : 16;
     w->bcq = &cpu->ops.bcq;
+    if (w->is_bcq && w->spec.kind == BCQ_WHOLE) {
+        w->bcq = &cpu->ops.whole;
+        w->act_bits = 16;
+    }
     if (w->is_bcq && w->act_bits < 16 && cpu->ops.shift.mul && pow2_ready(&view->bcq))
         w->bcq = &cpu->ops.shift;
     w->rows = view->rows;
@@ -126,14 +147,17 @@ struct embed_job {
 
 static void embed_row(struct cpu *cpu, const struct embed_job *job, float *tmp, int row) {
     const struct weight *table = job->table;
-    size_t size = dtype_size(table->type), cols = (size_t)table->cols;
+    size_t size = table->is_bcq ? 0 : dtype_size(table->type), cols = (size_t)table->cols;
     size_t id = (size_t)(job->ids[row] + job->offset);
     const char *src = (const char *)table->data + id * cols * size;
     float *dst = job->dst + (size_t)row * cols;
     for (size_t at = 0; at < cols; at += CPU_TMP) {
         size_t n = cols - at < CPU_TMP ? cols - at : CPU_TMP;
         float *to = job->accumulate ? tmp : dst + at;
-        cpu->ops.widen(to, table->type, src + at * size, n);
+        if (table->is_bcq)
+            bcq_whole_expand(&table->block, (int)id, (int)at, (int)n, to);
+        else
+            cpu->ops.widen(to, table->type, src + at * size, n);
         for (size_t i = 0; job->scale != 1 && i < n; i++) to[i] *= job->scale;
         if (job->accumulate) cpu->ops.add(dst + at, tmp, n);
     }

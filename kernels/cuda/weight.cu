@@ -17,8 +17,9 @@ static int check(const struct weight_view *v, enum weight_use use, struct error 
     if (v->rotation)
         return error_set(err, -ENOTSUP, "a rotated matrix has no GPU kernel: use the CPU");
     if (!v->is_bcq) return 0;
-    if (use != WEIGHT_LINEAR)
-        return error_set(err, -EINVAL, "tables and vectors cannot be binary-coded");
+    if (use == WEIGHT_VECTOR || (use == WEIGHT_TABLE && v->bcq.spec.kind != BCQ_WHOLE))
+        return error_set(err, -EINVAL, "%s cannot be binary-coded",
+                         use == WEIGHT_VECTOR ? "a vector" : "but as whole numbers a table");
     if (v->bcq.spec.rows != v->rows || v->bcq.spec.cols != v->cols)
         return error_set(err, -EINVAL, "a binary-coded matrix of another size than its tensor");
     return bcq_check(&v->bcq.spec, err);
@@ -238,6 +239,37 @@ static int make_coded(struct gpu *gpu, struct weight *w, const struct bcq_view *
     return rc;
 }
 
+/* Whole numbers have no kernel of their own here: they become fp16, which rounds a weight of 8 bits by at
+ * most 1/4096 of itself. -ERANGE beyond fp16. */
+static int make_whole(struct gpu *gpu, struct weight *w, enum weight_use use,
+                      const struct bcq_view *v, struct error *err) {
+    size_t rows = (size_t)v->spec.rows, cols = (size_t)v->spec.cols;
+    uint16_t *halves = static_cast<uint16_t *>(malloc(rows * cols * sizeof *halves));
+    float *row = static_cast<float *>(malloc(cols * sizeof *row));
+    int rc = halves && row ? 0 : error_set(err, -ENOMEM, "no memory to widen a matrix");
+    for (size_t r = 0; !rc && r < rows; r++) {
+        bcq_expand_row(v, (int)r, row);
+        for (size_t k = 0; k < cols; k++) {
+            halves[r * cols + k] = f32_to_f16(row[k]);
+            if ((halves[r * cols + k] & 0x7c00) == 0x7c00)
+                rc = error_set(err, -ERANGE, "row %zu has a weight beyond fp16: use the CPU", r);
+        }
+    }
+    if (!rc) {
+        struct weight_view dense = {};
+        dense.type = DTYPE_F16;
+        dense.rows = v->spec.rows;
+        dense.cols = v->spec.cols;
+        dense.data = halves;
+        rc = use == WEIGHT_LINEAR ? make_halves(gpu, w, &dense, err)
+                                  : make_dense(gpu, w, &dense, err);
+        cudaStreamSynchronize(gpu->stream); /* halves may go now */
+    }
+    free(row);
+    free(halves);
+    return rc;
+}
+
 int gpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
                    const struct weight_view *view, struct error *err) {
     struct gpu *gpu = gpu_of(be);
@@ -248,7 +280,9 @@ int gpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
     w->use = use;
     w->rows = view->rows;
     w->cols = view->cols;
-    if (view->is_bcq)
+    if (view->is_bcq && view->bcq.spec.kind == BCQ_WHOLE)
+        rc = make_whole(gpu, w, use, &view->bcq, err);
+    else if (view->is_bcq)
         rc = make_coded(gpu, w, &view->bcq, err);
     else if (use == WEIGHT_VECTOR)
         rc = make_vector(gpu, w, view, err);

@@ -19,6 +19,7 @@ struct ops;
 struct rotate_plan;
 
 void ref_bcq_init(struct bcq_ops *bcq);
+void ref_whole_init(struct bcq_ops *whole);
 void ref_dense_init(struct dense_ops *dense);
 void ref_outliers_init(struct ops *ops);
 void ref_rotate_init(struct ops *ops);

@@ -23,8 +23,13 @@ struct packed {
     char name[96];
 };
 
+static const struct bcq_ops *ops_of(const struct check *c, const struct bcq_spec *s) {
+    return s->kind == BCQ_WHOLE ? &c->ops->whole : &c->ops->bcq;
+}
+
 static int n_blocks(const struct check *c, const struct packed *m) {
-    return (m->view.spec.rows + c->ops->bcq.row_block - 1) / c->ops->bcq.row_block;
+    int unit = ops_of(c, &m->view.spec)->row_block;
+    return (m->view.spec.rows + unit - 1) / unit;
 }
 
 /* The largest |alpha_1| + .. + |alpha_m| + |beta| of a row: no weight in it is larger. */
@@ -32,6 +37,11 @@ static float largest_of(const struct bcq_view *w, int row, float *offset) {
     float largest = 0;
     for (int g = 0; g < w->layout.n_groups; g++) {
         float alpha[BCQ_MAX_BITS], beta;
+        if (w->spec.kind == BCQ_WHOLE) {
+            float whole = fabsf(bcq_whole_scale(w, row, g)) * (float)(1 << (w->spec.bits - 1));
+            if (whole > largest) largest = whole;
+            continue;
+        }
         bcq_group_params(w, row, g, alpha, &beta);
         float sum = fabsf(beta);
         if (sum > *offset) *offset = sum;
@@ -43,7 +53,7 @@ static float largest_of(const struct bcq_view *w, int row, float *offset) {
 
 static void packed_init(struct packed *m, struct check *c, const struct bcq_spec *s, int act_bits,
                         bool extreme) {
-    const struct bcq_ops *ops = &c->ops->bcq;
+    const struct bcq_ops *ops = ops_of(c, s);
     *m = (struct packed){.act_bits = act_bits};
     m->block = extreme ? matrix_bcq_extreme(&m->view, s) : matrix_bcq(&m->view, s, 7);
     snprintf(m->name, sizeof m->name, "kind %d %dx%d bits %d group %d q%d p%d act %d", (int)s->kind,
@@ -73,8 +83,8 @@ static void packed_deinit(struct packed *m) {
 /* y: (n, rows + GAP), in ranges of blocks and n_parts of packing. */
 static struct fence multiply(struct check *c, const struct packed *m, const float *x, int n,
                              int n_parts, bool whole) {
-    const struct bcq_ops *ops = &c->ops->bcq;
     const struct bcq_spec *s = &m->view.spec;
+    const struct bcq_ops *ops = ops_of(c, s);
     size_t ldy = (size_t)s->rows + GAP, size = (size_t)n * ldy;
     struct fence act = fence_new(ops->act_bytes(m->act_bits, s->cols, n), 64);
     struct fence y = fence_new(size * sizeof(float), sizeof(float));
@@ -236,6 +246,24 @@ static void check_all(struct check *c, int act_bits) {
         }
         check_neighbours(c, &(struct bcq_spec){BCQ_COMPACT, 100, 576, bits, 16, 4, 5, 0}, act_bits);
         check_neighbours(c, &(struct bcq_spec){BCQ_FREE, 100, 576, bits, 64, 0, 0, 0}, act_bits);
+    }
+}
+
+void check_whole(struct check *c) {
+    for (int bits = 2; bits <= BCQ_MAX_PLANES; bits++) {
+        struct bcq_spec s = {BCQ_WHOLE, 1, 1, bits, BCQ_WHOLE_GROUP, 0, 0, 0};
+        for (int i = 0; i < CHECK_N_SIZES; i++) {
+            s.rows = check_sizes[(i * 5 + bits) % CHECK_N_SIZES];
+            s.cols = check_sizes[i];
+            check_matrix(c, &s, 16, (enum check_input)((i + bits) % CHECK_N_INPUTS), false);
+        }
+        s.rows = 100;
+        s.cols = 576;
+        for (int input = 0; input < CHECK_N_INPUTS; input++) {
+            check_matrix(c, &s, 16, (enum check_input)input, false);
+            check_matrix(c, &s, 16, (enum check_input)input, true);
+        }
+        check_neighbours(c, &s, 16);
     }
 }
 

@@ -206,6 +206,9 @@ static const struct subject subjects[] = {
     {"r16 4-bit", true, {BCQ_COMPACT, 4096, 4096, 4, 16, 4, 5, 0}, DTYPE_F32},
     {"free 3-bit", true, {BCQ_FREE, 4096, 4096, 3, 128, 0, 0, 0}, DTYPE_F32},
     {"r16 3-bit", true, {BCQ_COMPACT, 1536, 576, 3, 16, 4, 5, 0}, DTYPE_F32},
+    {"whole 8-bit", true, {BCQ_WHOLE, 4096, 4096, 8, BCQ_WHOLE_GROUP, 0, 0, 0}, DTYPE_F32},
+    {"whole 6-bit", true, {BCQ_WHOLE, 4096, 4096, 6, BCQ_WHOLE_GROUP, 0, 0, 0}, DTYPE_F32},
+    {"whole 4-bit", true, {BCQ_WHOLE, 4096, 4096, 4, BCQ_WHOLE_GROUP, 0, 0, 0}, DTYPE_F32},
     {"f32", false, {BCQ_FREE, 4096, 4096, 1, 1, 0, 0, 0}, DTYPE_F32},
     {"f16", false, {BCQ_FREE, 4096, 4096, 1, 1, 0, 0, 0}, DTYPE_F16},
     {"bf16", false, {BCQ_FREE, 4096, 4096, 1, 1, 0, 0, 0}, DTYPE_BF16},
@@ -222,7 +225,7 @@ static void print_row(const struct rig *rig, const struct subject *s, int act, i
 
 static int bench_subject(struct rig *rig, const struct subject *s, struct error *err) {
     static const int counts[] = {1, 4, 16, MAX_TOKENS};
-    int rc = 0, n_sets = s->is_bcq ? N_ACTS : 1;
+    int rc = 0, n_sets = s->is_bcq && s->spec.kind != BCQ_WHOLE ? N_ACTS : 1;
     for (int act = 0; !rc && act < n_sets; act++) rc = load(rig, s, act, err);
     for (size_t i = 0; !rc && i < sizeof counts / sizeof *counts; i++) {
         struct timing times[N_ACTS];

@@ -49,19 +49,11 @@ static const struct {
     const char *name;
     void (*run)(struct check *c);
 } checks[] = {
-    {"bcq", check_bcq},
-    {"bcq_act8", check_bcq_act8},
-    {"bcq_act4", check_bcq_act4},
-    {"dense", check_dense},
-    {"outliers", check_outliers},
-    {"rotate", check_rotate},
-    {"attention", check_attention},
-    {"kv_store", check_kv_store},
-    {"norm", check_norm},
-    {"rope", check_rope},
-    {"activation", check_activation},
-    {"add", check_add},
-    {"widen", check_widen},
+    {"bcq", check_bcq},       {"bcq_act8", check_bcq_act8},   {"bcq_act4", check_bcq_act4},
+    {"whole", check_whole},   {"dense", check_dense},         {"outliers", check_outliers},
+    {"rotate", check_rotate}, {"attention", check_attention}, {"kv_store", check_kv_store},
+    {"norm", check_norm},     {"rope", check_rope},           {"activation", check_activation},
+    {"add", check_add},       {"widen", check_widen},
 };
 enum { N_CHECKS = sizeof checks / sizeof *checks, N_LEVELS = 3 };
 

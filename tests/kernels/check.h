@@ -54,6 +54,7 @@ bool check_same(const float *a, const float *b, size_t n);
 
 /* One table entry, or a few that belong together. */
 void check_bcq(struct check *c);
+void check_whole(struct check *c);
 void check_bcq_act8(struct check *c);
 void check_bcq_act4(struct check *c);
 void check_dense(struct check *c);

@@ -47,6 +47,7 @@ void batch_of(struct some_batch *b, int n, int from);
 
 /* Products. */
 void check_dense(void);
+void check_whole(void);
 void check_compact(void);
 void check_shapes(void);
 void check_free(void);

@@ -141,6 +141,19 @@ void check_compact(void) { check_coded(BCQ_COMPACT); }
 void check_shapes(void) { check_coded(BCQ_COMPACT_GROUP); }
 void check_free(void) { check_coded(BCQ_FREE); }
 
+/* Through fp16, which rounds what has more than 11 bits; a single row can be all cancellation. */
+void check_whole(void) {
+    static const int bits[] = {8, 6, 4, 2};
+    for (int turn = 1; turn < N_SHAPES; turn++) {
+        const struct bcq_spec s = {
+            BCQ_WHOLE, shapes[turn][0], shapes[turn][1], bits[turn % 4], BCQ_WHOLE_GROUP, 0, 0, 0};
+        struct matrix m;
+        if (is_left_out(turn)) continue;
+        coded(&m, &s, false);
+        check_matrix(&m, 5e-4, turn);
+    }
+}
+
 void check_dense(void) {
     int turn = 0;
     for (int type = 0; type < 3; type++)

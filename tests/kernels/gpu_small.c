@@ -76,9 +76,12 @@ void check_elements(void) {
 
 void check_embed(void) {
     enum { N = 30, W = 33, VOCAB = 40 };
-    for (int type = 0; type < 3; type++) {
-        struct weight_view view;
-        void *block = matrix_dense(&view, (enum dtype)type, VOCAB, W, 9);
+    const struct bcq_spec whole = {BCQ_WHOLE, VOCAB, W, 5, BCQ_WHOLE_GROUP, 0, 0, 0};
+    for (int type = 0; type < 4; type++) {
+        struct weight_view view = {.is_bcq = type == 3, .rows = VOCAB, .cols = W};
+        void *block = type == 3 ? matrix_bcq(&view.bcq, &whole, 9)
+                                : matrix_dense(&view, (enum dtype)type, VOCAB, W, 9);
+        float least = type == 3 ? 1e-3f : 0; /* fp16 in between */
         struct weight *table = weight_of(WEIGHT_TABLE, &view);
         struct buffer *dst = buffer_of(NULL, N * W);
         struct some_batch b;
@@ -91,7 +94,8 @@ void check_embed(void) {
             matrix_row(&view, b.tokens[t], row);
             matrix_row(&view, b.positions[t] + 2, pos);
             for (int i = 0; i < W; i++)
-                expect(y[t * W + i] == row[i] * 3 + pos[i], "embed type %d at %d, %d", type, t, i);
+                expect(fabsf(y[t * W + i] - (row[i] * 3 + pos[i])) <= least,
+                       "embed type %d at %d, %d", type, t, i);
         }
         free(y);
         backend_buffer_free(be, dst);

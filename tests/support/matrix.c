@@ -85,10 +85,19 @@ static void fill_free(const struct bcq_view *w, uint64_t *state) {
         beta[i] = f32_to_f16(state ? 0.02f * matrix_normal(state) : 0.1f);
 }
 
+static void fill_whole(const struct bcq_view *w, uint64_t *state) {
+    size_t groups = (size_t)w->spec.rows * (size_t)w->layout.n_groups;
+    float step = 0.2f / (float)(1 << w->spec.bits);
+    for (size_t i = 0; i < groups; i++)
+        WRITABLE(uint16_t, w->alpha)[i] = f32_to_f16(step * (state ? matrix_uniform(state) : 1));
+}
+
 static void fill(const struct bcq_view *w, uint64_t *state) {
     fill_planes(w, state);
     if (w->spec.kind == BCQ_FREE)
         fill_free(w, state);
+    else if (w->spec.kind == BCQ_WHOLE)
+        fill_whole(w, state);
     else
         fill_compact(w, state);
 }

@@ -79,7 +79,7 @@ static void plain_batch(struct plain_batch *b, int n) {
     b->batch = (struct batch){n, 1, b->tokens, b->positions, b->seqs, b->blocks, 32};
 }
 
-enum { COLS = 200, N_MATRICES = 4 };
+enum { COLS = 200, N_MATRICES = 5 };
 
 struct matrices {
     struct weight_view views[N_MATRICES];
@@ -101,6 +101,11 @@ static void matrices_init(struct matrices *m) {
     }
     m->blocks[2] = matrix_dense(&m->views[2], DTYPE_F16, 97, COLS, 3);
     m->blocks[3] = matrix_dense(&m->views[3], DTYPE_F32, 33, COLS, 4);
+    const struct bcq_spec whole = {BCQ_WHOLE, 77, COLS, 6, 32, 0, 0, 0};
+    m->blocks[4] = matrix_bcq(&m->views[4].bcq, &whole, 6);
+    m->views[4].is_bcq = 1;
+    m->views[4].rows = 77;
+    m->views[4].cols = COLS;
     m->bias_block = matrix_dense(&m->bias, DTYPE_BF16, 1, 130, 5);
 }
 
@@ -176,8 +181,8 @@ Test(backend, linear_computes_what_plain_loops_do) {
                 float *want = plain_linear(&m, i, x, old, counts[c]);
                 size_t size = (size_t)counts[c] * (size_t)m.views[i].rows;
                 double d = distance(got[i], want, size);
-                cr_expect(d < (i < 2 ? 2e-4 : 1e-5), "%s, %d tokens, matrix %d: %g", levels[l],
-                          counts[c], i, d);
+                cr_expect(d < (m.views[i].is_bcq ? 2e-4 : 1e-5), "%s, %d tokens, matrix %d: %g",
+                          levels[l], counts[c], i, d);
                 free(got[i]);
                 free(want);
             }
@@ -192,7 +197,7 @@ Test(backend, linear_computes_what_plain_loops_do) {
 /* Matrices of one call may ask for inputs rounded differently, or not at all. */
 Test(backend, linear_rounds_the_inputs_of_coded_matrices_that_ask_for_it) {
     enum { N = 20 };
-    static const int act_bits[] = {8, 4, 16, 0};
+    static const int act_bits[] = {8, 4, 16, 0, 8};
     struct matrices m;
     matrices_init(&m);
     float *x = random_floats(N * COLS, 9), *old = random_floats(N * 130, 10);
@@ -207,7 +212,8 @@ Test(backend, linear_rounds_the_inputs_of_coded_matrices_that_ask_for_it) {
                 rounding_row(seen + t * COLS, x + t * COLS, COLS, act_bits[i]);
             float *want = plain_linear(&m, i, seen, old, N);
             double d = distance(got[i], want, N * (size_t)m.views[i].rows);
-            cr_expect(d < 1e-5 || (i == 0 && d < 1e-4), "%s, matrix %d: %g", levels[l], i, d);
+            cr_expect(d < 1e-5 || ((i == 0 || i == 4) && d < 1e-4), "%s, matrix %d: %g", levels[l],
+                      i, d);
             free(want);
             free(got[i]);
         }
@@ -390,6 +396,36 @@ Test(backend, embed_adds_scaled_rows_by_token_and_by_position) {
         plain_batch(&b, N);
         struct weight *table = weight_of(be, WEIGHT_TABLE, &view);
         struct buffer *buf = buffer_of(be, NULL, N * W);
+        backend_begin(be, &b.batch);
+        backend_embed(be, buf, table, false, 0, 3, false);
+        backend_embed(be, buf, table, true, 2, 1, true);
+        float *y = read_all(be, buf, N * W), row[W], pos[W];
+        for (int t = 0; t < N; t++) {
+            matrix_row(&view, b.tokens[t], row);
+            matrix_row(&view, t + 2, pos);
+            for (int i = 0; i < W; i++) cr_assert_eq(y[t * W + i], row[i] * 3 + pos[i]);
+        }
+        free(y);
+        backend_buffer_free(be, buf);
+        backend_weight_free(be, table);
+        backend_close(be);
+    }
+    free(block);
+}
+
+Test(backend, embed_expands_rows_of_whole_numbers) {
+    enum { N = 30, W = 45 };
+    const struct bcq_spec spec = {BCQ_WHOLE, 40, W, 5, 32, 0, 0, 0};
+    struct weight_view view = {.is_bcq = 1, .rows = 40, .cols = W};
+    void *block = matrix_bcq(&view.bcq, &spec, 6);
+    for (int l = 0; l < N_LEVELS; l++) {
+        struct backend *be = open_level(levels[l], 2);
+        if (!be) continue;
+        struct plain_batch b;
+        plain_batch(&b, N);
+        struct weight *table = weight_of(be, WEIGHT_TABLE, &view);
+        struct buffer *buf = buffer_of(be, NULL, N * W);
+        cr_expect_eq(backend_weight_bytes(be, table), view.bcq.layout.total);
         backend_begin(be, &b.batch);
         backend_embed(be, buf, table, false, 0, 3, false);
         backend_embed(be, buf, table, true, 2, 1, true);

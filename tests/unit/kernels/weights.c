@@ -179,7 +179,12 @@ Test(weights, specs_outside_the_ranges_name_the_field) {
         {{BCQ_COMPACT_GROUP, 5, 70, 3, 16, 4, 5, 0}, "n_shapes"},
         {{BCQ_COMPACT_GROUP, 5, 70, 3, 16, 4, 5, 257}, "n_shapes"},
         {{BCQ_FREE, 5, 70, 3, 16, 4, 0, 0}, "scale_bits"},
-        {{(enum bcq_kind)4, 5, 70, 3, 16, 0, 0, 0}, "kind"},
+        {{(enum bcq_kind)5, 5, 70, 3, 16, 0, 0, 0}, "kind"},
+        {{BCQ_WHOLE, 5, 70, 1, 32, 0, 0, 0}, "bits"},
+        {{BCQ_WHOLE, 5, 70, 9, 32, 0, 0, 0}, "bits"},
+        {{BCQ_WHOLE, 5, 70, 8, 16, 0, 0, 0}, "group"},
+        {{BCQ_WHOLE, 5, 70, 8, 32, 4, 0, 0}, "scale_bits"},
+        {{BCQ_WHOLE, 5, 70, 8, 32, 0, 0, 1}, "n_shapes"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct error err = {""};
@@ -247,4 +252,35 @@ Test(weights, kinds_agree_on_equal_parameters) {
         free(block);
         free(copy);
     }
+}
+
+/* s (c - 2^(m-1)), the planes being the bits of c; worked out by hand. */
+Test(weights, whole_numbers_expand_by_the_formula) {
+    const struct bcq_spec spec = {BCQ_WHOLE, 2, 33, 6, 32, 0, 0, 0};
+    struct bcq_view v;
+    float row[33];
+    cr_assert_eq(bcq_check(&spec, NULL), 0);
+    void *block = matrix_bcq(&v, &spec, 1);
+    cr_expect_eq(v.layout.alpha, 128 + 128); /* 2 * 6 * 2 * 4 = 96 bytes of planes */
+    cr_expect_eq(v.layout.total, 256 + 64);  /* 2 * 2 * 2 */
+    cr_expect_eq(v.layout.beta, 0);
+    uint32_t *planes = (uint32_t *)(uintptr_t)v.planes;
+    uint16_t *scale = (uint16_t *)(uintptr_t)v.alpha;
+    memset(planes, 0, 96);
+    /* Row 1: c of input 0 is 63, of input 31 is 33, of input 32 is 2; all others 0. */
+    for (int i = 0; i < 6; i++) planes[12 + 2 * i] = 1;
+    planes[12] |= 1u << 31;
+    planes[12 + 10] |= 1u << 31;
+    planes[12 + 3] = 1;
+    scale[2] = f32_to_f16(0.5f);
+    scale[3] = f32_to_f16(-2);
+    bcq_expand_row(&v, 1, row);
+    cr_expect_eq(row[0], 15.5f);
+    cr_expect_eq(row[1], -16);
+    cr_expect_eq(row[31], 0.5f);
+    cr_expect_eq(row[32], 60);
+    bcq_whole_expand(&v, 1, 32, 1, row);
+    cr_expect_eq(row[0], 60);
+    expect_refused_when(&v, block, (const uint8_t *)v.alpha + 5, 0xfc);
+    free(block);
 }
