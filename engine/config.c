@@ -182,6 +182,11 @@ static void take_quantization(struct fields *f, struct config_quantization *q) {
         q->group = (int)fields_int(&s, "group_size", 0, MAX_WIDTH, 0);
         fields_text(&s, "params", q->params, sizeof q->params, "");
         q->act_bits = (int)fields_int(&s, "act_bits", 4, 16, 16);
+        q->output_bits = (int)fields_int(&s, "output_bits", 4, 16, 16);
+        if (!s.code && q->output_bits != 16 && q->output_bits != 8 && q->output_bits != 6 &&
+            q->output_bits != 4)
+            fields_fail(&s, -ENOTSUP, "output_bits %d: 16, 8, 6 and 4 are supported",
+                        q->output_bits);
         if (!s.code && q->act_bits != 4 && q->act_bits != 8 && q->act_bits != 16)
             fields_fail(&s, -ENOTSUP, "act_bits %d: 16, 8 and 4 are supported", q->act_bits);
     }

@@ -59,6 +59,7 @@ struct config_quantization {
     char method[32]; /* "gptqt", "gptq", "rtn", ... */
     int bits, group; /* group 0 = a whole row */
     char params[32]; /* "compact", "compact_group", "free" */
+    int output_bits; /* of the output matrix, 16 = dense; its block says its own */
     int act_bits;    /* what coded matrices are multiplied by: 16 = as it is, 8, 4 = rounded */
 };
 

@@ -383,6 +383,10 @@ void model_linear_name(const struct model *m, int layer, enum model_role role, c
     model_weights_name(&m->weights, layer, role, name, size);
 }
 
+void model_output_name(const struct model *m, char *name, size_t size) {
+    model_weights_output_name(&m->weights, name, size);
+}
+
 int model_vector_size(const struct model *m, enum model_vector v) {
     return model_weights_vector_size(&m->weights, v);
 }

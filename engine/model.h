@@ -131,4 +131,7 @@ void model_vector_name(const struct model *m, int layer, enum model_vector v, ch
 void model_linear_name(const struct model *m, int layer, enum model_role role, char *name,
                        size_t size);
 
+/* The same of the output matrix, which is the embedding where they are tied. */
+void model_output_name(const struct model *m, char *name, size_t size);
+
 #endif

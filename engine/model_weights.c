@@ -108,6 +108,27 @@ static int load(struct model_weights *w, struct weight **ret, const char *patter
     return r < 0 ? r : add_tensor(w, ret, want, &t, err);
 }
 
+/* The embedding or the output matrix, which may be of whole numbers. */
+static int load_end(struct model_weights *w, struct weight **ret, const char *pattern,
+                    const struct want *want, struct error *err) {
+    char name[NAME_SIZE];
+    struct source_tensor t;
+    name_of(w, name, pattern, 0, ".bcq");
+    if (source_find(w->src, name, &t) < 0) return load(w, ret, pattern, 0, ".weight", want, err);
+    const struct bcq_spec *spec = &t.bcq.spec;
+    if (spec->kind != BCQ_WHOLE)
+        return error_set(err, -EBADMSG, "tensor '%s': kind %d, whole numbers (kind %d) are needed",
+                         name, (int)spec->kind, (int)BCQ_WHOLE);
+    if (t.outliers || t.rotation)
+        return error_set(err, -EBADMSG, "tensor '%s': has outliers or rotations beside it", name);
+    int r = check_shape(&t, name, want, err);
+    if (r < 0) return r;
+    struct weight_view view = {.is_bcq = 1, .bcq = t.bcq, .rows = want->rows, .cols = want->cols};
+    r = backend_weight_new(w->be, ret, want->use, &view, err);
+    if (r < 0) return error_prefix(err, r, "tensor '%s'", name);
+    return count(w, *ret, &t, err);
+}
+
 static int load_norm(struct model_weights *w, struct model_norm *norm, const char *pattern,
                      int layer, struct error *err) {
     norm->dim = w->config->hidden;
@@ -292,7 +313,7 @@ static int load_embedding(struct model_weights *w, struct error *err) {
     const struct model_config *c = w->config;
     const struct arch_row *a = w->arch;
     struct want table = {.use = WEIGHT_TABLE, .rows = c->vocab, .cols = c->embed_dim};
-    int r = load(w, &w->embed, a->embed, 0, ".weight", &table, err);
+    int r = load_end(w, &w->embed, a->embed, &table, err);
     if (r == 0 && a->positions == POSITIONS_LEARNED) {
         table.rows = c->max_positions + c->position_offset;
         table.cols = c->hidden;
@@ -306,12 +327,19 @@ static int load_embedding(struct model_weights *w, struct error *err) {
 static int load_head(struct model_weights *w, struct error *err) {
     const struct model_config *c = w->config;
     struct want want = {.use = WEIGHT_LINEAR, .rows = c->vocab, .cols = c->embed_dim};
-    if (c->tie_embeddings) return load(w, &w->head, w->arch->embed, 0, ".weight", &want, err);
+    if (c->tie_embeddings) return load_end(w, &w->head, w->arch->embed, &want, err);
     const char *prefix = w->prefix;
     w->prefix = "";
-    int r = load(w, &w->head, w->arch->head, 0, ".weight", &want, err);
+    int r = load_end(w, &w->head, w->arch->head, &want, err);
     w->prefix = prefix;
     return r;
+}
+
+void model_weights_output_name(const struct model_weights *w, char *name, size_t size) {
+    if (w->config->tie_embeddings)
+        model_weights_tensor_name(w, w->arch->embed, 0, "", name, size);
+    else
+        snprintf(name, size, "%s", w->arch->head);
 }
 
 static int load_ends(struct model_weights *w, struct error *err) {
@@ -335,6 +363,8 @@ static int find_prefix(struct model_weights *w, struct error *err) {
         struct source_tensor t;
         w->prefix = *p;
         name_of(w, name, w->arch->embed, 0, ".weight");
+        if (source_find(w->src, name, &t) == 0) return 0;
+        name_of(w, name, w->arch->embed, 0, ".bcq");
         if (source_find(w->src, name, &t) == 0) return 0;
     }
     return error_set(err, -EBADMSG, "tensor '%s%s.weight' is missing", w->arch->prefixes[0],

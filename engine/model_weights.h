@@ -56,6 +56,9 @@ int model_weights_names(struct model_weights *w, struct source *src, struct erro
 void model_weights_tensor_name(const struct model_weights *w, const char *pattern, int layer,
                                const char *suffix, char *name, size_t size);
 
+/* Base name of the output matrix, which is the embedding where they are tied. */
+void model_weights_output_name(const struct model_weights *w, char *name, size_t size);
+
 int model_weights_load_layer(struct model_weights *w, int layer, struct error *err);
 void model_weights_drop_layer(struct model_weights *w, int layer);
 

@@ -143,7 +143,7 @@ static int add_coded(struct source *src, struct source_tensor *t, struct error *
     if (r < 0) return error_prefix(err, r, "tensor '%.100s'", t->name);
     t->is_bcq = true;
     t->kind = SOURCE_CODED;
-    t->type_name = "BCQ";
+    t->type_name = t->bcq.spec.kind == BCQ_WHOLE ? "WHOLE" : "BCQ";
     take_shape(t, (uint64_t[]){(uint64_t)t->bcq.spec.rows, (uint64_t)t->bcq.spec.cols}, 2);
     return 0;
 }

@@ -53,12 +53,18 @@ static const struct argp argp = {
 struct sizes {
     int64_t parameters, bytes;
     int64_t linear_weights, linear_bytes;
-    json_t *by_type; /* type name -> bytes */
+    int64_t whole_weights, whole_bytes; /* of the output matrix, where it is coded */
+    json_t *by_type;                    /* type name -> bytes */
 };
+
+static bool is_whole(const struct source_tensor *t) {
+    return t->is_bcq && t->bcq.spec.kind == BCQ_WHOLE;
+}
 
 /* The matrices of the blocks: what quantization is about. Embeddings and output are not. */
 static bool is_linear(const struct source_tensor *t) {
     if (t->n_dims != 2) return false;
+    if (is_whole(t)) return false;
     if (t->is_bcq || t->kind == SOURCE_SIDE) return true;
     return strstr(t->name, "layers.") || !strncmp(t->name, "h.", 2) || strstr(t->name, ".h.");
 }
@@ -70,6 +76,10 @@ static void add_sizes(struct sizes *s, const struct source_tensor *t) {
     if (is_linear(t)) {
         s->linear_weights += weights;
         s->linear_bytes += (int64_t)t->n_bytes;
+    }
+    if (is_whole(t)) {
+        s->whole_weights += weights;
+        s->whole_bytes += (int64_t)t->n_bytes;
     }
     json_int_t so_far = json_integer_value(json_object_get(s->by_type, t->type_name));
     json_object_set_new(s->by_type, t->type_name, json_integer(so_far + (json_int_t)t->n_bytes));
@@ -121,6 +131,9 @@ static json_t *describe(const struct source *src) {
                             "bytes_by_type", sizes.by_type, "quantization", quantization(src),
                             "tokenizer", has_tokenizer ? tokenizer_kind(tokenizer) : "none",
                             "chat_template", has_template, "content_hash", hash);
+    if (sizes.whole_weights)
+        json_object_set_new(out, "bits_per_weight_output",
+                            json_real(bits(sizes.whole_bytes, sizes.whole_weights)));
     if (errors) json_object_set_new(out, "layer_errors", errors);
     tokenizer_free(tokenizer);
     free(template);

@@ -6,6 +6,7 @@
 
 #include "engine/quant/effort.h"
 #include "engine/quant/lay.h"
+#include "engine/quant/output.h"
 #include "kernels/error.h"
 #include "server/cli.h"
 #include "server/quantize_block.h"
@@ -15,6 +16,7 @@ enum {
     OPT_PARAMS,
     OPT_SCALE_BITS,
     OPT_ACT_BITS,
+    OPT_OUTPUT_BITS,
     OPT_POW2,
     OPT_ACT_MOMENTS,
     OPT_BIAS_BITS,
@@ -77,6 +79,10 @@ static const struct argp_option options[] = {
      1},
     {"scale-bits", OPT_SCALE_BITS, "N", 0, "Bits of a group's scale, compact kinds (4)", 1},
     {"bias-bits", OPT_BIAS_BITS, "N", 0, "Bits of a group's bias, compact kinds (5)", 1},
+    {"output-bits", OPT_OUTPUT_BITS, "N", 0,
+     "Bits of the output matrix, and of the embedding where they are one: 16 (default; as it is), "
+     "8, 6 or 4, half a bit of scales on top",
+     1},
     {"act-bits", OPT_ACT_BITS, "N", 0,
      "Inputs of the coded layers when the model runs: 16 as they are, 8 or 4 rounded (16)", 1},
     {"pow2", OPT_POW2, NULL, 0,
@@ -341,6 +347,11 @@ static int other_option(struct quantize_args *args, int key, const char *value, 
         return 0;
     case OPT_ACT_BITS:
         return cli_act_bits(&o->act_bits, value, err);
+    case OPT_OUTPUT_BITS:
+        r = cli_int(&o->output_bits, "--output-bits", value, 4, 16, err);
+        if (r == 0 && output_check(o->output_bits, NULL) < 0)
+            r = error_set(err, -1, "--output-bits '%s': 16, 8, 6 or 4 is needed", value);
+        return r;
     case OPT_ACT_MOMENTS:
         r = pick("--act-moments", value, moments_name, &choice, err);
         o->moments = (enum quantize_moments)choice;

@@ -4,6 +4,7 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "engine/checkpoint_writer.h"
 #include "engine/config.h"
@@ -12,6 +13,7 @@
 #include "engine/quant/carry.h"
 #include "engine/quant/examine.h"
 #include "engine/quant/linalg.h"
+#include "engine/quant/output.h"
 #include "engine/quant/quantize_state.h"
 #include "engine/quant/shard.h"
 #include "engine/sha256.h"
@@ -197,6 +199,24 @@ static int prepare(struct quantize *q, const char *out, struct error *err) {
     return r;
 }
 
+/* Of a part, the one that has what belongs to no block. */
+static int make_output(struct quantize *q, struct error *err) {
+    char name[QUANTIZE_NAME_SIZE], line[QUANTIZE_NAME_SIZE + 96];
+    struct output_result made;
+    model_output_name(q->model, name, sizeof name);
+    if (q->o.output_bits >= 16 || !shard_owns(&q->shard, name)) return 0;
+    int r =
+        output_write(&made, q->writer, q->src, name, q->o.output_bits, q->o.layer.n_threads, err);
+    if (r < 0) return r;
+    snprintf(line, sizeof line, "output matrix %s [%d, %d]: %.2f bits per weight", name, made.rows,
+             made.cols, made.bits_per_weight);
+    if (made.decibels < 0.0)
+        snprintf(line + strlen(line), sizeof line - strlen(line), ", %.2f dB of its weights",
+                 made.decibels);
+    quantize_note(q, line);
+    return 0;
+}
+
 int quantize_run(struct quantize_summary *ret, const char *out, struct source *src,
                  const struct quantize_options *options, const struct quantize_events *events,
                  struct error *err) {
@@ -207,6 +227,7 @@ int quantize_run(struct quantize_summary *ret, const char *out, struct source *s
     if (r == 0) r = backend_open(&q.backend, &q.o.backend, err);
     if (r == 0) r = prepare(&q, out, err);
     if (r == 0) r = quantize_blocks(&q, err);
+    if (r == 0) r = make_output(&q, err);
     if (r == 0) r = carry_tensors(q.writer, src, quantize_leaves_out, &q, err);
     if (r == 0) {
         quantize_summarize(&q, &summary);

@@ -68,7 +68,8 @@ struct quantize_options {
     struct blockwise_options blockwise;
     struct backend_options backend;
     const char *calibration; /* UTF-8 text file; NULL: the model writes its own */
-    int act_bits;            /* inputs of the coded matrices when they run: 16, 8, 4; 0 = 16 */
+    int output_bits; /* of the output matrix: 16 (or 0) as it is, 8, 6, 4 as output.h says */
+    int act_bits;    /* inputs of the coded matrices when they run: 16, 8, 4; 0 = 16 */
     enum quantize_moments moments; /* of which inputs; counts below 16 act bits */
     int windows;                   /* 0 = 64; fewer when the text is short */
     int ctx;        /* tokens of a window; 0 = 1024 (own text: 512), or the model's limit */

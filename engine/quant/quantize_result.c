@@ -44,6 +44,8 @@ bool quantize_leaves_out(void *arg, const char *name) {
     if (!strcmp(name, "rope_freqs.weight")) return true; /* in the config from now on */
     if (!ends_with(name, ".weight")) return false;
     size_t n = strlen(name) - strlen(".weight");
+    model_output_name(q->model, linear, sizeof linear);
+    if (q->o.output_bits < 16 && strlen(linear) == n && !memcmp(linear, name, n)) return true;
     for (int layer = 0; layer < q->config->n_layers; layer++) {
         for (int role = 0; role < ROLE_COUNT; role++) {
             int rows, cols;

@@ -6,6 +6,7 @@
 #include "engine/config.h"
 #include "engine/quant/blockwise.h"
 #include "engine/quant/codebook.h"
+#include "engine/quant/output.h"
 #include "engine/quant/parallel.h"
 #include "engine/quant/parts.h"
 #include "engine/quant/shard.h"
@@ -113,6 +114,9 @@ int quantize_settle(struct quantize *q, struct error *err) {
     if (o->target == QUANTIZE_OUTPUT && o->blockwise.transform != TRANSFORM_NONE)
         return error_set(err, -EINVAL,
                          "target output: learn-transform scales inputs, the original's stay");
+    if (o->output_bits == 0) o->output_bits = 16;
+    r = output_check(o->output_bits, err);
+    if (r < 0) return r;
     if (o->act_bits == 0) o->act_bits = 16;
     if (o->act_bits != 16 && o->act_bits != 8 && o->act_bits != 4)
         return error_set(err, -EINVAL, "act bits: %d is not 16, 8 or 4", o->act_bits);
@@ -163,6 +167,8 @@ json_t *quantize_describe(const struct quantize *q) {
     }
     if (l->pow2) json_object_set_new(o, "pow2", json_true());
     json_object_set_new(o, "act_bits", json_integer(q->o.act_bits));
+    if (q->o.output_bits < 16)
+        json_object_set_new(o, "output_bits", json_integer(q->o.output_bits));
     if (q->o.act_bits < 16)
         json_object_set_new(o, "act_moments", json_string(quantize_moments_name(q->o.moments)));
     json_object_set_new(o, "weighting", json_string(quantize_weighting_name(l->weighting)));

@@ -1,6 +1,7 @@
 #include "engine/train/params.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,12 +52,18 @@ static int allocate(float **ret, size_t n, struct error *err) {
     return *ret ? 0 : error_set(err, -ENOMEM, "weights: out of memory");
 }
 
-/* A whole tensor of n values in rows of cols. */
+/* A whole tensor in rows of cols: NAME.weight, or NAME.bcq where that is coded. */
 static int read_tensor(float **ret, struct params *p, const char *name, int rows, int cols,
                        struct error *err) {
     struct source_tensor t;
-    if (source_find(p->names.src, name, &t) < 0)
-        return error_set(err, -EBADMSG, "tensor '%s' is missing", name);
+    int found = source_find(p->names.src, name, &t);
+    size_t n = strlen(name), end = sizeof ".weight" - 1;
+    if (found < 0 && n > end && n < NAME_SIZE && !strcmp(name + n - end, ".weight")) {
+        char coded[NAME_SIZE];
+        snprintf(coded, sizeof coded, "%.*s.bcq", (int)(n - end), name);
+        found = source_find(p->names.src, coded, &t);
+    }
+    if (found < 0) return error_set(err, -EBADMSG, "tensor '%s' is missing", name);
     if (t.rows != rows || t.cols != cols)
         return error_set(err, -EBADMSG, "tensor '%s': shape [%lld, %lld], the model needs [%d, %d]",
                          name, (long long)t.rows, (long long)t.cols, rows, cols);

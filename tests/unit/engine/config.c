@@ -191,5 +191,17 @@ Test(config, quantization_facts_are_read_and_other_keys_allowed) {
                              : c.quantization.act_bits == cases[i].bits);
         free(text);
     }
+    json_object_del(q, "act_bits");
+    static const struct {
+        int bits, r;
+    } outputs[] = {{16, 0}, {8, 0}, {6, 0}, {4, 0}, {7, -ENOTSUP}, {3, -EBADMSG}, {32, -EBADMSG}};
+    for (size_t i = 0; i < sizeof outputs / sizeof *outputs; i++) {
+        json_object_set_new(q, "output_bits", json_integer(outputs[i].bits));
+        text = json_dumps(root, 0);
+        cr_expect_eq(parse(&c, text, &err), outputs[i].r, "%d", outputs[i].bits);
+        cr_expect(outputs[i].r ? strstr(err.text, "output_bits") != NULL
+                               : c.quantization.output_bits == outputs[i].bits);
+        free(text);
+    }
     json_decref(root);
 }

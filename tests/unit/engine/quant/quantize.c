@@ -296,6 +296,77 @@ Test(quantize, act_bits_are_part_of_the_model) {
     scratch_remove(folder);
 }
 
+/* Tied and not, projected or not: the model is the dense one of the coded matrix's values, on every level;
+ * nothing else changes, and eight bits are near the model with the matrix as it was. */
+Test(quantize, the_output_matrix_may_be_of_whole_numbers) {
+    static const char *const models[] = {"models/llama-gqa", "models/llama-bias",
+                                         "models/opt-350m-like", "models/bloom"};
+    static const char *const levels[] = {"ref", "avx2", "auto"};
+    static const double most[] = {0.05, 0.15, 0.4};
+    char folder[SCRATCH_PATH], plain[SCRATCH_PATH], out[SCRATCH_PATH], dense[SCRATCH_PATH];
+    struct quantize_summary summary;
+    struct error err;
+    char name[32];
+    scratch_make(folder);
+    for (int i = 0; i < 4; i++) {
+        struct quantize_options o = quick();
+        snprintf(name, sizeof name, "plain%d", i);
+        scratch_join(plain, folder, name);
+        cr_assert_eq(run(models[i], plain, &o, NULL, &summary, &err), 0, "%s", err.text);
+        for (int b = 0; b < 3; b++) {
+            o.output_bits = 8 - 2 * b;
+            snprintf(name, sizeof name, "out%d-%d", i, b);
+            scratch_join(out, folder, name);
+            struct seen seen;
+            cr_assert_eq(run(models[i], out, &o, &seen, &summary, &err), 0, "%s", err.text);
+            cr_expect_eq(seen.notes, 2, "the text and the matrix");
+            double far = distance(out, plain);
+            cr_expect(far > 1e-4 && far < most[b], "%s, %d bits: %g", models[i], o.output_bits,
+                      far);
+            if (i == 3) continue; /* BLOOM's fused matrices have no dense form */
+            densify(out, scratch_join(dense, folder, b ? "dense" : "first"));
+            for (int l = 0; l < 3; l++) {
+                cr_assert_eq(setenv("GPTQT_CPU", levels[l], 1), 0);
+                far = distance(out, dense);
+                cr_expect(far < 1e-3, "%s, %s: %g", models[i], levels[l], far);
+            }
+            unsetenv("GPTQT_CPU");
+            scratch_remove(scratch_join(dense, folder, b ? "dense" : "first"));
+        }
+    }
+    struct quantize_options o = quick();
+    o.output_bits = 5;
+    cr_assert_eq(run("models/llama-gqa", out, &o, NULL, &summary, &err), -EINVAL);
+    cr_expect_str_eq(err.text, "output bits: 5 is not 16, 8, 6 or 4");
+    scratch_remove(folder);
+}
+
+/* A matrix of another kind in the output's place would be no table. */
+Test(quantize, an_output_matrix_of_another_kind_is_refused) {
+    char folder[SCRATCH_PATH], out[SCRATCH_PATH];
+    struct quantize_options o = quick();
+    struct quantize_summary summary;
+    struct error err;
+    struct source *src;
+    struct offline model;
+    struct offline_options options = {
+        .model = {.kv_type = DTYPE_F32, .max_batch_tokens = 8, .max_logit_rows = 1}, .context = 16};
+    scratch_make(folder);
+    scratch_join(out, folder, "out");
+    o.output_bits = 4;
+    cr_assert_eq(run("models/llama-gqa", out, &o, NULL, &summary, &err), 0, "%s", err.text);
+    cr_assert_eq(source_open(&src, out, &err), 0, "%s", err.text);
+    /* As a file would say it. */
+    for (size_t i = 0; i < source_count(src); i++) {
+        const struct source_tensor *t = source_at(src, i);
+        if (t->is_bcq && t->bcq.spec.kind == BCQ_WHOLE)
+            ((struct source_tensor *)(uintptr_t)t)->bcq.spec.kind = BCQ_FREE;
+    }
+    cr_assert_eq(offline_open(&model, src, &options, &err), -EBADMSG);
+    cr_expect(strstr(err.text, ".bcq': kind 3, whole numbers (kind 4) are needed"), "%s", err.text);
+    scratch_remove(folder);
+}
+
 Test(quantize, a_codec_changes_the_bytes_alone) {
     char folder[SCRATCH_PATH], plain[SCRATCH_PATH], packed[SCRATCH_PATH], again[SCRATCH_PATH];
     struct quantize_options o = quick();
