@@ -6,12 +6,16 @@
 #include <string.h>
 
 #include "engine/config.h"
+#include "engine/eval_base.h"
 #include "engine/model.h"
 #include "kernels/error.h"
 
 struct eval {
     const struct eval_options *options;
     struct model *models[2]; /* the model, the reference or NULL */
+    struct eval_base base;   /* of the reference, where options->base is set */
+    struct eval_base_writer saved;
+    int64_t n_rows; /* positions seen */
     int vocab;
     int first;        /* position whose successor is predicted first */
     float *logits[2]; /* (EVAL_LOGIT_ROWS, vocab) */
@@ -50,7 +54,7 @@ static double divergence(const float *ref, double ref_log_sum, const float *got,
 }
 
 /* One position's logits from both models; next is the token that follows in the window. */
-static void score(struct eval *e, int row, int position) {
+static int score(struct eval *e, int row, int position, struct error *err) {
     int ctx = e->options->ctx;
     const float *got = e->logits[0] + (size_t)row * (size_t)e->vocab;
     struct row_facts facts = row_facts(got, e->vocab);
@@ -59,11 +63,18 @@ static void score(struct eval *e, int row, int position) {
         e->tokens++;
         e->hits += got[e->window[position + 1]] >= got[facts.best];
     }
-    if (!e->models[1]) return;
-    const float *ref = e->logits[1] + (size_t)row * (size_t)e->vocab;
+    if (e->options->save_base) {
+        int r = eval_base_add(&e->saved, got, err);
+        if (r < 0) return r;
+    }
+    float *ref = e->logits[1] + (size_t)row * (size_t)e->vocab;
+    if (e->options->base) eval_base_row(&e->base, e->n_rows, ref);
+    e->n_rows++;
+    if (!e->models[1] && !e->options->base) return 0;
     struct row_facts wanted = row_facts(ref, e->vocab);
     e->kl[e->n_kl++] = (float)divergence(ref, wanted.log_sum, got, facts.log_sum, e->vocab);
     e->agreed += wanted.best == facts.best;
+    return 0;
 }
 
 static int score_rows(struct eval *e, int start, int n, struct error *err) {
@@ -75,7 +86,9 @@ static int score_rows(struct eval *e, int start, int n, struct error *err) {
             int r = model_logits(e->models[k], e->logits[k], rows, part, err);
             if (r < 0) return r;
         }
-        for (int i = 0; i < part; i++) score(e, i, start + done + i);
+        int r = 0;
+        for (int i = 0; r == 0 && i < part; i++) r = score(e, i, start + done + i, err);
+        if (r < 0) return r;
         done += part;
     }
     return 0;
@@ -121,6 +134,25 @@ static void finish(struct eval *e, struct eval_result *ret, int chunks) {
     ret->top1_agreement = (double)e->agreed / (double)e->n_kl;
 }
 
+static void lay_window(const struct eval *e, const int32_t *tokens, int32_t *ret) {
+    memcpy(ret, tokens, (size_t)e->options->ctx * sizeof *tokens);
+    if (e->options->protocol == EVAL_LLAMA_CPP && e->options->bos >= 0) ret[0] = e->options->bos;
+}
+
+static int open_base(struct eval *e, const int32_t *tokens, int chunks, struct error *err) {
+    const struct eval_options *o = e->options;
+    if (!o->base && !o->save_base) return 0;
+    size_t ctx = (size_t)o->ctx;
+    int32_t *seen = malloc((size_t)chunks * ctx * sizeof *seen);
+    if (!seen) return error_set(err, -ENOMEM, "eval: out of memory");
+    for (size_t i = 0; i < (size_t)chunks; i++) lay_window(e, tokens + i * ctx, seen + i * ctx);
+    struct eval_base_key key = {e->vocab, o->ctx, chunks, seen};
+    int r = o->base ? eval_base_open(&e->base, o->base, &key, err) : 0;
+    if (r == 0 && o->save_base) r = eval_base_create(&e->saved, o->save_base, &key, err);
+    free(seen);
+    return r;
+}
+
 static int allocate(struct eval *e, int chunks, struct error *err) {
     size_t ctx = (size_t)e->options->ctx;
     e->window = malloc(4 * ctx * sizeof *e->window);
@@ -140,6 +172,8 @@ static int allocate(struct eval *e, int chunks, struct error *err) {
 }
 
 static void release(struct eval *e) {
+    eval_base_close(&e->base);
+    eval_base_abandon(&e->saved);
     free(e->window);
     free(e->logits[0]);
     free(e->logits[1]);
@@ -175,14 +209,15 @@ int eval_run(struct eval_result *ret, struct model *m, struct model *reference,
                      .vocab = model_get_config(m)->vocab,
                      .first = options->protocol == EVAL_LLAMA_CPP ? options->ctx / 2 : 0};
     r = allocate(&e, chunks, err);
+    if (r == 0) r = open_base(&e, tokens, chunks, err);
     for (int i = 0; r == 0 && i < chunks; i++) {
-        memcpy(e.window, tokens + (size_t)i * ctx, ctx * sizeof *tokens);
-        if (options->protocol == EVAL_LLAMA_CPP && options->bos >= 0) e.window[0] = options->bos;
+        lay_window(&e, tokens + (size_t)i * ctx, e.window);
         r = run_window(&e, err);
         if (options->progress)
             options->progress(options->progress_arg, (int64_t)(i + 1) * (int64_t)ctx,
                               (int64_t)chunks * (int64_t)ctx);
     }
+    if (r == 0 && options->save_base) r = eval_base_commit(&e.saved, err);
     if (r == 0) finish(&e, ret, chunks);
     release(&e);
     return r;

@@ -3,8 +3,10 @@
  * Owns      nothing beyond the call.
  * Borrows   models, tokens and the progress argument during the call.
  * Thread    the models' (both on one thread).
- * Fails     -EINVAL (fewer tokens than one window, vocabularies differ), -ENOMEM, a lost device.
- * Cost      one forward pass over chunks * ctx tokens per model.
+ * Fails     -EINVAL (fewer tokens than one window, vocabularies or base differ), -ENOMEM, a lost
+ *           device, the base's file.
+ * Cost      one forward pass over chunks * ctx tokens per model; a base (eval_base.h) spares the
+ *           reference's.
  *
  * EVAL_GPTQ (the GPTQ papers): windows of ctx tokens without overlap, every token but the first
  * of a window is predicted. EVAL_LLAMA_CPP (llama-perplexity): the second half of each window is
@@ -25,8 +27,10 @@ enum eval_protocol { EVAL_GPTQ, EVAL_LLAMA_CPP };
 struct eval_options {
     enum eval_protocol protocol;
     int ctx;
-    int chunks;                                               /* windows at most; 0 = all */
-    int32_t bos;                                              /* -1 = none; EVAL_LLAMA_CPP only */
+    int chunks;            /* windows at most; 0 = all */
+    int32_t bos;           /* -1 = none; EVAL_LLAMA_CPP only */
+    const char *save_base; /* the model's distributions go there */
+    const char *base;      /* in place of a reference */
     void (*progress)(void *arg, int64_t done, int64_t total); /* tokens; may be NULL */
     void *progress_arg;
 };

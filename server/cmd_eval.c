@@ -29,13 +29,26 @@ struct args {
     bool json;
 };
 
-enum { OPT_CTX = 256, OPT_CHUNKS, OPT_AGAINST, OPT_PROTOCOL, OPT_PAIRS, OPT_JSON };
+enum {
+    OPT_CTX = 256,
+    OPT_CHUNKS,
+    OPT_AGAINST,
+    OPT_BASE,
+    OPT_SAVE_BASE,
+    OPT_PROTOCOL,
+    OPT_PAIRS,
+    OPT_JSON
+};
 
 static const struct argp_option options[] = {
     {"text", 'f', "FILE", 0, "UTF-8 text to predict", 0},
     {"ctx", OPT_CTX, "N", 0, "Tokens in a window (2048, or the model's limit; llama.cpp: 512)", 0},
     {"chunks", OPT_CHUNKS, "N", 0, "Windows at most (default: all)", 0},
     {"against", OPT_AGAINST, "MODEL", 0, "Reference model: adds KL divergence and agreement", 0},
+    {"save-base", OPT_SAVE_BASE, "FILE", 0,
+     "Keep the model's distributions, to compare others with (2 bytes a position and word)", 0},
+    {"base", OPT_BASE, "FILE", 0,
+     "Such a file in place of the reference: same text, ctx, chunks and protocol", 0},
     {"protocol", OPT_PROTOCOL, "NAME", 0,
      "gptq (default: every token but the first of a window) or llama.cpp (second half)", 0},
     {"pairs", OPT_PAIRS, "FILE", 0,
@@ -71,6 +84,12 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     case OPT_AGAINST:
         args->against = value;
         break;
+    case OPT_BASE:
+        args->eval.base = value;
+        break;
+    case OPT_SAVE_BASE:
+        args->eval.save_base = value;
+        break;
     case OPT_PROTOCOL:
         r = protocol(args, value, &err);
         break;
@@ -89,6 +108,10 @@ static error_t parse(int key, char *value, struct argp_state *state) {
         if (!args->model) argp_error(state, "MODEL is missing");
         if (!args->text == !args->pairs) argp_error(state, "either --text or --pairs is needed");
         if (args->pairs && args->against) argp_error(state, "--against goes with --text");
+        if (args->pairs && (args->eval.base || args->eval.save_base))
+            argp_error(state, "--base and --save-base go with --text");
+        if (args->against && args->eval.base)
+            argp_error(state, "--against and --base both name a reference");
         break;
     default:
         return ARGP_ERR_UNKNOWN;

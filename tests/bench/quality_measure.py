@@ -20,6 +20,7 @@ GPTQT = os.path.join(BUILD, "server", "gptqt")
 QUANTIZE = os.path.join(BUILD, "server", "gptqt-quantize")
 WORK = os.path.join(BUILD, "quality")
 SPEED_ROUNDS = 5
+BASE_CHUNKS = 8  # of the original's distributions, which are large, this many windows are kept
 
 
 def machine():
@@ -164,13 +165,20 @@ def inspect(path):
 
 
 def evaluate(model, path, text=None, chunks=None):
-    command = [GPTQT, "eval", path, "--text", text or model.text, "--ctx", str(model.ctx), "--json"]
-    if path != model.path:
-        command += ["--against", model.path]
-    chunks = model.chunks if chunks is None else chunks
+    text, chunks = text or model.text, model.chunks if chunks is None else chunks
+    command = [GPTQT, "eval", path, "--text", text, "--ctx", str(model.ctx), "--json"]
     if chunks:
         command += ["--chunks", str(chunks)]
-    return json.loads(run(command)[0])
+    if path == model.path:
+        return json.loads(run(command)[0])
+    if not chunks or chunks > BASE_CHUNKS:
+        return json.loads(run([*command, "--against", model.path])[0])
+    base = os.path.join(WORK, f"{model.name}-{os.path.basename(text)}-{chunks}.base")
+    if not os.path.exists(base):
+        command[2] = model.path
+        run([*command, "--save-base", base])
+        command[2] = path
+    return json.loads(run([*command, "--base", base])[0])
 
 
 def dense_for_speed(model):

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "engine/config.h"
 #include "engine/offline.h"
@@ -142,6 +143,100 @@ Test(eval, a_model_does_not_diverge_from_itself) {
     cr_expect_eq(r.top1_agreement, 1);
     offline_close(&o);
     offline_close(&reference);
+    safetensors_close(&g.file);
+}
+
+static const char base_path[] = "eval_base.tmp";
+
+/* Distributions of the fixture's model over its own prompt, and another model to compare. */
+static struct eval_result save_base(const struct golden *g, struct offline *o) {
+    open_model(o);
+    struct eval_options options = {
+        .protocol = EVAL_GPTQ, .ctx = CTX / 2, .bos = -1, .save_base = base_path};
+    return run(&options, o->model, NULL, g->ids, CTX);
+}
+
+/* Attention that looks at everything alike: a model that differs. */
+static void without_queries(struct model *m) {
+    int rows, cols;
+    struct error err;
+    cr_assert(model_linear_shape(m, ROLE_Q, &rows, &cols));
+    float *zeros = calloc((size_t)rows * (size_t)cols, sizeof *zeros);
+    struct weight_view view = {.type = DTYPE_F32, .rows = rows, .cols = cols, .data = zeros};
+    cr_assert_eq(model_replace_linear(m, 0, ROLE_Q, &view, &err), 0, "%s", err.text);
+    free(zeros);
+}
+
+Test(eval, a_base_stands_for_the_reference) {
+    struct offline reference, other;
+    struct golden g = open_golden();
+    struct eval_result saved = save_base(&g, &reference);
+    cr_expect_eq(saved.positions, 0);
+    open_model(&other);
+    without_queries(other.model);
+    struct eval_options options = {.protocol = EVAL_GPTQ, .ctx = CTX / 2, .bos = -1};
+    struct eval_result direct = run(&options, other.model, reference.model, g.ids, CTX);
+    options.base = base_path;
+    struct eval_result kept = run(&options, other.model, NULL, g.ids, CTX);
+    cr_expect_eq(kept.positions, direct.positions);
+    cr_expect_gt(direct.kl_mean, 0.01);
+    cr_expect_float_eq(kept.kl_mean, direct.kl_mean, 1e-4 * direct.kl_mean);
+    cr_expect_eq(kept.top1_agreement, direct.top1_agreement);
+    cr_expect_eq(kept.nll, direct.nll);
+    struct eval_result self = run(&options, reference.model, NULL, g.ids, CTX);
+    cr_expect_lt(self.kl_mean, 1e-6);
+    cr_expect_eq(self.top1_agreement, 1);
+    remove(base_path);
+    offline_close(&other);
+    offline_close(&reference);
+    safetensors_close(&g.file);
+}
+
+static void expect_refused(struct offline *o, const struct eval_options *options,
+                           const int32_t *tokens, const char *word) {
+    struct error err;
+    struct eval_result result = {.chunks = -1};
+    cr_expect_eq(eval_run(&result, o->model, NULL, tokens, CTX, options, &err), -EINVAL);
+    cr_expect_not_null(strstr(err.text, word), "%s", err.text);
+    cr_expect_eq(result.chunks, -1, "written on failure");
+}
+
+static void cut(long size) {
+    FILE *f = fopen(base_path, "r+");
+    cr_assert_not_null(f);
+    cr_assert_eq(ftruncate(fileno(f), size), 0);
+    fclose(f);
+}
+
+Test(eval, another_or_damaged_base_is_refused) {
+    struct offline o;
+    struct golden g = open_golden();
+    int32_t changed[CTX];
+    save_base(&g, &o);
+    memcpy(changed, g.ids, sizeof changed);
+    changed[CTX - 1] ^= 1;
+    struct eval_options options = {
+        .protocol = EVAL_GPTQ, .ctx = CTX / 2, .bos = -1, .base = base_path};
+    expect_refused(&o, &options, changed, "another text");
+    options.ctx = CTX / 4;
+    expect_refused(&o, &options, g.ids, "2 windows of 50");
+    options.ctx = CTX / 2;
+    cut(5000);
+    expect_refused(&o, &options, g.ids, "5000 bytes");
+    cut(10);
+    expect_refused(&o, &options, g.ids, "header");
+    FILE *f = fopen(base_path, "w");
+    for (int i = 0; i < 5000; i++) putc('x', f);
+    fclose(f);
+    expect_refused(&o, &options, g.ids, "--save-base");
+    remove(base_path);
+    struct error err;
+    struct eval_result result;
+    cr_expect_eq(eval_run(&result, o.model, NULL, g.ids, CTX, &options, &err), -ENOENT);
+    options.base = NULL;
+    options.save_base = "no/such/folder/base";
+    cr_expect_eq(eval_run(&result, o.model, NULL, g.ids, CTX, &options, &err), -ENOENT);
+    offline_close(&o);
     safetensors_close(&g.file);
 }
 
