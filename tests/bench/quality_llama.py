@@ -14,6 +14,8 @@ TYPES = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K_M", "IQ
 JOINED = ["Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS"]
 AGREE_CTX = {"stories": 256, "smollm2": 512}
 AGREE_CHUNKS = {"stories": 32, "smollm2": 8}
+# The programs are compared, not the weights: a few windows are enough for them.
+AGREE_FLAGS = {"stories": "", "smollm2": "--static --windows 4"}
 # Of a block: elements and bytes, by the number in the file (ggml.h).
 SIZES = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
          11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 16: (256, 66), 17: (256, 74), 18: (256, 98),
@@ -217,7 +219,8 @@ def agreement(tools, name, flags):
     path = model.path
     try:
         if flags is not None:
-            run([QUANTIZE, model.path, coded, "--calibration", model.calibration, "--force", *flags.split()])
+            run([QUANTIZE, model.path, coded, "--calibration", model.calibration, "--force", *flags.split(),
+                 *AGREE_FLAGS[model.name].split()])
             path = coded
         run([GPTQT, "export", path, dense])
         return {"what": name, "checkpoint": ours(model, path), "gguf": ours(model, dense),

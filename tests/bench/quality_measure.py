@@ -19,6 +19,7 @@ BUILD = os.environ.get("BUILD", os.path.join(ROOT, "build"))
 GPTQT = os.path.join(BUILD, "server", "gptqt")
 QUANTIZE = os.path.join(BUILD, "server", "gptqt-quantize")
 WORK = os.path.join(BUILD, "quality")
+RESULTS = os.path.join(ROOT, "tests", "bench", "quality_results.json")
 SPEED_ROUNDS = 5
 BASE_CHUNKS = 8  # of the original's distributions, which are large, this many windows are kept
 
@@ -94,11 +95,11 @@ def commit():
 
 
 class Store:
-    """Results by key, in a file that is replaced whole. Several runs may share it."""
+    """Results by key, in a file of the repository that is replaced whole. Several runs may share it."""
 
     def __init__(self):
         os.makedirs(WORK, exist_ok=True)
-        self.path = os.path.join(WORK, "results.json")
+        self.path = RESULTS
         self.program = program()
         self.results = {}
         self.load()
@@ -109,12 +110,14 @@ class Store:
                 self.results = json.load(file)
 
     def keep(self, key, result):
-        with open(self.path + ".lock", "w", encoding="ascii") as lock:
+        with open(os.path.join(WORK, "results.lock"), "w", encoding="ascii") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             self.load()
             self.results[key] = result
+            # A line each, so that versions of the file can be compared and merged.
+            lines = [f" {json.dumps(k)}: {json.dumps(r, sort_keys=True)}" for k, r in sorted(self.results.items())]
             with open(self.path + ".tmp", "w", encoding="ascii") as out:
-                json.dump(self.results, out, indent=1)
+                out.write("{\n" + ",\n".join(lines) + "\n}\n")
             os.replace(self.path + ".tmp", self.path)
 
     def get(self, row):
@@ -209,6 +212,9 @@ def quantize(row, out, result, seconds):
     command = [QUANTIZE, row.model.path, out, "--bits", str(row.bits), *row.flags]
     if not row.own_text:
         command += ["--calibration", row.model.calibration]
+    if row.model.common and "--static" in row.flags and not missing_flag(["--moments"]):
+        # The original's second moments are the same for all of these rows.
+        command += ["--moments", os.path.join(WORK, f"{row.model.name}-moments")]
     before = result.pop("stopped", {"wall": 0, "cpu": 0, "mib": 0})
     try:
         _, spent = run(command, seconds)

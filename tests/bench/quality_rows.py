@@ -15,6 +15,11 @@ class Model:
         self.other, self.other_chunks = more.get("other"), more.get("other_chunks", 0)
         self.long_chunks = more.get("long_chunks", 0)
         self.budgets = more["budgets"]  # bits a weight of the plain row, by planes
+        # Flags of all rows but the ladder's; of those that follow the coded model's states; of those
+        # that train or run the model backwards, which take minutes for every window.
+        self.common = more.get("common", "")
+        self.coded_states = more.get("coded_states", "")
+        self.training = more.get("training", "")
 
     def here(self):
         return all(os.path.exists(p) for p in (self.path, self.calibration, self.text))
@@ -62,7 +67,8 @@ def smollm2(options):
     return Model("smollm2", "SmolLM2-135M-Instruct (Q4_1 GGUF)", path, os.path.join(data, "calibration.txt"),
                  os.path.join(data, "wiki.test.raw"), 1024, 8, long_chunks=64,
                  other=os.path.join(SHARED, "models", "stories", "valid.txt"), other_chunks=4,
-                 budgets={2: 2.64, 3: 3.65, 4: 4.67})
+                 budgets={2: 2.64, 3: 3.65, 4: 4.67}, common="--static --windows 64", coded_states="--windows 16",
+                 training="--static --windows 16")
 
 
 def models(options):
@@ -159,6 +165,12 @@ OWN_TEXT = [
     ("GPTQT `normal`, own text", "--effort normal"),
 ]
 
+# Options that need the coded blocks' states, and those that train or run the model backwards.
+CODED_STATES = {"output-aware targets", "norms fitted by least squares", "norms fitted by moments",
+                "norms fitted by gradient", "inputs of the coded blocks, 16 windows"}
+TRAINING = {"learned clipping", "trained transformation", "Fisher-weighted codebooks", "guided Hessians",
+            "block-wise training", "mixed precision at the bits of the plain row", "static inputs, 16 windows"}
+
 LONG = {"GPTQT `normal`", "GPTQT `best`", "GPTQ, act-order, min-MSE weighted with diag(H)"}
 
 
@@ -167,14 +179,29 @@ def plain(flags):
     return flags if "--refine" in flags else f"{flags} --refine 0".strip()
 
 
+def all_flags(model, label, flags):
+    more = model.coded_states if label in CODED_STATES else model.training if label in TRAINING else model.common
+    return f"{flags} {more}".strip()
+
+
+def options(model):
+    """What the others are compared with comes first."""
+    if not model.common:
+        return OPTIONS
+    return [*OPTIONS[:1], ("inputs of the coded blocks, 16 windows", ""), ("static inputs, 16 windows", ""),
+            *(o for o in OPTIONS[1:] if o[0] not in ("static inputs",) and "--tune " not in o[1] or "block" in o[1])]
+
+
 def rows(model):
     yield Row(model, "original", "original", "", 0, long=True)
     for bits in (2, 3, 4):
         for section, table in (("baselines", BASELINES), ("abstract", FAITHFUL), ("ladder", LADDER),
-                               ("formats", FORMATS), ("options", OPTIONS)):
+                               ("formats", FORMATS), ("options", options(model))):
             for label, flags in table:
                 flags = flags.format(budget=model.budgets[bits])
-                yield Row(model, section, label, flags if section == "ladder" else plain(flags), bits,
-                          long=label in LONG)
+                if section != "ladder":
+                    flags = all_flags(model, label, plain(flags))
+                yield Row(model, section, label, flags, bits, long=label in LONG)
         for label, flags in OWN_TEXT:
-            yield Row(model, "own", label, flags if "--effort" in flags else plain(flags), bits, own_text=True)
+            flags = flags if "--effort" in flags else f"{plain(flags)} {model.training}".strip()
+            yield Row(model, "own", label, flags, bits, own_text=True)

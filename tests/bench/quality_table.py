@@ -18,7 +18,7 @@ SECTIONS = {
 HEAD = """# What the quantizer reaches
 
 Made by `tests/bench/quality`; do not edit. It says which rows exist (`--list`), measures one or all (`--only PATTERN`), keeps what
-it has measured in `build/quality/results.json` and goes on where it was stopped.
+it has measured in `tests/bench/quality_results.json` and goes on where it was stopped.
 """
 
 READING = """**Reading it.** *bits*: everything that is stored for the matrices of the blocks, metadata included, over their weights. *KL*: mean
