@@ -8,7 +8,8 @@
 #include "kernels/error.h"
 
 enum {
-    LANES = 16, /* groups that a search carries side by side */
+    /* Groups that a search carries side by side. On AVX2 gcc takes wider vectors to pieces. */
+    LANES = 8,
     MAX_EDGES = 2 * ((1 << CODEBOOK_MAX_STEP_BITS) - 1) + 1,
     WIDE_GROUP = 256, /* columns from which on the search is small beside the rest */
     NARROW_SLACK = 3,
@@ -16,7 +17,9 @@ enum {
     WIDE_CANDIDATES = 8192,
     MAX_FACTORS = 64,
     /* A group this wide may hold an outlier far from the rest: look at tighter ranges as well. */
-    OUTLIER_GROUP = 64
+    OUTLIER_GROUP = 64,
+    COARSE = 2,     /* shapes of a row are first compared on every second range */
+    SHORT_LIST = 16 /* and so many of them, beyond those that are asked for, on all ranges */
 };
 
 /* Grid units below this (far below what fp16 holds) count as no spread, and nothing overflows. */
@@ -80,6 +83,11 @@ static void add_candidate(struct codebook_set *set, const uint8_t *d, int offset
         levels[code] = (uint8_t)level;
     }
     qsort(levels, (size_t)set->n_levels, 1, byte_order);
+    struct codebook_border *borders =
+        set->borders + (size_t)set->n_candidates * (size_t)(set->n_levels - 1);
+    for (int l = 1; l < set->n_levels; l++)
+        borders[l - 1] =
+            (struct codebook_border){(float)(levels[l] - levels[l - 1]), levels[l - 1] + levels[l]};
     set->shape_of[set->n_candidates] = (uint16_t)set->n_shapes;
     set->offset[set->n_candidates++] = (uint8_t)offset;
 }
@@ -89,10 +97,12 @@ static void fill_set(struct codebook_set *set, int slack) {
     do {
         int sum = sum_of(d, set->bits);
         if (sum < set->top - slack || sum > set->top) continue;
+        set->first_of[set->n_shapes] = set->n_candidates;
         for (int offset = 0; offset <= set->top - sum; offset++) add_candidate(set, d, offset);
         memcpy(set->shapes + (size_t)set->n_shapes * (size_t)set->bits, d, (size_t)set->bits);
         set->n_shapes++;
     } while (next_shape(d, set->bits, set->top));
+    set->first_of[set->n_shapes] = set->n_candidates;
 }
 
 static int choose_slack(int bits, int top, int width, int max_shapes, struct counts *ret) {
@@ -133,7 +143,11 @@ int codebook_set_new(struct codebook_set **ret, int bits, int step_bits, int wid
     set->shape_of = malloc((size_t)n.candidates * sizeof *set->shape_of);
     set->offset = malloc((size_t)n.candidates);
     set->levels = malloc((size_t)n.candidates * (size_t)set->n_levels);
-    if (!set->shapes || !set->shape_of || !set->offset || !set->levels) {
+    set->first_of = malloc(((size_t)n.shapes + 1) * sizeof *set->first_of);
+    set->borders =
+        malloc((size_t)n.candidates * (size_t)(set->n_levels - 1) * sizeof *set->borders);
+    if (!set->shapes || !set->shape_of || !set->offset || !set->levels || !set->first_of ||
+        !set->borders) {
         codebook_set_free(set);
         return error_set(err, -ENOMEM, "codebook: out of memory");
     }
@@ -148,6 +162,8 @@ void codebook_set_free(struct codebook_set *set) {
     free(set->shape_of);
     free(set->offset);
     free(set->levels);
+    free(set->first_of);
+    free(set->borders);
     free(set);
 }
 
@@ -230,18 +246,20 @@ struct best {
     lane_ints which;
 };
 
-/* With levels l_1 < .. < l_L the error is the sum over all weights of (u - l_L)^2, less what the
- * weights below each border save: (l_b+1 - l_b) * border term. */
-WIDE_VERSIONS static void score(const struct codebook_set *set, const struct table *t,
-                                int32_t range, bool per_shape, struct best *best) {
+/* Candidates first to end - 1 on the range that the table was laid for. With levels l_1 < .. < l_L
+ * the error is the sum over all weights of (u - l_L)^2, less what the weights below each border
+ * save: (l_b+1 - l_b) * border term. */
+WIDE_VERSIONS static void score(const struct codebook_set *set, const struct table *t, int first,
+                                int end, int32_t range, bool per_shape, struct best *best) {
     lanes square = t->step * t->step;
-    for (int32_t c = 0; c < set->n_candidates; c++) {
-        const uint8_t *levels = set->levels + (size_t)c * (size_t)set->n_levels;
+    int n_borders = set->n_levels - 1;
+    for (int32_t c = first; c < end; c++) {
+        const struct codebook_border *border = set->borders + (size_t)c * (size_t)n_borders;
         struct best *b = best + (per_shape ? set->shape_of[c] : 0);
-        float last = (float)levels[set->n_levels - 1] - 0.5f * (float)set->top;
+        float top = (float)set->levels[(size_t)(c + 1) * (size_t)set->n_levels - 1];
+        float last = top - 0.5f * (float)set->top;
         lanes cost = t->second + last * (last * t->mass - 2.0f * t->first);
-        for (int l = 1; l < set->n_levels; l++)
-            cost -= (float)(levels[l] - levels[l - 1]) * t->border[levels[l - 1] + levels[l]];
+        for (int l = 0; l < n_borders; l++) cost -= border[l].gap * t->border[border[l].at];
         cost *= square;
         lane_ints better = cost < b->cost;
         b->which = (better & (range * set->n_candidates + c)) | (~better & b->which);
@@ -249,12 +267,10 @@ WIDE_VERSIONS static void score(const struct codebook_set *set, const struct tab
     }
 }
 
-static void clear_best(struct best *best, int n) {
-    for (int s = 0; s < n; s++) {
-        for (int i = 0; i < LANES; i++) {
-            best[s].cost[i] = INFINITY;
-            best[s].which[i] = 0;
-        }
+static void clear_best(struct best *best) {
+    for (int i = 0; i < LANES; i++) {
+        best->cost[i] = INFINITY;
+        best->which[i] = 0;
     }
 }
 
@@ -263,10 +279,13 @@ struct search {
     const struct codebook_query *q;
     struct factors factors;
     int n_groups, n_slots, n_ranks, rows_at_once;
+    int n_listed; /* shapes of a row that are compared on all ranges; 0 = one shape is all */
     struct table *table;
     struct cell *cells; /* (rows_at_once * n_groups) */
     struct best *best;  /* (ceil(cells / LANES), n_slots) */
     double *sums;       /* (n_slots) of one row */
+    int *listed;        /* (rows_at_once, n_listed) */
+    bool *wanted;       /* (n_slots) listed for one of the rows at least */
 };
 
 static int n_pairs(const struct search *s) {
@@ -278,19 +297,40 @@ static void range_pair(const struct search *s, int range, float *low, float *hig
     *low = s->q->asymmetric ? s->factors.value[range / s->factors.n] : *high;
 }
 
-static void explore(struct search *s, const struct cell *cells, int n_cells, struct best *best) {
+static void lay_table(struct search *s, const struct cell *cells, int n_cells, int range) {
     struct table *t = s->table;
     size_t n_bins = 2 * (size_t)s->set->top + 2;
-    clear_best(best, s->n_slots);
+    float low, high;
+    range_pair(s, range, &low, &high);
+    memset(t->border, 0, n_bins * sizeof *t->border);
+    memset(t->bin_first, 0, n_bins * sizeof *t->bin_first);
+    lay_range(t, cells, n_cells, low, high, s->set->top);
+    for (int i = 0; i < n_cells; i++) bin_weights(t, &cells[i], i, s->set->top);
+    sum_bins(t, s->set->top);
+}
+
+/* All candidates, on all ranges or on a few. */
+static void explore(struct search *s, const struct cell *cells, int n_cells, struct best *best) {
+    for (int i = 0; i < s->n_slots; i++) clear_best(&best[i]);
+    /* Two ends that move alone start as one: the shapes' order is found on the diagonal. */
+    int step = s->n_listed == 0 ? 1 : s->q->asymmetric ? COARSE * (s->factors.n + 1) : COARSE;
+    for (int range = s->n_listed ? 1 : 0; range < n_pairs(s); range += step) {
+        lay_table(s, cells, n_cells, range);
+        score(s->set, s->table, 0, s->set->n_candidates, range, s->n_slots > 1, best);
+    }
+}
+
+/* The wanted shapes, on all ranges. */
+static void explore_wanted(struct search *s, const struct cell *cells, int n_cells,
+                           struct best *best) {
+    for (int shape = 0; shape < s->n_slots; shape++)
+        if (s->wanted[shape]) clear_best(&best[shape]);
     for (int range = 0; range < n_pairs(s); range++) {
-        float low, high;
-        range_pair(s, range, &low, &high);
-        memset(t->border, 0, n_bins * sizeof *t->border);
-        memset(t->bin_first, 0, n_bins * sizeof *t->bin_first);
-        lay_range(t, cells, n_cells, low, high, s->set->top);
-        for (int i = 0; i < n_cells; i++) bin_weights(t, &cells[i], i, s->set->top);
-        sum_bins(t, s->set->top);
-        score(s->set, t, range, s->n_slots > 1, best);
+        lay_table(s, cells, n_cells, range);
+        for (int shape = 0; shape < s->n_slots; shape++)
+            if (s->wanted[shape])
+                score(s->set, s->table, s->set->first_of[shape], s->set->first_of[shape + 1], range,
+                      true, best);
     }
 }
 
@@ -347,23 +387,60 @@ static void decode(const struct search *s, const struct cell *c, int32_t which, 
             middle - low * half + scale * ((float)set->offset[candidate] + 0.5f * (float)sum);
 }
 
+/* What every row's short list holds, by the costs on a few ranges. */
+static void list_shapes(struct search *s, int n_rows) {
+    memset(s->wanted, 0, (size_t)s->n_slots * sizeof *s->wanted);
+    for (int r = 0; r < n_rows; r++) {
+        sum_shapes(s, r * s->n_groups);
+        for (int i = 0; i < s->n_listed; i++) {
+            int shape = take_least(s);
+            s->listed[r * s->n_listed + i] = shape;
+            s->wanted[shape] = true;
+        }
+    }
+}
+
+/* A row looks at its own list alone, so that no other row has a say in it. */
+static void sum_listed(struct search *s, int r) {
+    sum_shapes(s, r * s->n_groups);
+    const int *listed = s->listed + (size_t)r * (size_t)s->n_listed;
+    for (int shape = 0; shape < s->n_slots; shape++) {
+        bool own = false;
+        for (int i = 0; i < s->n_listed; i++) own |= listed[i] == shape;
+        if (!own) s->sums[shape] = INFINITY;
+    }
+}
+
+static void choose(struct search *s, int r, struct codebook_choice *ret) {
+    if (s->n_listed) sum_listed(s, r);
+    for (int rank = 0; rank < s->n_ranks; rank++) {
+        int slot = s->n_listed ? take_least(s) : 0;
+        for (int c = r * s->n_groups; c < (r + 1) * s->n_groups; c++) {
+            const struct best *b = slot_of(s, c, slot);
+            decode(s, &s->cells[c], b->which[c % LANES], b->cost[c % LANES], ret++);
+        }
+    }
+}
+
 static void search_rows(struct search *s, int row, int n_rows, struct codebook_choice *ret) {
     int n_cells = n_rows * s->n_groups;
     for (int c = 0; c < n_cells; c++)
         set_cell(&s->cells[c], s->q, row + c / s->n_groups, c % s->n_groups);
-    for (int c = 0; c < n_cells; c += LANES)
-        explore(s, s->cells + c, n_cells - c < LANES ? n_cells - c : LANES,
-                s->best + (size_t)(c / LANES) * (size_t)s->n_slots);
-    for (int r = 0; r < n_rows; r++) {
-        sum_shapes(s, r * s->n_groups);
-        for (int rank = 0; rank < s->n_ranks; rank++) {
-            int slot = s->n_slots > 1 ? take_least(s) : 0;
-            for (int c = r * s->n_groups; c < (r + 1) * s->n_groups; c++) {
-                const struct best *b = slot_of(s, c, slot);
-                decode(s, &s->cells[c], b->which[c % LANES], b->cost[c % LANES], ret++);
-            }
-        }
+    for (int pass = 0; pass < (s->n_listed ? 2 : 1); pass++) {
+        if (pass == 1) list_shapes(s, n_rows);
+        for (int c = 0; c < n_cells; c += LANES)
+            (pass == 0 ? explore
+                       : explore_wanted)(s, s->cells + c, n_cells - c < LANES ? n_cells - c : LANES,
+                                         s->best + (size_t)(c / LANES) * (size_t)s->n_slots);
     }
+    for (int r = 0; r < n_rows; r++)
+        choose(s, r, ret + (size_t)r * (size_t)s->n_ranks * (size_t)s->n_groups);
+}
+
+/* Short lists pay where there are many shapes, and ranges enough to leave some out. */
+static int list_length(const struct search *s) {
+    int n = SHORT_LIST + (s->n_ranks > 1 ? s->n_ranks : 0);
+    return s->n_slots == 1 ? 0 : n < s->n_slots ? n : s->n_slots;
 }
 
 int codebook_search(const struct codebook_set *set, const struct codebook_query *q,
@@ -380,8 +457,11 @@ int codebook_search(const struct codebook_set *set, const struct codebook_query 
     s.best = aligned_alloc(sizeof(lanes),
                            (n_cells + LANES - 1) / LANES * (size_t)s.n_slots * sizeof *s.best);
     s.sums = malloc((size_t)s.n_slots * sizeof *s.sums);
+    s.n_listed = list_length(&s);
+    s.listed = calloc((size_t)s.rows_at_once * (size_t)s.n_listed + 1, sizeof *s.listed);
+    s.wanted = calloc((size_t)s.n_slots, sizeof *s.wanted);
     int r = 0;
-    if (!s.table || !s.cells || !s.best || !s.sums) {
+    if (!s.table || !s.cells || !s.best || !s.sums || !s.listed || !s.wanted) {
         r = error_set(err, -ENOMEM, "codebook search: out of memory");
     } else {
         for (int row = 0; row < q->rows; row += s.rows_at_once)
@@ -392,5 +472,7 @@ int codebook_search(const struct codebook_set *set, const struct codebook_query 
     free(s.cells);
     free(s.best);
     free(s.sums);
+    free(s.listed);
+    free(s.wanted);
     return r;
 }

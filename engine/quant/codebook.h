@@ -4,14 +4,19 @@
  * Borrows   weights during a search.
  * Thread    any; a set is read-only once made.
  * Fails     codebook_set_new(): -EINVAL names the argument, -ENOMEM; codebook_search(): -ENOMEM.
- * Cost      a search of a group: ranges * candidates * 2^bits multiply-adds, whatever its width.
+ * Cost      a search of a group: ranges * candidates * 2^bits multiply-adds, whatever its width;
+ *           half of it where a row shares a shape.
  *
  * Step one is an integer grid of step_bits bits over a range of the group. Step two picks m step
  * sizes d_1 <= .. <= d_m and an offset o with o + sum d <= 2^step_bits - 1; the levels are o plus
  * the sums of subsets of d. Seen from the weights that is alpha_i = S d_i / 2 and a bias. All
  * candidates are compared by their exact weighted error: decision borders are multiples of half a
  * grid unit, so the weights are binned once into half units and a candidate costs a table lookup
- * per border. The range is explored anew, since m bits want another span than step_bits bits. */
+ * per border. The range is explored anew, since m bits want another span than step_bits bits.
+ *
+ * Where a row shares a shape, all shapes are compared on every second range only, and the rest is
+ * for the few that come out best: the order of shapes hardly depends on how finely ranges are
+ * told apart. */
 #ifndef ENGINE_QUANT_CODEBOOK_H
 #define ENGINE_QUANT_CODEBOOK_H
 
@@ -25,15 +30,23 @@ struct error;
 
 enum { CODEBOOK_MAX_STEP_BITS = 6 /* BCQ_MAX_SHAPE_SUM = 2^6 - 1 */ };
 
+/* Between two levels of a candidate: how far they are apart, and which border of the bins it is. */
+struct codebook_border {
+    float gap;
+    int32_t at;
+};
+
 struct codebook_set {
     int bits, step_bits;
     int top;      /* 2^step_bits - 1 */
     int n_levels; /* 2^bits */
     int n_shapes, n_candidates;
-    uint8_t *shapes;    /* (n_shapes, bits) d, rising */
-    uint16_t *shape_of; /* (n_candidates) */
-    uint8_t *offset;    /* (n_candidates) */
-    uint8_t *levels;    /* (n_candidates, n_levels) rising */
+    uint8_t *shapes;                 /* (n_shapes, bits) d, rising */
+    uint16_t *shape_of;              /* (n_candidates) */
+    uint8_t *offset;                 /* (n_candidates) */
+    uint8_t *levels;                 /* (n_candidates, n_levels) rising */
+    int *first_of;                   /* (n_shapes + 1) a shape's candidates stand together */
+    struct codebook_border *borders; /* (n_candidates, n_levels - 1) */
 };
 
 /* The candidates of every shape whose sum is within some slack of the grid's top, with all

@@ -58,6 +58,7 @@ const char *quantize_role_name(enum model_role role) {
 void quantize_defaults(struct quantize_options *o) {
     *o = (struct quantize_options){0};
     layer_defaults(&o->layer);
+    o->layer.n_threads = 0; /* all processors; a layer on its own is for the caller's thread */
 }
 
 static int settle_shard(struct quantize *q, struct error *err) {

@@ -1,7 +1,10 @@
+#define _GNU_SOURCE /* sched_getaffinity() */
+#include "engine/quant/parallel.h"
 #include "engine/quant/quantize.h"
 
 #include <criterion/criterion.h>
 #include <errno.h>
+#include <sched.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -534,4 +537,13 @@ Test(quantize, wrong_input_is_refused_and_nothing_is_written) {
     o = quick();
     cr_assert_eq(run("models/llama-gqa", out, &o, &seen, &summary, &err), -EEXIST);
     scratch_remove(folder);
+}
+
+Test(quantize, all_processors_work_unless_told_otherwise) {
+    struct quantize_options o;
+    cpu_set_t set;
+    quantize_defaults(&o);
+    cr_assert_eq(sched_getaffinity(0, sizeof set, &set), 0);
+    cr_expect_eq(parallel_threads(o.layer.n_threads), CPU_COUNT(&set));
+    cr_expect_eq(parallel_threads(1), 1);
 }
