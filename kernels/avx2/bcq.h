@@ -7,9 +7,13 @@
  * Cost      as in kernels/ops.h.
  *
  * The method: four inputs make a table of their 16 signed sums, a plane's four bits select one,
- * and a byte shuffle selects for 32 rows at once. Table entries are 15-bit integers kept as a
- * low byte (7 bits) and a signed high byte; one scale serves a span of 128 inputs, chosen so
- * that the entries of two neighbouring tables ("a column", 8 inputs) can be added in bytes.
+ * and a byte shuffle selects for 32 rows at once. One scale serves a span of 128 inputs, which
+ * become whole numbers, the sum of each 16 of them even. A table's signed sums are then all even or all
+ * odd, so it keeps half of them, rounded up here and down there so that nothing is lost over
+ * 16 inputs: 15-bit integers, as a low byte (7 bits) and a signed high byte, in a range such that
+ * the entries of two neighbouring tables ("a column", 8 inputs) can be added in bytes. Because
+ * tables stand for whole inputs exactly, sums may as well be made of the inputs themselves
+ * (bcq_tile.c): the same integers, hence the same bits.
  * Everything up to the end of a span (compact form) or of a group in it (the other forms) is
  * integer arithmetic, the floating-point operations after it are the same sequence for every
  * way of splitting the work: that is why a token's result is the same bits in any batch.
@@ -41,7 +45,8 @@ enum {
     AVX2_BCQ_NEAR = 3072, /* prefetch distances; see avx2_bcq_prefetch() */
     AVX2_BCQ_FAR = 16384,
     AVX2_BCQ_TILE_BLOCKS = 4,
-    AVX2_BCQ_TILE_TOKENS = 16
+    AVX2_BCQ_TILE_TOKENS = 16,
+    AVX2_BCQ_PANEL = 6 /* tokens whose sums fit the registers, see bcq_tile.c */
 };
 
 /* Which kernel takes a matrix. */
@@ -57,9 +62,11 @@ enum avx2_bcq_form avx2_bcq_form(const struct bcq_spec *w);
 
 /* What a token's 128 inputs look like to the kernels. */
 struct avx2_bcq_act {
-    float scale;    /* x = scale * (128 * hi + lo); NaN if an x is not finite */
+    float scale;    /* x = scale / 2 * whole number; NaN if an x is not finite */
     float sums[15]; /* of 128, 2 of 64, 4 of 32, 8 of 16 inputs: level of c sums begins at c - 1 */
-    int16_t sums16[32]; /* 8 sums of 16 inputs in units of scale; the rest fills a cache line */
+    int16_t sums16[8];                 /* of 16 inputs, in units of scale */
+    int8_t lost[2 * AVX2_BCQ_COLUMNS]; /* signed sums of a table's inputs less twice its entries */
+    int8_t unused[16];                 /* fills the cache line */
     uint8_t lo[2 * AVX2_BCQ_COLUMNS][16];
     int8_t hi[2 * AVX2_BCQ_COLUMNS][16];
     uint8_t hi_up[AVX2_BCQ_COLUMNS][16]; /* hi of the even tables + 128 */
@@ -67,15 +74,16 @@ struct avx2_bcq_act {
 
 /* The same of rounded activations (struct bcq_ops): exact entries of one byte. */
 struct avx2_bcq_byte_act {
-    float scale, sums[15];
-    int16_t sums16[32]; /* exact */
+    float scale, sums[15]; /* x = scale * whole number */
+    int16_t sums16[32];    /* exact */
     int8_t entry[2 * AVX2_BCQ_COLUMNS][16];
     uint8_t entry_up[2 * AVX2_BCQ_COLUMNS][16]; /* entry + 128 */
 };
 _Static_assert(sizeof(struct avx2_bcq_act) % 64 == 0 && sizeof(struct avx2_bcq_byte_act) % 64 == 0,
                "records begin at cache lines");
 
-/* Records are (span, token). Of few inputs, fp32 (token, cols) instead. */
+/* Records are (span, token); the whole numbers follow, int16 (span, token, 128). Of few inputs,
+ * fp32 (token, cols) instead. */
 size_t avx2_bcq_act_bytes(int act_bits, int cols, int n);
 void avx2_bcq_act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n,
                        int part, int n_parts);
@@ -119,6 +127,7 @@ struct avx2_bcq_mul {
 
 void avx2_bcq_mul_few(const struct avx2_bcq_mul *c);
 void avx2_bcq_mul_compact(const struct avx2_bcq_mul *c);
+void avx2_bcq_mul_tile(const struct avx2_bcq_mul *c); /* compact, 3 or 4 planes, many tokens */
 void avx2_bcq_mul_free(const struct avx2_bcq_mul *c);
 void avx2_bcq_mul_odd(const struct avx2_bcq_mul *c);
 
@@ -145,6 +154,13 @@ AVX2_INLINE size_t avx2_bcq_record(const bool bytes) {
 /* Record i of act. */
 AVX2_INLINE const void *avx2_bcq_at(const void *act, const bool bytes, size_t i) {
     return (const uint8_t *)act + i * avx2_bcq_record(bytes);
+}
+
+/* The whole numbers of the first token in a span; of n tokens in n_spans. */
+AVX2_INLINE const int16_t *avx2_bcq_whole(const void *act, const bool bytes, int n_spans, int n,
+                                          int span) {
+    const void *all = avx2_bcq_at(act, bytes, (size_t)n_spans * (size_t)n);
+    return (const int16_t *)all + (size_t)span * (size_t)n * AVX2_BCQ_SPAN;
 }
 
 /* Asks for a part of the tables that a tile uses next: x's token in the next span, n records on

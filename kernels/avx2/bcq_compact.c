@@ -5,11 +5,16 @@
  * stay within 2 columns * 254 * 63 = 32004, of high bytes within 2 * 127 * 63. Two groups are
  * then put side by side, multiplied by their q and added in 32 bits: 8 groups * 15 * 63 *
  * 2 columns * 16115 units < 2^28 for a span. */
-#include "kernels/avx2/bcq.h"
+#include "kernels/avx2/bcq_compact.h"
 
 #include <string.h>
 
-enum { P_AT = 128, P_LAST_AT = 256, QUARTERS = 4, QUARTER_COLUMNS = 4 };
+enum { NEVER = 1 << 30 };
+
+/* Expanding weights pays from this many tokens on, by planes, of whole and of rounded inputs; see
+ * bcq_tile.c. */
+static const int TILE_FROM[2][BCQ_MAX_BITS + 1] = {{0, NEVER, NEVER, 12, 8},
+                                                   {0, NEVER, NEVER, NEVER, NEVER}};
 
 /* Sums of a group, by half block. */
 struct sums {
@@ -19,7 +24,7 @@ struct sums {
 /* Selectors, q and p of a block and span, taken apart once for many tokens. */
 struct prepared {
     _Alignas(64) uint8_t code[AVX2_BCQ_COLUMNS * BCQ_MAX_BITS * 64];
-    __m256i q[QUARTERS][4], p[QUARTERS][4];
+    __m256i q[AVX2_COMPACT_QUARTERS][4], p[AVX2_COMPACT_QUARTERS][4];
 };
 
 /* What a unit's kernel reads: either the packed block or the prepared form. */
@@ -27,26 +32,6 @@ struct source {
     const uint8_t *meta, *code;
     const struct prepared *prepared;
 };
-
-AVX2_INLINE __m256i q_pair(const uint8_t *meta, int k, int quarter) {
-    return _mm256_and_si256(
-        _mm256_srlv_epi32(avx2_bcq_load(meta + 32 * k), _mm256_set1_epi32(4 * quarter)),
-        _mm256_set1_epi32(0x000f000f));
-}
-
-AVX2_INLINE __m256i p_pair(const uint8_t *meta, int k, int quarter) {
-    __m256i v = avx2_bcq_load(meta + P_AT + 32 * k);
-    switch (quarter) {
-    case 0:
-        return _mm256_srai_epi16(v, 11);
-    case 1:
-        return _mm256_srai_epi16(_mm256_slli_epi16(v, 5), 11);
-    case 2:
-        return _mm256_srai_epi16(_mm256_slli_epi16(v, 10), 11);
-    default:
-        return _mm256_cvtepi8_epi16(_mm_load_si128((const void *)(meta + P_LAST_AT + 16 * k)));
-    }
-}
 
 /* A code vector's selectors, taken apart before or now. */
 AVX2_INLINE void selectors(__m256i *even, __m256i *odd, const uint8_t *code, bool split) {
@@ -157,10 +142,10 @@ AVX2_INLINE void finish(float *ya, float *yb, const struct source *from, bool by
         _mm256_store_ps(ya + 8 * k,
                         _mm256_fmadd_ps(_mm256_cvtepi32_ps(v), scale, _mm256_load_ps(ya + 8 * k)));
 #pragma GCC unroll 4
-        for (int j = 0; j < QUARTERS; j++) {
+        for (int j = 0; j < AVX2_COMPACT_QUARTERS; j++) {
             int32_t sums;
             memcpy(&sums, x->sums16 + 2 * j, sizeof sums);
-            __m256i p = split ? from->prepared->p[j][k] : p_pair(from->meta, k, j);
+            __m256i p = split ? from->prepared->p[j][k] : avx2_compact_p(from->meta, k, j);
             __m256i t = _mm256_madd_epi16(p, _mm256_set1_epi32(sums));
             b = j ? _mm256_add_epi32(b, t) : t;
         }
@@ -179,7 +164,7 @@ AVX2_INLINE void unit(float *ya, float *yb, int bits, bool bytes, bool split, co
         struct sums a, b;
         __m256i q[4];
         if (!split)
-            for (size_t i = 0; i < column_bytes * QUARTER_COLUMNS; i += 64)
+            for (size_t i = 0; i < column_bytes * AVX2_COMPACT_COLUMNS; i += 64)
                 avx2_bcq_prefetch(code + i);
         add_column(&a, true, bits, bytes, split, head, code, x, 4 * j);
         add_column(&a, false, bits, bytes, split, head, code + column_bytes, x, 4 * j + 1);
@@ -188,31 +173,11 @@ AVX2_INLINE void unit(float *ya, float *yb, int bits, bool bytes, bool split, co
         code += 4 * column_bytes;
 #pragma GCC unroll 4
         for (int k = 0; k < 4; k++)
-            q[k] = split ? from->prepared->q[j][k] : q_pair(from->meta, k, j);
+            q[k] = split ? from->prepared->q[j][k] : avx2_compact_q(from->meta, k, j);
         multiply(lo, a.lo, b.lo, q);
         if (!bytes) multiply(hi, a.hi, b.hi, q);
     }
     finish(ya, yb, from, bytes, split, x, lo, hi);
-}
-
-/* y = s0/2 * ya + s1 * yb for the rows that there are. */
-static void store_rows(const struct avx2_bcq_mul *c, int b, int token, const uint8_t *scales,
-                       const float *ya, const float *yb) {
-    _Alignas(32) float rows[AVX2_BCQ_ROWS];
-    for (int k = 0; k < 4; k++) {
-        __m256 s0 = _mm256_cvtph_ps(_mm_load_si128((const void *)(scales + 16 * k)));
-        __m256 s1 = _mm256_cvtph_ps(_mm_load_si128((const void *)(scales + 64 + 16 * k)));
-        __m256 t =
-            _mm256_mul_ps(_mm256_mul_ps(s0, _mm256_set1_ps(0.5f)), _mm256_load_ps(ya + 8 * k));
-        _mm256_store_ps(rows + 8 * k, _mm256_fmadd_ps(s1, _mm256_load_ps(yb + 8 * k), t));
-    }
-    int row0 = b * AVX2_BCQ_ROWS;
-    avx2_bcq_store(c->y + (size_t)token * c->ldy + row0, rows, c->w->rows - row0);
-}
-
-/* Quarters of 32 inputs in a span. */
-static int quarters_of(const struct bcq_spec *w, int span) {
-    return avx2_bcq_min((w->cols - span * AVX2_BCQ_SPAN + 31) / 32, QUARTERS);
 }
 
 AVX2_INLINE void one_token(const struct avx2_bcq_mul *c, const struct avx2_bcq_shape *s, int bits,
@@ -225,20 +190,20 @@ AVX2_INLINE void one_token(const struct avx2_bcq_mul *c, const struct avx2_bcq_s
             const struct source from = {.meta = at, .code = at + AVX2_BCQ_META};
             for (int i = 0; i < AVX2_BCQ_META; i += 64) avx2_bcq_prefetch(at + i);
             unit(y[0], y[1], bits, bytes, false, head, &from,
-                 avx2_bcq_at(c->act, bytes, (size_t)span), quarters_of(c->w, span));
+                 avx2_bcq_at(c->act, bytes, (size_t)span), avx2_compact_quarters(c->w, span));
         }
-        store_rows(c, b, 0, head + scales, y[0], y[1]);
+        avx2_compact_store(c, b, 0, head + scales, y[0], y[1]);
     }
 }
 
 AVX2_INLINE void prepare(struct prepared *out, const uint8_t *at, int bits, int quarters) {
-    avx2_bcq_split_all(out->code, at + AVX2_BCQ_META, quarters * QUARTER_COLUMNS * bits);
+    avx2_bcq_split_all(out->code, at + AVX2_BCQ_META, quarters * AVX2_COMPACT_COLUMNS * bits);
     for (int k = 0; k < 4; k++) {
-        for (int j = 0; j < QUARTERS; j++) out->q[j][k] = q_pair(at, k, j);
-        out->p[0][k] = p_pair(at, k, 0);
-        out->p[1][k] = p_pair(at, k, 1);
-        out->p[2][k] = p_pair(at, k, 2);
-        out->p[3][k] = p_pair(at, k, 3);
+        for (int j = 0; j < AVX2_COMPACT_QUARTERS; j++) out->q[j][k] = avx2_compact_q(at, k, j);
+        out->p[0][k] = avx2_compact_p(at, k, 0);
+        out->p[1][k] = avx2_compact_p(at, k, 1);
+        out->p[2][k] = avx2_compact_p(at, k, 2);
+        out->p[3][k] = avx2_compact_p(at, k, 3);
     }
 }
 
@@ -252,7 +217,7 @@ AVX2_INLINE void tile(const struct avx2_bcq_mul *c, const struct avx2_bcq_shape 
     const uint8_t *blocks = c->packed + (size_t)b0 * s->block_bytes;
     for (int span = 0; span < s->spans; span++) {
         size_t first = (size_t)span * (size_t)c->n + (size_t)t0;
-        int quarters = quarters_of(c->w, span);
+        int quarters = avx2_compact_quarters(c->w, span);
         for (int b = 0; b < n_blocks; b++) {
             const uint8_t *head = blocks + (size_t)b * s->block_bytes;
             const struct source from = {.prepared = &p};
@@ -266,9 +231,9 @@ AVX2_INLINE void tile(const struct avx2_bcq_mul *c, const struct avx2_bcq_shape 
     }
     for (int b = 0; b < n_blocks; b++)
         for (int t = 0; t < n_tokens; t++)
-            store_rows(c, b0 + b, t0 + t,
-                       blocks + (size_t)b * s->block_bytes + (size_t)((bits + 1) / 2) * 64,
-                       y[b][t][0], y[b][t][1]);
+            avx2_compact_store(c, b0 + b, t0 + t,
+                               blocks + (size_t)b * s->block_bytes + (size_t)((bits + 1) / 2) * 64,
+                               y[b][t][0], y[b][t][1]);
 }
 
 AVX2_INLINE void multiply_all(const struct avx2_bcq_mul *c, int bits, bool bytes) {
@@ -276,6 +241,10 @@ AVX2_INLINE void multiply_all(const struct avx2_bcq_mul *c, int bits, bool bytes
     avx2_bcq_shape(&s, c->w);
     if (c->n == 1) {
         one_token(c, &s, bits, bytes);
+        return;
+    }
+    if (c->n >= TILE_FROM[bytes][bits]) {
+        avx2_bcq_mul_tile(c);
         return;
     }
     /* Tokens outside: a tile's tables are more bytes than its weights, and so stay in cache. */

@@ -53,9 +53,17 @@ AVX2_INLINE void fold_plane(__m256 t[4], const struct words *s, const float *alp
     }
 }
 
+/* What the tables of a group's inputs lost, on either side of their halves. */
+static int lost_by(const void *act, bool bytes, int begin, int end) {
+    const struct avx2_bcq_act *x = act;
+    int sum = 0;
+    for (int i = begin / 4; !bytes && 4 * i < end; i++) sum += x->lost[i];
+    return sum;
+}
+
 /* Twice the plain sum of a group's inputs, in units: the look-up with every bit set. */
 static int plain_sum(const void *act, bool bytes, int begin, int end) {
-    int sum = 0;
+    int sum = lost_by(act, bytes, begin, end);
     for (int i = begin / 4; 4 * i < end; i++) {
         const struct table t = table_of(act, bytes, i);
         const int8_t *lo = (const int8_t *)&t.lo, *hi = (const int8_t *)&t.hi;
@@ -72,8 +80,9 @@ static void add_part(float *y, const uint8_t *code, const float *params, int bit
     const __m256i low = _mm256_set1_epi8(15);
     __m256 t[4];
     for (int k = 0; k < 4; k++) t[k] = _mm256_setzero_ps();
+    const __m256i lost = _mm256_set1_epi16((short)lost_by(act, bytes, begin, end));
     for (int plane = 0; plane < bits; plane++) {
-        struct words s = {.lo = {_mm256_setzero_si256(), _mm256_setzero_si256()},
+        struct words s = {.lo = {lost, lost},
                           .hi = {_mm256_setzero_si256(), _mm256_setzero_si256()}};
         for (int i = begin / 4; 4 * i < end; i++) {
             __m256i v = avx2_bcq_load(code + (size_t)(i / 2 * bits + plane) * 32);
