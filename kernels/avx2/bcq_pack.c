@@ -167,15 +167,66 @@ static void pack_meta(uint8_t *meta, const struct bcq_view *w, const struct avx2
     }
 }
 
+/* What pack_meta() makes of q of 4 bits and p of 5 bits of groups of 16, eight rows at a time: q holds the
+ * q of a span, p the first and the last 32 of its 40 bits. */
+static void pack_meta_rows(uint8_t *meta, int first, const uint32_t q[8], uint32_t p[2][8]) {
+    const __m256i low = _mm256_set1_epi8(15), merge = _mm256_set1_epi16(16 << 8 | 1);
+    const __m256i join = _mm256_set1_epi32(256 << 16 | 1);
+    __m256i v = _mm256_loadu_si256((const __m256i *)q);
+    __m256i even = _mm256_maddubs_epi16(_mm256_and_si256(v, low), merge);
+    __m256i odd = _mm256_maddubs_epi16(_mm256_and_si256(_mm256_srli_epi16(v, 4), low), merge);
+    odd = _mm256_slli_epi32(_mm256_madd_epi16(odd, join), 16);
+    _mm256_store_si256((__m256i *)(meta + 4 * first),
+                       _mm256_or_si256(_mm256_madd_epi16(even, join), odd));
+#define FIELD(shifted, mask) _mm256_and_si256(shifted, _mm256_set1_epi32((int)(mask)))
+    v = _mm256_loadu_si256((const __m256i *)p[0]);
+    even = _mm256_or_si256(FIELD(_mm256_slli_epi32(v, 11), 31u << 11),
+                           FIELD(_mm256_srli_epi32(v, 4), 31u << 6));
+    even = _mm256_or_si256(even, FIELD(_mm256_srli_epi32(v, 19), 31u << 1));
+    odd = _mm256_or_si256(FIELD(_mm256_slli_epi32(v, 22), 31u << 27),
+                          FIELD(_mm256_slli_epi32(v, 7), 31u << 22));
+    odd = _mm256_or_si256(odd, FIELD(_mm256_srli_epi32(v, 8), 31u << 17));
+    _mm256_store_si256((__m256i *)(meta + 128 + 4 * first), _mm256_or_si256(even, odd));
+    v = _mm256_loadu_si256((const __m256i *)p[1]);
+    even = FIELD(_mm256_srai_epi32(_mm256_slli_epi32(v, 5), 27), 0xff);
+    odd = FIELD(_mm256_slli_epi32(_mm256_srai_epi32(v, 27), 8), 0xff00);
+#undef FIELD
+    v = _mm256_or_si256(even, odd);
+    v = _mm256_permute4x64_epi64(_mm256_packus_epi32(v, v), 0xd8);
+    _mm_store_si128((__m128i *)(meta + 256 + 2 * first), _mm256_castsi256_si128(v));
+}
+
+static void pack_meta_usual(uint8_t *meta, const struct bcq_view *w, int row0, int span) {
+    const struct bcq_layout *l = &w->layout;
+    for (int first = 0; first < AVX2_BCQ_ROWS; first += 8) {
+        uint32_t q[8] = {0}, p[2][8] = {{0}};
+        for (int i = 0; i < avx2_bcq_min(w->spec.rows - row0 - first, 8); i++) {
+            size_t row = (size_t)(row0 + first + i), at = (size_t)span;
+            const uint8_t *from_q = w->q + row * l->q_stride + 4 * at;
+            const uint8_t *from_p = w->p + row * l->p_stride + 5 * at;
+            _mm_prefetch((const char *)((uintptr_t)from_q + 64), _MM_HINT_T0);
+            _mm_prefetch((const char *)((uintptr_t)from_p + 64), _MM_HINT_T0);
+            memcpy(&q[i], from_q, 4);
+            memcpy(&p[0][i], from_p, 4);
+            memcpy(&p[1][i], from_p + 1, 4);
+        }
+        pack_meta_rows(meta, first, q, p);
+    }
+}
+
 static void pack_compact(uint8_t *dst, const struct bcq_view *w, const struct avx2_bcq_shape *s,
                          int row0) {
     int bits = w->spec.bits;
+    bool usual = w->spec.group == 16 && w->spec.scale_bits == 4 && w->spec.bias_bits == 5;
     pack_head(dst, w, row0);
     for (int span = 0; span < s->spans; span++) {
         struct tile t;
         uint8_t *unit = dst + s->head + (size_t)span * s->unit, *code = unit + AVX2_BCQ_META;
         int columns = round_up(w->spec.cols - span * AVX2_BCQ_SPAN, 32) / 8;
-        pack_meta(unit, w, s, row0, span);
+        if (usual && (span + 1) * 8 <= w->layout.n_groups)
+            pack_meta_usual(unit, w, row0, span);
+        else
+            pack_meta(unit, w, s, row0, span);
         load_tile(&t, w, row0, span);
         for (int c = 0; c < avx2_bcq_min(columns, AVX2_BCQ_COLUMNS); c++) {
             for (int plane = 0; plane + 1 < bits; plane += 2)
