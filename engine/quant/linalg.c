@@ -169,11 +169,18 @@ static void invert_columns(void *arg, size_t index) {
     free(x);
 }
 
-int linalg_inverse_factor(double *u, const double *h, int n, int n_threads, struct error *err) {
+static void reverse(double *a, size_t n) {
+    for (size_t i = 0, j = n; i < j--; i++) {
+        double v = a[i];
+        a[i] = a[j];
+        a[j] = v;
+    }
+}
+
+int linalg_inverse_factor(double *u, double *h, int n, int n_threads, struct error *err) {
     size_t side = (size_t)n, count = side * side;
-    struct factor f = {.a = malloc(count * sizeof(double)), .u = u, .n = n};
-    if (!f.a) return error_set(err, -ENOMEM, "factor: out of memory");
-    for (size_t i = 0; i < count; i++) f.a[i] = h[count - 1 - i];
+    struct factor f = {.a = h, .u = u, .n = n};
+    reverse(h, count);
     int r = cholesky(&f, n_threads, err);
     if (r == 0) {
         memset(u, 0, count * sizeof *u);
@@ -181,7 +188,6 @@ int linalg_inverse_factor(double *u, const double *h, int n, int n_threads, stru
         for (size_t i = 0; i < side && r == 0; i++)
             if (!(u[i * side + i] > 0.0)) r = error_set(err, -ENOMEM, "factor: out of memory");
     }
-    free(f.a);
     return r;
 }
 
@@ -210,11 +216,16 @@ static void divide_tile(void *arg, size_t index) {
 }
 
 int linalg_divide(double *a, const double *h, int n, int n_threads, struct error *err) {
-    double *u = malloc((size_t)n * (size_t)n * sizeof *u);
-    if (!u) return error_set(err, -ENOMEM, "division: out of memory");
+    size_t count = (size_t)n * (size_t)n;
+    double *u = malloc(count * sizeof *u), *copy = malloc(count * sizeof *copy);
     struct divide d = {.a = a, .u = u, .n = n};
+    int r = u && copy ? 0 : error_set(err, -ENOMEM, "division: out of memory");
     atomic_init(&d.failed, 0);
-    int r = linalg_inverse_factor(u, h, n, n_threads, err);
+    if (r == 0) {
+        memcpy(copy, h, count * sizeof *copy);
+        r = linalg_inverse_factor(u, copy, n, n_threads, err);
+    }
+    free(copy);
     if (r == 0) parallel_for(n_threads, (size_t)tiles(n), divide_tile, &d);
     if (r == 0 && atomic_load(&d.failed)) r = error_set(err, -ENOMEM, "division: out of memory");
     free(u);

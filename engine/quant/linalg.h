@@ -32,9 +32,9 @@ int linalg_cross_add(double *c, const float *y, const float *x, size_t n_rows, i
 /* Multiplies the upper triangle by factor and mirrors it into the lower one. */
 void linalg_symmetrize(double *h, int n, double factor);
 
-/* u: (n, n) upper triangular, lower part 0, with inverse(h) = u^T u. h must be symmetric; u may not
- * overlap it. u is scratch on failure. */
-int linalg_inverse_factor(double *u, const double *h, int n, int n_threads, struct error *err);
+/* u: (n, n) upper triangular, lower part 0, with inverse(h) = u^T u. h must be symmetric, and is
+ * used up: with 11008 inputs a copy is a gigabyte. u may not overlap it, and is scratch on failure. */
+int linalg_inverse_factor(double *u, double *h, int n, int n_threads, struct error *err);
 
 /* a: (n, n) becomes a * inverse(h); h: (n, n) symmetric. a is scratch on failure. */
 int linalg_divide(double *a, const double *h, int n, int n_threads, struct error *err);
