@@ -44,6 +44,7 @@ enum {
     OPT_CTX,
     OPT_SEED,
     OPT_STATIC,
+    OPT_MOMENTS,
     OPT_TARGET,
     OPT_TOKENS,
     OPT_STATE_MEMORY,
@@ -129,6 +130,10 @@ static const struct argp_option options[] = {
     {"ctx", OPT_CTX, "N", 0, "Tokens of a window (1024; own text 512)", 3},
     {"seed", OPT_SEED, "N", 0, "Of the own text (0)", 3},
     {"static", OPT_STATIC, NULL, 0, "Inputs from the unquantized model, not the coded blocks", 3},
+    {"moments", OPT_MOMENTS, "DIR", 0,
+     "With --static: keep the second moments of the inputs in DIR, or take those that another run "
+     "on the same model and text has kept there",
+     3},
     {"target", OPT_TARGET, "NAME", 0,
      "What a matrix reproduces: weights (default; its own outputs) or output (the original's, "
      "which makes up for the blocks before; half as slow again)",
@@ -367,6 +372,9 @@ static int other_option(struct quantize_args *args, int key, const char *value, 
         return cli_seed(&o->seed, "--seed", value, err);
     case OPT_STATIC:
         o->is_static = true;
+        return 0;
+    case OPT_MOMENTS:
+        o->moments_folder = value;
         return 0;
     case OPT_TARGET:
         r = pick("--target", value, target_name, &choice, err);

@@ -150,6 +150,7 @@ static int open_model(struct quantize *q, struct error *err) {
     q->w = malloc(largest * sizeof *q->w);
     if (!q->w) return error_set(err, -ENOMEM, "weights: out of memory");
     r = calibrate_open(&q->calibrate, q->model, q->tokens, q->o.windows, q->o.ctx, &states, err);
+    if (r == 0 && q->o.moments_folder) r = quantize_find_moments(q, err);
     if (r < 0 || !blockwise_wanted(&q->o.blockwise)) return r;
     struct blockwise_setup setup = {.model = q->model,
                                     .source = q->src,

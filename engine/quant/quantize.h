@@ -77,6 +77,8 @@ struct quantize_options {
     bool is_static; /* inputs come from the unquantized model, not from the coded blocks */
     enum quantize_target target;
     enum moments_tokens tokens; /* how tokens count in the second moments */
+    const char *moments_folder; /* second moments are kept there, see moments_file.h; static inputs
+                                   only. NULL: nowhere */
     bool force;                 /* replace whatever is at the output path */
     size_t state_memory;        /* bytes of hidden states kept in memory; 0 = 2 GiB */
     int stop_after;             /* blocks; then -ECANCELED. 0 = do all */

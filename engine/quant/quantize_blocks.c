@@ -183,7 +183,11 @@ static int finish_block(struct quantize *q, int layer, struct error *err) {
 static int make_block(struct quantize *q, int layer, struct error *err) {
     /* Shares of the time, roughly: the forward pass a third, then the inputs. */
     int r = q->blockwise ? blockwise_input(q->blockwise, err) : 0;
-    if (r == 0) r = calibrate_run(q->calibrate, layer, true, q->o.is_static, err);
+    if (r == 0 && q->has_moments)
+        r = quantize_load_moments(q, layer, err);
+    else if (r == 0)
+        r = calibrate_run(q->calibrate, layer, true, q->o.is_static, err);
+    if (r == 0 && q->o.moments_folder && !q->has_moments) r = quantize_keep_moments(q, layer, err);
     if (r == 0 && q->blockwise) r = blockwise_transform(q->blockwise, err);
     for (int input = 0; r == 0 && input < INPUT_COUNT; input++) {
         quantize_progress(q, layer + 0.4 + 0.1 * input);
@@ -229,7 +233,7 @@ static int do_block(struct quantize *q, int layer, struct error *err) {
     if (r < 0) return r;
     if (ours) r = made ? restore_block(q, layer, err) : make_block(q, layer, err);
     /* With static inputs the pass that collected has moved the states as well. */
-    bool moved = q->o.is_static && ours && !made;
+    bool moved = q->has_moments || (q->o.is_static && ours && !made);
     if (r == 0 && !last && !moved) r = calibrate_run(q->calibrate, layer, false, true, err);
     model_drop_layer(q->model, layer);
     if (q->blockwise) blockwise_end(q->blockwise);

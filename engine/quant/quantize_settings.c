@@ -131,6 +131,12 @@ int quantize_settle(struct quantize *q, struct error *err) {
         return error_set(
             err, -EINVAL,
             "act moments rounded: with incoherence it is turned inputs that are rounded");
+    if (o->moments_folder && !o->is_static)
+        return error_set(err, -EINVAL,
+                         "moments: only static inputs are the same whatever the codes are");
+    if (o->moments_folder && blockwise_wanted(&o->blockwise))
+        return error_set(err, -EINVAL,
+                         "moments: methods that look at whole blocks need the states as well");
     if (o->state_memory == 0) o->state_memory = (size_t)2 << 30;
     r = settle_shard(q, err);
     if (r < 0) return r;

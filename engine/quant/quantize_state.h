@@ -7,7 +7,8 @@
  * Cost      see quantize.h.
  *
  * quantize_settings.c settles and describes the options, quantize_blocks.c makes or restores the
- * blocks, quantize_result.c writes what stands in the checkpoint beside them. */
+ * blocks, quantize_moments.c keeps their second moments for other runs, quantize_result.c writes
+ * what stands in the checkpoint beside them. */
 #ifndef ENGINE_QUANT_QUANTIZE_STATE_H
 #define ENGINE_QUANT_QUANTIZE_STATE_H
 
@@ -45,7 +46,9 @@ struct quantize {
     struct layer_result coded[ROLE_COUNT];
     json_t *errors; /* matrix name -> {decibels, loss, energy, bits_per_weight} */
     struct shard shard;
-    int *bits; /* (n_layers, ROLE_COUNT) of each matrix; NULL: layer.bits */
+    char moments_key[SHA256_HEX];
+    bool has_moments; /* an earlier run has kept those of all blocks that this one makes */
+    int *bits;        /* (n_layers, ROLE_COUNT) of each matrix; NULL: layer.bits */
 };
 
 void quantize_note(const struct quantize *q, const char *text);
@@ -57,6 +60,11 @@ int quantize_settle(struct quantize *q, struct error *err);
 /* The settings that a reader may want to know; all that decide about the codes. NULL: no memory. */
 json_t *quantize_describe(const struct quantize *q);
 void quantize_tokens_hash(const struct quantize *q, char hex[SHA256_HEX]);
+
+/* Second moments that an earlier run has kept, or that later ones shall find. */
+int quantize_find_moments(struct quantize *q, struct error *err);
+int quantize_load_moments(struct quantize *q, int layer, struct error *err);
+int quantize_keep_moments(struct quantize *q, int layer, struct error *err);
 
 /* Makes the blocks, or restores those that an earlier run has made. */
 int quantize_blocks(struct quantize *q, struct error *err);
