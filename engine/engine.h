@@ -28,6 +28,8 @@ struct error;
 struct engine;
 struct source;
 
+enum engine_kv { ENGINE_KV_F16, ENGINE_KV_F32, ENGINE_KV_INT8 /* CPU alone */ };
+
 struct engine_options {
     const char *backend;     /* see backend_options; NULL = auto */
     const char *level;       /* CPU instruction set; NULL = auto */
@@ -39,7 +41,7 @@ struct engine_options {
     int step_tokens;         /* token budget of a step */
     int64_t kv_tokens;       /* positions in the KV pool; 0 = enough for max_running at a quarter
                                 of max_context each, and at least one full context */
-    bool kv_f32;             /* fp32 keys and values (default fp16) */
+    enum engine_kv kv;       /* what keys and values are kept in */
     bool no_prefix_cache;    /* never reuse keys and values of equal prompt beginnings */
     int draft_tokens;        /* prompt-lookup speculation: tokens guessed a step; 0 = off */
     int64_t memory_limit;    /* bytes for weights, KV pool and work areas together; 0 = none.

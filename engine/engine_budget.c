@@ -12,6 +12,11 @@ enum { MOST_CONTEXTS = 4 /* of max_running: what a pool can use, prefix cache in
 
 static double mib(size_t bytes) { return (double)bytes / 1048576; }
 
+enum dtype engine_budget_kv(const struct engine_options *o) {
+    if (o->kv == ENGINE_KV_INT8) return DTYPE_I8;
+    return o->kv == ENGINE_KV_F32 ? DTYPE_F32 : DTYPE_F16;
+}
+
 size_t engine_budget_work(const struct engine *e, int context) {
     const struct model_config *c = source_config(e->src);
     size_t running = (size_t)e->options.max_running, tokens = (size_t)e->options.step_tokens;
@@ -44,7 +49,7 @@ static int64_t default_positions(const struct engine *e, int context) {
 /* What the limit leaves, in blocks, and an error where that is less than `least` positions. */
 static int blocks_left(const struct engine *e, int context, int64_t least, int64_t *ret,
                        struct error *err) {
-    enum dtype type = e->options.kv_f32 ? DTYPE_F32 : DTYPE_F16;
+    enum dtype type = engine_budget_kv(&e->options);
     size_t block = model_kv_block_bytes(source_config(e->src), type);
     size_t limit = (size_t)e->options.memory_limit, weights = model_weight_bytes(e->model);
     size_t work = engine_budget_work(e, context), used = weights + work;

@@ -14,11 +14,17 @@
 
 #include <stddef.h>
 
+#include "kernels/weights.h"
+
 struct engine;
+struct engine_options;
 struct error;
 
 /* Positions that a limit must leave room for, if the context has as many. */
 enum { ENGINE_BUDGET_LEAST = 256 };
+
+/* The type that options.kv names. */
+enum dtype engine_budget_kv(const struct engine_options *options);
 
 /* All that steps need besides weights and pool. */
 size_t engine_budget_work(const struct engine *e, int context);

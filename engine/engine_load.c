@@ -46,7 +46,7 @@ static int open_model(struct engine *e, struct error *err) {
     e->n_logit_rows = logit_rows(o);
     struct model_options model = {.progress = on_progress,
                                   .progress_arg = e,
-                                  .kv_type = o->kv_f32 ? DTYPE_F32 : DTYPE_F16,
+                                  .kv_type = engine_budget_kv(o),
                                   .act_bits = o->act_bits,
                                   .max_batch_tokens = o->step_tokens,
                                   .max_logit_rows = e->n_logit_rows};
@@ -125,7 +125,7 @@ static void proposed_sampling(struct sampler_params *params, const struct config
 }
 
 static size_t kv_token_bytes(const struct engine *e) {
-    enum dtype type = e->options.kv_f32 ? DTYPE_F32 : DTYPE_F16;
+    enum dtype type = engine_budget_kv(&e->options);
     return e->model ? model_kv_block_bytes(source_config(e->src), type) / BACKEND_KV_BLOCK : 0;
 }
 

@@ -169,8 +169,7 @@ size_t model_decode_bytes(const struct model *m) {
 }
 
 size_t model_kv_block_bytes(const struct model_config *c, enum dtype kv_type) {
-    return (size_t)c->n_layers * 2 * (size_t)c->n_kv_heads * (size_t)c->head_dim *
-           BACKEND_KV_BLOCK * dtype_size(kv_type);
+    return (size_t)c->n_layers * 2 * (size_t)c->n_kv_heads * kv_plane_bytes(kv_type, c->head_dim);
 }
 
 size_t model_kv_bytes(const struct model *m) {

@@ -44,7 +44,8 @@ enum model_vector {
 };
 
 struct model_options {
-    enum dtype kv_type;       /* DTYPE_F16 to serve, DTYPE_F32 to compare with references */
+    enum dtype kv_type;       /* DTYPE_F16 to serve, DTYPE_F32 to compare with references,
+                                 DTYPE_I8 for long contexts on the CPU */
     int max_batch_tokens;     /* tokens of one forward() at most */
     int max_logit_rows;       /* rows of one logits() at most */
     int n_kv_blocks;          /* KV pool, in blocks of BACKEND_KV_BLOCK tokens; 0: none yet */

@@ -34,8 +34,9 @@ struct backend;
 struct buffer; /* n floats on the device */
 struct weight; /* a packed matrix, table or vector */
 struct kv;     /* a pool of KV blocks for all layers */
+struct profile;
 
-enum { BACKEND_KV_BLOCK = 16 /* tokens in a KV block */ };
+enum { BACKEND_KV_BLOCK = KV_BLOCK_TOKENS };
 
 enum weight_use {
     WEIGHT_LINEAR, /* for linear() */
@@ -64,7 +65,7 @@ struct batch {
 struct kv_spec {
     int n_layers, n_kv_heads, head_dim;
     int n_blocks;    /* of BACKEND_KV_BLOCK tokens, shared by all sequences */
-    enum dtype type; /* DTYPE_F16 or DTYPE_F32 */
+    enum dtype type; /* DTYPE_F16, DTYPE_F32; on the CPU DTYPE_I8 */
 };
 
 struct norm_call {
@@ -139,9 +140,10 @@ struct backend_ops {
 /* Every back end's struct begins with this. */
 struct backend {
     const struct backend_ops *ops;
-    const char *name; /* "cpu" */
-    char detail[96];  /* for start-up lines: "avx512, 2 threads" */
-    char note[256];   /* for start-up lines: why auto took the CPU; "" otherwise */
+    const char *name;        /* "cpu" */
+    char detail[96];         /* for start-up lines: "avx512, 2 threads" */
+    struct profile *profile; /* NULL; or what times the operations, see profile.h */
+    char note[256];          /* for start-up lines: why auto took the CPU; "" otherwise */
 };
 
 /* -ENODEV names the back ends there are, or says why the device cannot be used; -EINVAL an

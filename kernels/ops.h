@@ -57,13 +57,13 @@ struct dense_ops {
                 const float *x, size_t ldx, int n, int b0, int b1);
 };
 
-enum { KV_BLOCK_TOKENS = 16 };
-
-/* One layer's keys and values. Block b, KV head h, K (v = 0) or V (v = 1):
- * (KV_BLOCK_TOKENS, head_dim) elements at base + ((b*n_kv_heads + h)*2 + v) * that size. */
+/* One layer's keys and values. Block b, KV head h, K (v = 0) or V (v = 1) are at
+ * base + ((b*n_kv_heads + h)*2 + v) * kv_plane_bytes(). An element of DTYPE_I8 is its whole number
+ * times the scale of its head and position: the largest magnitude there / 127, NaN where something
+ * is not finite. */
 struct kv_layer {
     void *base;
-    enum dtype type; /* F32 or F16 */
+    enum dtype type; /* F32, F16 or I8 */
     int n_kv_heads, head_dim;
 };
 
@@ -77,6 +77,18 @@ struct attn_call {
     int first;           /* 0, or the start of a sliding window */
     float scale;         /* of q.k */
     const float *slopes; /* (n_rep) ALiBi slopes, added as slope * (j - pos); NULL without */
+};
+
+/* Attention over one kind of stored keys and values. */
+struct attention_ops {
+    /* Scratch floats that attention() wants for n_rep heads of head_dim. */
+    size_t (*attention_scratch)(int n_rep, int head_dim);
+    /* out, q: (n_rep, head_dim). Online softmax over blocks in order: the result depends on
+     * first, pos and the stored values alone. Tolerance 2e-6 of max|v|. */
+    void (*attention)(float *out, const float *q, const struct attn_call *call, float *scratch);
+    /* Puts one token's k or v row (n_kv_heads, head_dim) at position slot of its block. */
+    void (*kv_store)(const struct kv_layer *kv, int block, int slot, const float *k,
+                     const float *v);
 };
 
 /* A rotation of kernels/rotation.h, made ready: B and its transpose are (order, order). */
@@ -105,14 +117,8 @@ struct ops {
     /* x = V x or, back, V^T x; tmp: (n). ||x - x64|| <= 1e-6 * ||x||. */
     void (*rotate)(float *x, float *tmp, const struct rotate_plan *plan, bool back);
 
-    /* Scratch floats that attention() wants for n_rep heads of head_dim. */
-    size_t (*attention_scratch)(int n_rep, int head_dim);
-    /* out, q: (n_rep, head_dim). Online softmax over blocks in order: the result depends on
-     * first, pos and the stored values alone. Tolerance 2e-6 of max|v|. */
-    void (*attention)(float *out, const float *q, const struct attn_call *call, float *scratch);
-    /* Puts one token's k or v row (n_kv_heads, head_dim) at position slot of its block. */
-    void (*kv_store)(const struct kv_layer *kv, int block, int slot, const float *k,
-                     const float *v);
+    struct attention_ops float_kv; /* over F32 and F16 */
+    struct attention_ops int8_kv;  /* over I8 */
 
     /* dst may be src. w, b: (dim). RMSNorm: x * w / sqrt(mean(x^2) + eps). */
     void (*rmsnorm)(float *dst, const float *src, const float *w, int dim, float eps);

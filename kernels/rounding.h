@@ -31,9 +31,9 @@ struct rounding {
     float scale; /* of the numbers: NaN if an input was not finite */
 };
 
-/* largest: the maximum above, or anything not finite if an input is. */
-static inline void rounding_of(struct rounding *ret, float largest, int act_bits) {
-    const float tiny = 1e-30f, limit = act_bits > 4 ? 125.0f : 7.0f;
+/* limit: what largest becomes, which is not finite if an input is not. */
+static inline void rounding_to(struct rounding *ret, float largest, float limit) {
+    const float tiny = 1e-30f;
     *ret = (struct rounding){0};
     if (!(largest < INFINITY)) {
         ret->scale = NAN;
@@ -41,6 +41,11 @@ static inline void rounding_of(struct rounding *ret, float largest, int act_bits
         ret->up = limit / largest;
         ret->scale = largest / limit;
     }
+}
+
+/* largest: the maximum above, or anything not finite if an input is. */
+static inline void rounding_of(struct rounding *ret, float largest, int act_bits) {
+    rounding_to(ret, largest, act_bits > 4 ? 125.0f : 7.0f);
 }
 
 /* out: (ROUNDING_SPAN) whole numbers; returns their scale. */

@@ -35,7 +35,10 @@ enum {
 
 static const char magic[4] = {'B', 'C', 'Q', '1'};
 
-size_t dtype_size(enum dtype type) { return type == DTYPE_F32 ? 4 : 2; }
+size_t kv_plane_bytes(enum dtype type, int head_dim) {
+    size_t scales = type == DTYPE_I8 ? KV_BLOCK_TOKENS * sizeof(float) : 0;
+    return KV_BLOCK_TOKENS * (size_t)head_dim * dtype_size(type) + scales;
+}
 
 static uint64_t get_le(const uint8_t *p, int n) {
     uint64_t v = 0;

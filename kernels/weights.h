@@ -20,10 +20,24 @@ struct error;
 struct outliers_view;
 struct rotation_view;
 
-enum dtype { DTYPE_F32, DTYPE_F16, DTYPE_BF16 };
+enum dtype {
+    DTYPE_F32,
+    DTYPE_F16,
+    DTYPE_BF16,
+    DTYPE_I8 /* keys and values alone: whole numbers with a scale for each head and position */
+};
 
-/* Bytes of one element. */
-size_t dtype_size(enum dtype type);
+enum { KV_BLOCK_TOKENS = 16 /* positions in a block of keys and values */ };
+
+/* Bytes of one element. Inline: inner loops ask with a constant, and a call there would have every
+ * vector saved around it. */
+static inline size_t dtype_size(enum dtype type) {
+    return type == DTYPE_F32 ? 4 : type == DTYPE_I8 ? 1 : 2;
+}
+
+/* Bytes of the keys or the values of one head in a block: (KV_BLOCK_TOKENS, head_dim) elements, after
+ * those of DTYPE_I8 their scales, (KV_BLOCK_TOKENS) fp32. */
+size_t kv_plane_bytes(enum dtype type, int head_dim);
 
 enum {
     BCQ_MAX_BITS = 4,       /* planes of the coded kinds; */

@@ -66,8 +66,10 @@ int cli_kv(enum dtype *ret, const char *text, struct error *err) {
         *ret = DTYPE_F32;
     else if (!strcmp(text, "f16"))
         *ret = DTYPE_F16;
+    else if (!strcmp(text, "int8"))
+        *ret = DTYPE_I8;
     else
-        return error_set(err, -EINVAL, "--kv '%.40s': f16 or f32 is needed", text);
+        return error_set(err, -EINVAL, "--kv '%.40s': f16, f32 or int8 is needed", text);
     return 0;
 }
 

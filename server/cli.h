@@ -26,7 +26,7 @@ int cli_seed(uint64_t *ret, const char *flag, const char *text, struct error *er
 int cli_float(float *ret, const char *flag, const char *text, float lo, float hi,
               struct error *err);
 
-/* "f16" or "f32": the type of stored keys and values. */
+/* "f16", "f32" or "int8": the type of stored keys and values. */
 int cli_kv(enum dtype *ret, const char *text, struct error *err);
 /* 16, 8 or 4. */
 int cli_act_bits(int *ret, const char *text, struct error *err);

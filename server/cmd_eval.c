@@ -180,8 +180,9 @@ static int open_model(struct offline *o, const char *model, struct args *args, b
     struct offline_options open = args->open;
     open.context = args->eval.ctx;
     open.tokenizer = tokenizer;
-    /* What the flag does to the model is measured against a reference that it leaves alone. */
+    /* What flags do to the model is measured against a reference that they leave alone. */
     if (!tokenizer) open.model.act_bits = 0;
+    if (!tokenizer && open.model.kv_type == DTYPE_I8) open.model.kv_type = DTYPE_F32;
     r = offline_open(o, src, &open, err);
     return r < 0 ? error_prefix(err, r, "%s", model) : 0;
 }

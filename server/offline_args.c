@@ -14,7 +14,8 @@ static const struct argp_option options[] = {
      0},
     {"threads", 't', "N", 0, "Threads (default: all processors)", 0},
     {"kv", OPT_KV, "TYPE", 0,
-     "f16 or f32: type of stored keys and values (default: f32 where results are compared with "
+     "f16, f32 or int8: type of stored keys and values (default: f32 where results are compared "
+     "with "
      "references, f16 where speed is)",
      0},
     {0},

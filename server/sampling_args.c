@@ -43,7 +43,7 @@ static const struct argp_option options[] = {
      "Inputs of binary-coded layers: 16 as they are, 8 or 4 rounded (default: the checkpoint's)",
      0},
     {"threads", 't', "N", 0, "Threads (default: all processors)", 0},
-    {"kv", OPT_KV, "TYPE", 0, "f16 (default) or f32: type of stored keys and values", 0},
+    {"kv", OPT_KV, "TYPE", 0, "f16 (default), f32 or int8: type of stored keys and values", 0},
     {"max-context", OPT_CONTEXT, "N", 0, "Positions (default: the model's)", 0},
     {0},
 };
@@ -87,7 +87,10 @@ static int set(struct sampling_args *args, int key, const char *value, struct er
         return cli_int(&args->engine.max_context, "--max-context", value, 2, 1 << 24, err);
     case OPT_KV:
         r = cli_kv(&kv, value, err);
-        if (r == 0) args->engine.kv_f32 = kv == DTYPE_F32;
+        if (r == 0)
+            args->engine.kv = kv == DTYPE_F32  ? ENGINE_KV_F32
+                              : kv == DTYPE_I8 ? ENGINE_KV_INT8
+                                               : ENGINE_KV_F16;
         return r;
     default:
         return ARGP_ERR_UNKNOWN;

@@ -225,6 +225,11 @@ static int plan_memory(struct server *s, struct error *err) {
     return budget_plan(&s->budget, &facts, err);
 }
 
+static enum engine_kv kv_of(const char *name) {
+    if (!strcmp(name, "int8")) return ENGINE_KV_INT8;
+    return strcmp(name, "f32") ? ENGINE_KV_F16 : ENGINE_KV_F32;
+}
+
 /* Takes the source. */
 static int open_engine(struct server *s, struct source *source, struct error *err) {
     const struct settings *c = s->settings;
@@ -237,7 +242,7 @@ static int open_engine(struct server *s, struct source *source, struct error *er
                                      .max_waiting = (int)c->max_waiting,
                                      .step_tokens = (int)c->step_tokens,
                                      .kv_tokens = c->kv_tokens,
-                                     .kv_f32 = !strcmp(c->kv, "f32"),
+                                     .kv = kv_of(c->kv),
                                      .null = !strcmp(c->engine, "null"),
                                      .null_token = -1,
                                      .draft_tokens = (int)c->speculate,

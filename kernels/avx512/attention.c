@@ -218,6 +218,6 @@ static void attention(float *out, const float *q, const struct attn_call *call, 
 }
 
 void avx512_attention_init(struct ops *ops) {
-    ops->attention_scratch = attention_scratch;
-    ops->attention = attention;
+    ops->float_kv.attention_scratch = attention_scratch;
+    ops->float_kv.attention = attention;
 }

@@ -16,11 +16,10 @@ static bool multiply(size_t *product, size_t factor) {
 static int check(const struct kv_spec *s, size_t *layer_bytes, size_t *total, struct error *err) {
     if (s->n_layers < 1 || s->n_kv_heads < 1 || s->head_dim < 1 || s->n_blocks < 1)
         return error_set(err, -EINVAL, "a pool of keys and values has no room");
-    if (s->type != DTYPE_F16 && s->type != DTYPE_F32)
-        return error_set(err, -EINVAL, "keys and values are kept as f16 or f32");
-    size_t n = 2 * KV_BLOCK_TOKENS * dtype_size(s->type);
-    bool fits = multiply(&n, (size_t)s->n_blocks) && multiply(&n, (size_t)s->n_kv_heads) &&
-                multiply(&n, (size_t)s->head_dim);
+    if (s->type != DTYPE_F16 && s->type != DTYPE_F32 && s->type != DTYPE_I8)
+        return error_set(err, -EINVAL, "keys and values are kept as f16, f32 or int8");
+    size_t n = 2 * kv_plane_bytes(s->type, s->head_dim);
+    bool fits = multiply(&n, (size_t)s->n_blocks) && multiply(&n, (size_t)s->n_kv_heads);
     *layer_bytes = n;
     if (!fits || !multiply(&n, (size_t)s->n_layers))
         return error_set(err, -EINVAL, "a pool of keys and values is too large");
@@ -28,12 +27,16 @@ static int check(const struct kv_spec *s, size_t *layer_bytes, size_t *total, st
     return 0;
 }
 
+static const struct attention_ops *ops_of(const struct cpu *cpu, enum dtype type) {
+    return type == DTYPE_I8 ? &cpu->ops.int8_kv : &cpu->ops.float_kv;
+}
+
 int cpu_kv_new(struct backend *be, struct kv **ret, const struct kv_spec *spec, struct error *err) {
     struct cpu *cpu = (struct cpu *)be;
     size_t layer_bytes = 0, total = 0, threads = (size_t)pool_threads(cpu->pool);
     int rc = check(spec, &layer_bytes, &total, err);
     if (rc) return rc;
-    size_t floats = cpu->ops.attention_scratch(CPU_MAX_REP, spec->head_dim);
+    size_t floats = ops_of(cpu, spec->type)->attention_scratch(CPU_MAX_REP, spec->head_dim);
     floats = (floats + 15) / 16 * 16; /* each thread's part aligned */
     size_t have = cpu->attention_floats * threads * sizeof(float);
     void *scratch = cpu->attention;
@@ -71,13 +74,14 @@ struct store_job {
 
 static void store_rows(struct cpu *cpu, const void *arg, int thread, int row0, int row1) {
     const struct store_job *job = arg;
+    const struct attention_ops *ops = ops_of(cpu, job->layer.type);
     size_t width = (size_t)job->layer.n_kv_heads * (size_t)job->layer.head_dim;
     (void)thread;
     for (int t = row0; t < row1; t++) {
         int pos = cpu->batch.positions[t];
         int block = blocks_of(&cpu->batch, t)[pos / KV_BLOCK_TOKENS];
-        cpu->ops.kv_store(&job->layer, block, pos % KV_BLOCK_TOKENS, job->k + (size_t)t * width,
-                          job->v + (size_t)t * width);
+        ops->kv_store(&job->layer, block, pos % KV_BLOCK_TOKENS, job->k + (size_t)t * width,
+                      job->v + (size_t)t * width);
     }
 }
 
@@ -114,7 +118,7 @@ static void attend(struct cpu *cpu, const struct attention_job *job, int token, 
         .scale = c->scale,
         .slopes = c->slopes ? c->slopes + head : NULL,
     };
-    cpu->ops.attention(c->dst->data + at, c->q->data + at, &one, scratch);
+    ops_of(cpu, job->layer.type)->attention(c->dst->data + at, c->q->data + at, &one, scratch);
 }
 
 /* Late tokens see the longest contexts and go first, which leaves the short ones to even out

@@ -13,6 +13,9 @@
 static int check(const struct weight_view *v, enum weight_use use, struct error *err) {
     if (v->rows < 1 || v->cols < 1 || v->rows > BCQ_MAX_DIM || v->cols > BCQ_MAX_DIM)
         return error_set(err, -EINVAL, "a matrix of %d x %d is out of range", v->rows, v->cols);
+    if (!v->is_bcq && v->type > DTYPE_BF16)
+        return error_set(err, -EINVAL, "a dense matrix of type %d; f32, f16 and bf16 are known",
+                         (int)v->type);
     if (v->outliers && (!v->is_bcq || v->outliers->rows != v->rows || v->outliers->cols != v->cols))
         return error_set(err, -EINVAL, "outliers of another matrix");
     if (v->rotation && (!v->is_bcq || v->rotation->rows != v->rows || v->rotation->cols != v->cols))

@@ -18,6 +18,9 @@ int gpu_kv_new(struct backend *be, struct kv **ret, const struct kv_spec *s, str
     struct gpu *gpu = gpu_of(be);
     if (s->n_layers < 1 || s->n_kv_heads < 1 || s->head_dim < 1 || s->n_blocks < 1)
         return error_set(err, -EINVAL, "a pool of keys and values has no room");
+    if (s->type == DTYPE_I8)
+        return error_set(err, -ENOTSUP,
+                         "keys and values of int8 have no GPU kernel: use f16, or the CPU");
     if (s->type != DTYPE_F16 && s->type != DTYPE_F32)
         return error_set(err, -EINVAL, "keys and values are kept as f16 or f32");
     size_t padded = ((size_t)s->head_dim + 7) / 8 * 8;

@@ -266,7 +266,7 @@ Test(lifecycle, wrong_usage_is_one_line_and_status_2) {
     } cases[] = {
         {{"--port", "70000"}, 2, "--port: 70000 is outside 0..65535"},
         {{"--port", "x"}, 2, "--port: 'x' is not a whole number"},
-        {{"--kv", "f8"}, 2, "--kv: 'f8' is not one of |f16|f32|"},
+        {{"--kv", "f8"}, 2, "--kv: 'f8' is not one of |f16|f32|int8|"},
         {{"--max-running", "0"}, 2, "--max-running: 0 is outside"},
         {{"--host", ""}, 2, "--host must not be empty"},
         {{"a", "b"}, 2, "one MODEL only, not also 'b'"},

@@ -14,23 +14,27 @@ struct pool {
     int32_t table[N_BLOCKS];
 };
 
+static const struct attention_ops *kv_ops(const struct ops *ops, enum dtype type) {
+    return type == DTYPE_I8 ? &ops->int8_kv : &ops->float_kv;
+}
+
 static void pool_init(struct pool *p, const struct ops *ops, enum dtype type, int dim) {
-    size_t n = 2 * (size_t)N_BLOCKS * KV_HEADS * KV_BLOCK_TOKENS * (size_t)dim;
-    p->data = fence_new(n * dtype_size(type), 2);
+    p->data = fence_new(2 * (size_t)N_BLOCKS * KV_HEADS * kv_plane_bytes(type, dim), 4);
     p->layer = (struct kv_layer){p->data.p, type, KV_HEADS, dim};
     struct fence k = check_floats(KV_HEADS * (size_t)dim, INPUT_NORMAL, 1);
     struct fence v = check_floats(KV_HEADS * (size_t)dim, INPUT_NORMAL, 1);
     for (int i = 0; i < N_BLOCKS * KV_BLOCK_TOKENS; i++) {
         check_fill(k.p, KV_HEADS * (size_t)dim, INPUT_NORMAL, (uint64_t)i);
         check_fill(v.p, KV_HEADS * (size_t)dim, INPUT_NORMAL, (uint64_t)i + 1000);
-        ops->kv_store(&p->layer, i / KV_BLOCK_TOKENS, i % KV_BLOCK_TOKENS, k.p, v.p);
+        kv_ops(ops, type)->kv_store(&p->layer, i / KV_BLOCK_TOKENS, i % KV_BLOCK_TOKENS, k.p, v.p);
     }
     for (int i = 0; i < N_BLOCKS; i++) p->table[i] = (i * 5 + 3) % N_BLOCKS;
     fence_free(&k);
     fence_free(&v);
 }
 
-static struct fence run(const struct ops *ops, const struct attn_call *call, const float *q) {
+static struct fence run(const struct ops *all, const struct attn_call *call, const float *q) {
+    const struct attention_ops *ops = kv_ops(all, call->kv->type);
     size_t n = (size_t)call->n_rep * (size_t)call->kv->head_dim;
     struct fence out = fence_new(n * sizeof(float), sizeof(float));
     struct fence scratch =
@@ -74,8 +78,9 @@ static void check_unseen(struct check *c, struct pool *p, const struct attn_call
     for (int i = 0; i < KV_HEADS * dim; i++) row[i] = NAN;
     for (int pos = 0; pos < N_BLOCKS * KV_BLOCK_TOKENS; pos++)
         if (pos < call->first || pos > call->pos)
-            c->ops->kv_store(&p->layer, p->table[pos / KV_BLOCK_TOKENS], pos % KV_BLOCK_TOKENS, row,
-                             row);
+            kv_ops(c->ops, p->layer.type)
+                ->kv_store(&p->layer, p->table[pos / KV_BLOCK_TOKENS], pos % KV_BLOCK_TOKENS, row,
+                           row);
     struct fence after = run(c->ops, call, q.p);
     check_expect(c, check_same(before.p, after.p, (size_t)call->n_rep * (size_t)dim),
                  "dim %d: positions outside %d..%d are seen", dim, call->first, call->pos);
@@ -104,7 +109,7 @@ static void check_pool(struct check *c, enum dtype type, int dim) {
         check_call(c, &call, 1);
         /* Scores of hundreds: one position takes all. */
         call.scale = 40;
-        check_call(c, &call, 20);
+        check_call(c, &call, type == DTYPE_I8 ? 60 : 20); /* scales round once more */
     }
     struct attn_call call = {
         .kv = &p.layer, .blocks = p.table, .n_rep = 2, .first = 21, .pos = 70, .scale = 0.1f};
@@ -133,6 +138,7 @@ void check_attention(struct check *c) {
     for (size_t i = 0; i < sizeof dims / sizeof *dims; i++) {
         check_pool(c, DTYPE_F32, dims[i]);
         check_pool(c, DTYPE_F16, dims[i]);
+        check_pool(c, DTYPE_I8, dims[i]);
     }
     check_not_finite(c);
 }
@@ -140,9 +146,10 @@ void check_attention(struct check *c) {
 /* The stored bytes are the reference's. */
 void check_kv_store(struct check *c) {
     for (int i = 0; i < CHECK_N_SIZES; i++) {
-        for (int t = 0; t < 2; t++) {
+        for (int t = 0; t < 3; t++) {
+            static const enum dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_I8};
             struct pool got, want;
-            enum dtype type = t ? DTYPE_F16 : DTYPE_F32;
+            enum dtype type = types[t];
             pool_init(&got, c->ops, type, check_sizes[i]);
             pool_init(&want, c->ref, type, check_sizes[i]);
             check_expect(c, !memcmp(got.data.p, want.data.p, want.data.bytes),

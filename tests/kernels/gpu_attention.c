@@ -1,4 +1,6 @@
 /* Attention of prompts cut in different ways, against sums in fp64. */
+#include <errno.h>
+
 #include "tests/kernels/gpu.h"
 
 struct attention_case {
@@ -104,6 +106,15 @@ static double attention_error(const struct attention_case *a, const float *q, co
     return d;
 }
 
+/* The engine asks before anything is computed. */
+static void check_refusal(void) {
+    struct kv *kv = NULL;
+    struct error err = {""};
+    const struct kv_spec spec = {1, 1, 64, 2, DTYPE_I8};
+    int rc = backend_kv_new(be, &kv, &spec, &err);
+    expect(rc == -ENOTSUP && strstr(err.text, "int8"), "int8 keys: %d, %s", rc, err.text);
+}
+
 void check_attention(void) {
     static const struct attention_case cases[] = {
         {64, 2, 6, 0, 40, 7, false, DTYPE_F16},      {128, 1, 4, 0, 300, 100, false, DTYPE_F16},
@@ -112,6 +123,7 @@ void check_attention(void) {
         {20, 2, 10, 100, 290, 150, true, DTYPE_F32}, {1, 1, 1, 0, 18, 3, false, DTYPE_F32},
         {32, 1, 3, 0, 800, 160, false, DTYPE_F16},
     };
+    check_refusal();
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         if (is_left_out((int)c)) continue;
         const struct attention_case *a = &cases[c];

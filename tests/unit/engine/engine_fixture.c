@@ -49,7 +49,7 @@ static void open_desk(struct desk *d, const char *name, int step_tokens, int dra
     options.n_threads = 2;
     options.step_tokens = step_tokens;
     options.draft_tokens = draft_tokens;
-    options.kv_f32 = true;
+    options.kv = ENGINE_KV_F32;
     desk_open_source(d, &options, open_model(name, "", path, sizeof path));
 }
 

@@ -98,7 +98,7 @@ Test(engine_stories, greedy_continuations_are_the_reference_ones) {
     const char *shared = getenv("GPTQT_SHARED");
     if (!shared) cr_skip_test("GPTQT_SHARED is not set");
     struct engine_options options = {
-        .max_running = 8, .max_waiting = 8, .step_tokens = 8, .kv_f32 = true};
+        .max_running = 8, .max_waiting = 8, .step_tokens = 8, .kv = ENGINE_KV_F32};
     run(shared, options);
     options.max_running = options.step_tokens = 2;
     options.kv_tokens = 160;

@@ -45,7 +45,8 @@ static void path_of(char *path, size_t size, const char *name, const char *file)
 }
 
 /* False where the processor lacks the level. */
-static bool open_fixture(struct fixture *f, const char *name, const char *level, bool by_layer) {
+static bool open_kv(struct fixture *f, const char *name, const char *level, bool by_layer,
+                    enum dtype kv_type) {
     char path[512];
     struct error err;
     struct source *src;
@@ -53,7 +54,7 @@ static bool open_fixture(struct fixture *f, const char *name, const char *level,
     cr_assert_eq(source_open(&src, path, &err), 0, "%s", err.text);
     struct offline_options options = {
         .backend = {.name = backend_name(), .level = level, .n_threads = 2},
-        .model = {.kv_type = DTYPE_F32,
+        .model = {.kv_type = kv_type,
                   .max_batch_tokens = MAX_TOKENS,
                   .max_logit_rows = 8,
                   .layers_on_demand = by_layer},
@@ -67,6 +68,10 @@ static bool open_fixture(struct fixture *f, const char *name, const char *level,
     path_of(path, sizeof path, name, "/golden.safetensors");
     cr_assert_eq(safetensors_open(&f->golden, path, &err), 0, "%s", err.text);
     return true;
+}
+
+static bool open_fixture(struct fixture *f, const char *name, const char *level, bool by_layer) {
+    return open_kv(f, name, level, by_layer, DTYPE_F32);
 }
 
 static void close_fixture(struct fixture *f) {
@@ -262,6 +267,36 @@ Test(model, logits_do_not_depend_on_batch_or_chunks) {
             cr_expect_eq(memcmp(got, want, (size_t)f.vocab * sizeof *got), 0, "%s, %s", names[i],
                          levels[l]);
             free(want);
+            free(got);
+            close_fixture(&f);
+        }
+}
+
+/* A byte an element and four a head and position, and log probabilities that hardly move. */
+Test(model, int8_keys_and_values_take_less_room_and_say_the_same) {
+    for (int i = 0; i < 3 && !is_gpu(); i++)
+        for (int l = 0; l < n_levels(); l++) {
+            struct fixture f;
+            size_t n;
+            if (!open_kv(&f, names[i], levels[l], false, DTYPE_I8)) continue;
+            const struct model_config *c = model_get_config(f.o.model);
+            size_t position = (size_t)c->n_layers * 2 * (size_t)c->n_kv_heads *
+                              ((size_t)c->head_dim + sizeof(float));
+            cr_expect_eq(model_kv_block_bytes(c, DTYPE_I8), position * BACKEND_KV_BLOCK);
+            cr_expect_eq(model_kv_bytes(f.o.model) % (position * BACKEND_KV_BLOCK), 0);
+            const int32_t *ids = golden(&f, "prompt.%d.ids", 3, &n);
+            const float *want = golden(&f, "prompt.%d.logits", 3, NULL);
+            struct feed feed = {.n = 0};
+            add(&feed, 0, ids, 0, (int)n);
+            run(&f, &feed);
+            float *got = logits_of(&f, 0, (int)n);
+            double d = 0, all = 0;
+            for (size_t k = 0; k < n * (size_t)f.vocab; k++) {
+                d += pow((double)got[k] - (double)want[k], 2);
+                all += pow((double)want[k], 2);
+            }
+            double far = sqrt(d / all);
+            cr_expect(far > 1e-6 && far < 0.04, "%s, %s: %g", names[i], levels[l], far);
             free(got);
             close_fixture(&f);
         }

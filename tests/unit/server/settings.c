@@ -56,7 +56,7 @@ Test(settings, wrong_values_name_their_source) {
         {"--max-body", "K", "--max-body: 'K' is not a whole number"},
         {"--max-body", "9999999999G", "--max-body: 9223372036854775807 is outside"},
         {"--port", "1K", "--port: '1K' is not a whole number"},
-        {"--kv", "f16|f32", "--kv: 'f16|f32' is not one of |f16|f32|"},
+        {"--kv", "f16|f32", "--kv: 'f16|f32' is not one of |f16|f32|int8|"},
         {"--cors", "x\r\ny", "--cors must not hold control characters"},
         {"--log-level", "loud", "--log-level: 'loud' is not one of"},
         {"a", "b", "one MODEL only, not also 'b'"},
