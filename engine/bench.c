@@ -7,6 +7,7 @@
 
 #include "engine/config.h"
 #include "engine/model.h"
+#include "engine/sampler.h"
 #include "kernels/error.h"
 
 enum {
@@ -165,6 +166,38 @@ static uint64_t hash_floats(const float *values, size_t n) {
     return hash;
 }
 
+/* Seconds to choose a token, the mean of some. */
+static int time_sampler(struct bench *b, const struct sampler_params *params, double *ret,
+                        struct error *err) {
+    enum { TIMES = 20 };
+    struct sampler sampler;
+    struct sampler_result result;
+    struct sampler_work *work = sampler_work_new(b->vocab);
+    if (!work) return error_set(err, -ENOMEM, "bench: out of memory");
+    const struct sampler_call call = {.logits = b->logits, .n_top = -1};
+    sampler_init(&sampler, params, 1);
+    double started = b->options->now();
+    for (int i = 0; i < TIMES; i++) sampler_next(&sampler, work, &call, &result);
+    *ret = (b->options->now() - started) / TIMES;
+    sampler_work_free(work);
+    return 0;
+}
+
+/* Sums over the decode steps to means. */
+static int end_profile(struct bench *b, struct bench_result *r, struct error *err) {
+    struct sampler_params params;
+    profile_stop(&r->profile);
+    for (int part = 0; part < PROFILE_PARTS; part++) r->profile.seconds[part] /= b->options->gen;
+    for (int i = 0; i < b->options->gen; i++) r->step += b->decode_times[i] / b->options->gen;
+    sampler_defaults(&params);
+    params.temperature = 0;
+    int rc = time_sampler(b, &params, &r->greedy, err);
+    params.temperature = 1;
+    params.top_k = 50;
+    params.top_p = 0.9f;
+    return rc < 0 ? rc : time_sampler(b, &params, &r->drawn, err);
+}
+
 static int measure(struct bench *b, struct bench_result *ret, struct error *err) {
     const struct bench_options *o = b->options;
     double total = 0, seconds = 0;
@@ -173,23 +206,28 @@ static int measure(struct bench *b, struct bench_result *ret, struct error *err)
         r = prefill(b, seq, &seconds, err);
         total += seconds;
     }
+    struct bench_result result = {0};
+    if (r == 0 && o->profile) profile_start(&result.profile, o->profile, o->now);
     int reads = 0, every = o->gen > READ_SAMPLES ? o->gen / READ_SAMPLES : 1;
     for (int i = 0; r == 0 && i < o->gen; i++) {
         r = decode(b, o->prompt + i, &b->decode_times[i], err);
         if (i % every == 0 && reads < READ_SAMPLES)
             b->read_times[reads++] = read_pass(b, o->weight_bytes);
     }
+    if (result.profile.be) {
+        int rc = end_profile(b, &result, err);
+        if (r == 0) r = rc;
+    }
     if (r < 0) return r;
     double step = median(b->decode_times, o->gen), read = median(b->read_times, reads);
-    *ret = (struct bench_result){
-        .prefill_rate = o->prompt * (double)o->batch / total,
-        .decode_rate = o->batch / step,
-        .first_token = total / o->batch,
-        .weight_rate = (double)o->weight_bytes / step,
-        .read_rate = (double)o->weight_bytes / read,
-        .limit_fraction = read / step,
-        .logits_hash = hash_floats(b->logits, (size_t)o->batch * (size_t)b->vocab),
-    };
+    result.prefill_rate = o->prompt * (double)o->batch / total;
+    result.decode_rate = o->batch / step;
+    result.first_token = total / o->batch;
+    result.weight_rate = (double)o->weight_bytes / step;
+    result.read_rate = (double)o->weight_bytes / read;
+    result.limit_fraction = read / step;
+    result.logits_hash = hash_floats(b->logits, (size_t)o->batch * (size_t)b->vocab);
+    *ret = result;
     return 0;
 }
 

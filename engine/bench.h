@@ -15,15 +15,18 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/profile.h"
+
 struct error;
 struct model;
 
 struct bench_options {
-    int prompt, gen;     /* tokens of each sequence */
-    int batch;           /* sequences */
-    int n_threads;       /* of the read pass */
-    size_t weight_bytes; /* a decode step reads these */
-    double (*now)(void); /* seconds */
+    int prompt, gen;         /* tokens of each sequence */
+    int batch;               /* sequences */
+    int n_threads;           /* of the read pass */
+    size_t weight_bytes;     /* a decode step reads these */
+    double (*now)(void);     /* seconds */
+    struct backend *profile; /* the model's: its operations are timed. NULL: they are not */
 };
 
 struct bench_result {
@@ -34,6 +37,11 @@ struct bench_result {
     double read_rate;      /* bytes per second of the read pass */
     double limit_fraction; /* weight_rate / read_rate */
     uint64_t logits_hash;  /* FNV-1a over the last step's logits */
+    /* With options.profile: seconds of a decode step and of the kinds of operations in it, means; and
+     * of choosing a token afterwards. */
+    double step;
+    struct profile profile;
+    double greedy, drawn; /* temperature 0; temperature 1, top_k 50, top_p 0.9 */
 };
 
 /* The model needs a batch of at least batch tokens, KV room for batch sequences of prompt + gen

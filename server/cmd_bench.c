@@ -25,15 +25,17 @@ struct args {
     const char *model;
     struct bench_options bench;
     struct offline_options open;
-    bool json;
+    bool json, profile;
 };
 
-enum { OPT_PROMPT = 256, OPT_GEN, OPT_BATCH, OPT_JSON };
+enum { OPT_PROMPT = 256, OPT_GEN, OPT_BATCH, OPT_JSON, OPT_PROFILE };
 
 static const struct argp_option options[] = {
     {"prompt", OPT_PROMPT, "N", 0, "Prompt tokens (128)", 0},
     {"gen", OPT_GEN, "N", 0, "Tokens to generate (64)", 0},
     {"batch", OPT_BATCH, "N", 0, "Sequences at a time (1)", 0},
+    {"profile", OPT_PROFILE, NULL, 0,
+     "Also print where the time of a decode step goes (CPU back end)", 0},
     {"json", OPT_JSON, NULL, 0, "Print the result as JSON", 0},
     {0},
 };
@@ -52,6 +54,9 @@ static error_t parse(int key, char *value, struct argp_state *state) {
         break;
     case OPT_BATCH:
         r = cli_int(&b->batch, "--batch", value, 1, MAX_BATCH, &err);
+        break;
+    case OPT_PROFILE:
+        args->profile = true;
         break;
     case OPT_JSON:
         args->json = true;
@@ -81,6 +86,36 @@ static const struct argp argp = {options,
                                  NULL,
                                  NULL};
 
+static double left_over(const struct bench_result *r) {
+    double left = r->step;
+    for (int part = 0; part < PROFILE_PARTS; part++) left -= r->profile.seconds[part];
+    return left;
+}
+
+static json_t *profile_json(const struct bench_options *o, const struct bench_result *r) {
+    json_t *parts = json_object();
+    for (int part = 0; part < PROFILE_PARTS; part++)
+        json_object_set_new(parts, profile_name((enum profile_part)part),
+                            json_pack("{s:f, s:f}", "seconds", r->profile.seconds[part], "calls",
+                                      (double)r->profile.calls[part] / o->gen));
+    return json_pack("{s:f, s:o, s:f, s:f, s:f}", "step_seconds", r->step, "parts", parts,
+                     "between_seconds", left_over(r), "greedy_seconds", r->greedy, "drawn_seconds",
+                     r->drawn);
+}
+
+static void print_profile(const struct bench_options *o, const struct bench_result *r) {
+    printf("\nof a decode step of %.1f us, mean:\n", r->step * 1e6);
+    for (int part = 0; part < PROFILE_PARTS; part++)
+        printf("  %-16s %9.1f us %6.1f %% %6.1f calls\n", profile_name((enum profile_part)part),
+               r->profile.seconds[part] * 1e6, 100 * r->profile.seconds[part] / r->step,
+               (double)r->profile.calls[part] / o->gen);
+    printf("  %-16s %9.1f us %6.1f %%\n", "between them", left_over(r) * 1e6,
+           100 * left_over(r) / r->step);
+    printf("and for each token after it:\n");
+    printf("  %-16s %9.1f us %6.1f %%\n", "greedy", r->greedy * 1e6, 100 * r->greedy / r->step);
+    printf("  %-16s %9.1f us %6.1f %%\n", "top 50, 0.9", r->drawn * 1e6, 100 * r->drawn / r->step);
+}
+
 static void print_json(const struct bench_options *o, const struct offline *model,
                        const struct bench_result *r, double peak) {
     char hash[24];
@@ -93,6 +128,7 @@ static void print_json(const struct bench_options *o, const struct offline *mode
         "peak_memory_mb", peak / 1e6, "weight_bytes", (json_int_t)o->weight_bytes, "logits_hash",
         hash, "prompt", o->prompt, "gen", o->gen, "batch", o->batch, "backend",
         model->backend->detail, "threads", o->n_threads);
+    if (o->profile) json_object_set_new(out, "profile", profile_json(o, r));
     json_dumpf(out, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
     putchar('\n');
     json_decref(out);
@@ -109,6 +145,7 @@ static void print_text(const struct bench_options *o, const struct offline *mode
            r->read_rate / 1e9, r->limit_fraction);
     printf("memory      %.1f MB at most\n", peak / 1e6);
     printf("logits      %016" PRIx64 "\n", r->logits_hash);
+    if (o->profile) print_profile(o, r);
 }
 
 static int run(struct args *args, struct error *err) {
@@ -126,6 +163,13 @@ static int run(struct args *args, struct error *err) {
     b->n_threads = args->open.backend.n_threads ? args->open.backend.n_threads : cores;
     b->weight_bytes = model_decode_bytes(model.model);
     b->now = cli_now;
+    if (args->profile && strcmp(model.backend->name, "cpu") != 0) {
+        error_set(err, -1, "--profile: back end %s queues its work, only cpu can be timed so",
+                  model.backend->name);
+        offline_close(&model);
+        return -1;
+    }
+    if (args->profile) b->profile = model.backend;
     struct bench_result result;
     r = bench_run(&result, model.model, BATCH_TOKENS, b, err);
     if (r == 0) {

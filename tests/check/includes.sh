@@ -28,7 +28,7 @@ scan engine | while read -r file kind path; do
     '"'engine/quant/* | '"'engine/train/*) case $file in engine/quant/* | engine/train/*) ;; *) complain "$file" "$path" ;; esac ;;
     '"'engine/*) ;;
     '"'kernels/backend.h | '"'kernels/weights.h | '"'kernels/outliers.h | '"'kernels/rotation.h | '"'kernels/expand.h) ;;
-    '"'kernels/error.h | '"'kernels/float16.h | '"'kernels/rounding.h) ;;
+    '"'kernels/error.h | '"'kernels/float16.h | '"'kernels/rounding.h | '"'kernels/profile.h) ;;
     '"'*) complain "$file" "$path" ;;
     '<'microhttpd.h | '<'uv.h) complain "$file" "$path" ;;
     '<'cblas.h | '<'lapacke.h | '<'openblas*) case $file in engine/quant/* | engine/train/*) ;; *) complain "$file" "$path" ;; esac ;;
