@@ -20,20 +20,26 @@
  * this chunk is counted as done, so job and arg, written before the word, stay as they are.
  *
  * An event is a counter that waiters see change. A waiter that gives up spinning counts itself as
- * a sleeper and then looks once more; the signaller moves the counter and then looks for sleepers.
- * Both use sequentially consistent operations, so at least one sees the other and no wake-up is
- * lost. */
+ * a sleeper and then looks once more; the signaller moves the counter and then takes the sleepers.
+ * It wakes them once, however long they need to come: a system call with every job would take as
+ * long as a small job does. Both use sequentially consistent operations, so at least one sees the
+ * other and no wake-up is lost. */
 enum {
     MAX_THREADS = 256,
     FIELD = 20, /* bits of the two chunk numbers in the word */
     /* About 50 us: longer than the pauses between the operations of a step, shorter than a time
      * slice. */
     SPINS = 1500,
-    /* A wait for the last chunk that is longer than this was an interruption, not unevenness. */
-    STALL_NS = 150 * 1000,
+    /* A wait for the last chunk that is longer than this and two chunks of the caller's was an
+     * interruption, not unevenness. */
+    STALL_NS = 50 * 1000,
     /* After a stall the caller works alone for this many times as long: stalls then take at most
-     * a ninth of the time. */
-    SOLO_FACTOR = 8
+     * a ninth of the time. Twice as long each time that help lasted no longer than that before
+     * the next stall, up to the second number: a thirty-third. */
+    SOLO_FACTOR = 8,
+    SOLO_MOST = 32,
+    /* What a helper that found no processor of its own counts for. */
+    CROWDED_NS = 250 * 1000
 };
 
 struct event {
@@ -47,10 +53,14 @@ struct pool {
     struct event posted, ended;
     _Alignas(64) atomic_uint_least64_t word; /* job << 40 | chunks << 20 | next */
     _Alignas(64) atomic_int done;            /* chunks of the job */
+    atomic_int caller_cpu;                   /* where the job was posted */
+    atomic_bool crowded;                     /* a helper woke up there */
     pool_job *job;
     void *arg;
     uint64_t n_jobs;
     int64_t solo_until; /* CLOCK_MONOTONIC, ns: the caller works alone before */
+    int solo_factor;    /* SOLO_FACTOR..SOLO_MOST */
+    int64_t chunk_ns;   /* of the caller's in the last shared job */
     atomic_bool stop;
     int n_threads, spins;
     int n_started; /* workers to join */
@@ -103,14 +113,13 @@ static unsigned event_wait(struct event *e, unsigned seen, int spins) {
     pthread_mutex_lock(&e->mutex);
     atomic_fetch_add(&e->sleepers, 1);
     while ((count = atomic_load(&e->count)) == seen) pthread_cond_wait(&e->moved, &e->mutex);
-    atomic_fetch_sub(&e->sleepers, 1);
     pthread_mutex_unlock(&e->mutex);
     return count;
 }
 
 static void event_signal(struct event *e) {
     atomic_fetch_add(&e->count, 1);
-    if (!atomic_load(&e->sleepers)) return;
+    if (!atomic_load(&e->sleepers) || !atomic_exchange(&e->sleepers, 0)) return;
     pthread_mutex_lock(&e->mutex);
     pthread_cond_broadcast(&e->moved);
     pthread_mutex_unlock(&e->mutex);
@@ -131,13 +140,21 @@ static int take(struct pool *pool, int *ret_chunks) {
     }
 }
 
-static void take_all(struct pool *pool, int thread) {
-    int chunks = 0, chunk;
-    while ((chunk = take(pool, &chunks)) >= 0) {
+/* How many it took. */
+static int take_all(struct pool *pool, int thread) {
+    int chunks = 0, chunk, n = 0;
+    for (; (chunk = take(pool, &chunks)) >= 0; n++) {
         pool->job(pool->arg, thread, chunk);
         if (atomic_fetch_add_explicit(&pool->done, 1, memory_order_acq_rel) + 1 == chunks)
             event_signal(&pool->ended);
     }
+    return n;
+}
+
+/* On the caller's processor a helper takes the time that the caller would have; it spins there while
+ * the caller waits for its turn. */
+static bool in_the_way(struct pool *pool) {
+    return sched_getcpu() == atomic_load_explicit(&pool->caller_cpu, memory_order_relaxed);
 }
 
 static void *work(void *arg) {
@@ -145,10 +162,16 @@ static void *work(void *arg) {
     struct pool *pool = me.pool;
     free(arg);
     unsigned seen = 0;
-    for (;;) {
-        seen = event_wait(&pool->posted, seen, pool->spins);
+    for (int spins = 0;;) {
+        seen = event_wait(&pool->posted, seen, spins);
         if (atomic_load_explicit(&pool->stop, memory_order_relaxed)) return NULL;
+        spins = 0;
+        if (in_the_way(pool)) {
+            atomic_store_explicit(&pool->crowded, true, memory_order_relaxed);
+            sched_yield();
+        }
         take_all(pool, me.thread);
+        if (!in_the_way(pool)) spins = pool->spins;
     }
 }
 
@@ -194,9 +217,13 @@ int pool_open(struct pool **ret, int n_threads, struct error *err) {
     pool->n_started = 0;
     pool->n_jobs = 0;
     pool->solo_until = 0;
+    pool->solo_factor = SOLO_FACTOR;
+    pool->chunk_ns = 0;
     atomic_init(&pool->stop, false);
     atomic_init(&pool->word, 0);
     atomic_init(&pool->done, 0);
+    atomic_init(&pool->caller_cpu, -1);
+    atomic_init(&pool->crowded, false);
     int rc = event_init(&pool->posted);
     if (!rc && (rc = event_init(&pool->ended))) event_deinit(&pool->posted);
     if (rc) {
@@ -224,21 +251,33 @@ void pool_close(struct pool *pool) {
 
 int pool_threads(const struct pool *pool) { return pool->n_threads; }
 
+/* A wait of that many ns for a helper has ended. */
+static void note_stall(struct pool *pool, int64_t now, int64_t stall) {
+    bool soon = now - pool->solo_until < SOLO_FACTOR * stall;
+    int twice = pool->solo_factor * 2;
+    pool->solo_factor = !soon ? SOLO_FACTOR : twice < SOLO_MOST ? twice : SOLO_MOST;
+    pool->solo_until = now + pool->solo_factor * stall;
+}
+
 /* Others hold the last chunks; how long they take tells whether somebody interrupts them. */
-static void await_helpers(struct pool *pool, unsigned seen, int n_chunks) {
+static void await_helpers(struct pool *pool, unsigned seen, int n_chunks, int64_t since) {
     for (int i = 0; i < pool->spins / 16; i++) {
         if (atomic_load_explicit(&pool->done, memory_order_acquire) == n_chunks) return;
         relax();
     }
-    int64_t since = now_ns();
     while (atomic_load_explicit(&pool->done, memory_order_acquire) != n_chunks)
         seen = event_wait(&pool->ended, seen, pool->spins);
     int64_t now = now_ns();
-    if (now - since > STALL_NS) pool->solo_until = now + SOLO_FACTOR * (now - since);
+    if (now - since > STALL_NS + 2 * pool->chunk_ns) note_stall(pool, now, now - since);
 }
 
-static bool alone(const struct pool *pool, int n_chunks) {
+static bool alone(struct pool *pool, int n_chunks) {
     if (pool->n_threads == 1 || n_chunks < 2) return true;
+    if (atomic_load_explicit(&pool->crowded, memory_order_relaxed)) {
+        atomic_store_explicit(&pool->crowded, false, memory_order_relaxed);
+        /* Beside long chunks, waking up in vain is nothing. */
+        if (pool->chunk_ns < STALL_NS) note_stall(pool, now_ns(), CROWDED_NS);
+    }
     return pool->solo_until && now_ns() < pool->solo_until;
 }
 
@@ -249,12 +288,16 @@ void pool_run(struct pool *pool, pool_job *job, void *arg, int n_chunks) {
     }
     /* Read before the job is posted: the count moves when its last chunk is done. */
     unsigned seen = atomic_load_explicit(&pool->ended.count, memory_order_acquire);
+    atomic_store_explicit(&pool->caller_cpu, sched_getcpu(), memory_order_relaxed);
     pool->job = job;
     pool->arg = arg;
     atomic_store_explicit(&pool->done, 0, memory_order_relaxed);
     uint64_t word = ++pool->n_jobs << 2 * FIELD | (uint64_t)n_chunks << FIELD;
     atomic_store_explicit(&pool->word, word, memory_order_release);
     event_signal(&pool->posted);
-    take_all(pool, 0);
-    await_helpers(pool, seen, n_chunks);
+    int64_t start = now_ns();
+    int n = take_all(pool, 0);
+    int64_t end = now_ns();
+    pool->chunk_ns = n ? (end - start) / n : 0;
+    await_helpers(pool, seen, n_chunks, end);
 }
