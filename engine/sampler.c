@@ -12,11 +12,20 @@
 /* Selection works on keys: unsigned integers in the order of the floats they stand for. The
  * best by count or by weight are found digit by digit from the top, as in a radix sort that
  * only goes into the one bucket that matters: O(n) whatever the values are. */
-enum { DIGIT_BITS = 11, N_DIGITS = 1 << DIGIT_BITS, N_PASSES = 3 /* 11 + 11 + 10 bits */ };
+enum {
+    DIGIT_BITS = 11,
+    N_DIGITS = 1 << DIGIT_BITS,
+    N_PASSES = 3, /* 11 + 11 + 10 bits */
+    SPAN = 32     /* values that share a maximum */
+};
 
 struct sampler_work {
     int n_vocab;
-    float *values;    /* (n_vocab) logits after penalties, then weights */
+    float *values; /* (n_vocab) logits after penalties, then weights */
+    int n;         /* of them, in use while drawing; ids: whose they are where that is not all */
+    int32_t *ids;  /* (n_vocab) */
+    float *maxima; /* (n_maxima) of SPAN values each */
+    int n_maxima;
     uint32_t *counts; /* (n_vocab) of history: bit 0 seen, the rest times generated; 0 between
                          calls */
     uint32_t sizes[N_DIGITS];
@@ -101,20 +110,25 @@ struct sampler_work *sampler_work_new(int n_vocab) {
     w->n_vocab = n_vocab;
     w->values = calloc((size_t)n_vocab + 1, sizeof *w->values);
     w->counts = calloc((size_t)n_vocab + 1, sizeof *w->counts);
-    if (w->values && w->counts) return w;
+    w->ids = calloc((size_t)n_vocab + 1, sizeof *w->ids);
+    w->maxima = calloc((size_t)n_vocab / SPAN + 1, sizeof *w->maxima);
+    if (w->values && w->counts && w->ids && w->maxima) return w;
     sampler_work_free(w);
     return NULL;
 }
 
 size_t sampler_work_bytes(int n_vocab) {
     const struct sampler_work *w = NULL;
-    return sizeof *w + ((size_t)n_vocab + 1) * (sizeof *w->values + sizeof *w->counts);
+    return sizeof *w + ((size_t)n_vocab / SPAN + 1) * sizeof *w->maxima +
+           ((size_t)n_vocab + 1) * (sizeof *w->values + sizeof *w->counts + sizeof *w->ids);
 }
 
 void sampler_work_free(struct sampler_work *w) {
     if (!w) return;
     free(w->values);
     free(w->counts);
+    free(w->ids);
+    free(w->maxima);
     free(w);
 }
 
@@ -144,11 +158,30 @@ static void load(struct sampler_work *w, const float *logits) {
     for (int i = 0; i < w->n_vocab; i++) w->values[i] = tame(logits[i]);
 }
 
-static int best(const struct sampler_work *w) {
-    int at = 0;
-    for (int i = 1; i < w->n_vocab; i++)
-        if (w->values[i] > w->values[at]) at = i;
-    return at;
+/* The largest of each SPAN values, and of all. */
+static float find_maxima(struct sampler_work *w) {
+    float most = -INFINITY;
+    w->n_maxima = 0;
+    for (int i = 0; i < w->n_vocab; i += SPAN) {
+        float m[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+        int end = w->n_vocab - i < SPAN ? w->n_vocab : i + SPAN, k = i;
+        for (; k + 4 <= end; k += 4)
+            for (int j = 0; j < 4; j++) m[j] = w->values[k + j] > m[j] ? w->values[k + j] : m[j];
+        for (; k < end; k++) m[0] = w->values[k] > m[0] ? w->values[k] : m[0];
+        for (int j = 1; j < 4; j++) m[0] = m[j] > m[0] ? m[j] : m[0];
+        w->maxima[w->n_maxima++] = m[0];
+        most = m[0] > most ? m[0] : most;
+    }
+    return most;
+}
+
+/* The first of the best. */
+static int best(struct sampler_work *w) {
+    float most = find_maxima(w);
+    int i = 0;
+    while (w->maxima[i / SPAN] < most) i += SPAN;
+    while (w->values[i] < most) i++;
+    return i;
 }
 
 static bool is_id(const struct sampler_work *w, int32_t id) { return id >= 0 && id < w->n_vocab; }
@@ -194,27 +227,29 @@ static float value_of(uint32_t key) {
 }
 
 /* Histograms of the digit at `shift` of all keys that agree with `prefix` above it. */
-static void count_digits(struct sampler_work *w, uint32_t prefix, int shift, int width) {
+static void count_digits(struct sampler_work *w, const float *values, int n, uint32_t prefix,
+                         int shift, int width) {
     memset(w->sizes, 0, sizeof w->sizes);
     memset(w->weights, 0, sizeof w->weights);
-    for (int i = 0; i < w->n_vocab; i++) {
-        uint32_t key = key_of(w->values[i]);
+    for (int i = 0; i < n; i++) {
+        uint32_t key = key_of(values[i]);
         if ((uint64_t)key >> (shift + width) != (uint64_t)prefix >> (shift + width)) continue;
         uint32_t digit = key >> shift & ((1u << width) - 1);
         w->sizes[digit]++;
-        w->weights[digit] += (double)w->values[i];
+        w->weights[digit] += (double)values[i];
     }
 }
 
 /* The fewest best values that are `want` in number, or, by weight, whose sum reaches want. */
-static struct cut select_best(struct sampler_work *w, double want, bool by_weight) {
+static struct cut select_best(struct sampler_work *w, const float *values, int n, double want,
+                              bool by_weight) {
     uint32_t prefix = 0;
     double have = 0;
     int shift = 32;
     for (int pass = 0; pass < N_PASSES; pass++) {
         int width = shift < DIGIT_BITS ? shift : DIGIT_BITS;
         shift -= width;
-        count_digits(w, prefix, shift, width);
+        count_digits(w, values, n, prefix, shift, width);
         int digit = (1 << width) - 1, last = -1;
         for (; digit >= 0; digit--) {
             if (!w->sizes[digit]) continue;
@@ -236,7 +271,7 @@ static struct cut select_best(struct sampler_work *w, double want, bool by_weigh
 
 /* What is worse than the cut becomes `worst`. */
 static void apply(struct sampler_work *w, struct cut cut, float worst) {
-    for (int i = 0; i < w->n_vocab; i++) {
+    for (int i = 0; i < w->n; i++) {
         if (w->values[i] > cut.value) continue;
         if (w->values[i] == cut.value && cut.n_equal-- > 0) continue;
         w->values[i] = worst;
@@ -246,7 +281,7 @@ static void apply(struct sampler_work *w, struct cut cut, float worst) {
 /* Turns logits into weights relative to the best one's 1 and returns their sum. */
 static double weigh(struct sampler_work *w, float max, float temperature) {
     double total = 0;
-    for (int i = 0; i < w->n_vocab; i++) {
+    for (int i = 0; i < w->n; i++) {
         double x = ((double)w->values[i] - (double)max) / (double)temperature;
         w->values[i] = (float)exponential(x);
         total += (double)w->values[i];
@@ -256,7 +291,7 @@ static double weigh(struct sampler_work *w, float max, float temperature) {
 
 static double sum_above(struct sampler_work *w, float least) {
     double total = 0;
-    for (int i = 0; i < w->n_vocab; i++) {
+    for (int i = 0; i < w->n; i++) {
         if (w->values[i] < least) w->values[i] = 0;
         total += (double)w->values[i];
     }
@@ -266,21 +301,38 @@ static double sum_above(struct sampler_work *w, float least) {
 static int draw(const struct sampler_work *w, double total, uint64_t random) {
     double target = (double)(random >> 11) * 0x1p-53 * total, sum = 0;
     int last = 0;
-    for (int i = 0; i < w->n_vocab; i++) {
+    for (int i = 0; i < w->n; i++) {
         if (w->values[i] <= 0) continue;
         sum += (double)w->values[i];
         last = i;
         if (sum > target) break;
     }
-    return last;
+    return w->n < w->n_vocab ? w->ids[last] : last;
+}
+
+/* Leaves few more than the k best values, in the order of ids. The k-th best of the maxima has k values
+ * at its height, so nothing below it is among the k best; what is left out would weigh nothing. */
+static void shorten(struct sampler_work *w, int k) {
+    if (k >= w->n_maxima) return;
+    float least = select_best(w, w->maxima, w->n_maxima, k, false).value;
+    w->n = 0;
+    for (int i = 0; i < w->n_vocab; i++) {
+        if (w->values[i] < least) continue;
+        w->values[w->n] = w->values[i];
+        w->ids[w->n++] = i;
+    }
 }
 
 static int sample(struct sampler *s, struct sampler_work *w, float max) {
     const struct sampler_params *p = &s->params;
-    if (p->top_k > 0 && p->top_k < w->n_vocab) apply(w, select_best(w, p->top_k, false), -INFINITY);
+    w->n = w->n_vocab;
+    if (p->top_k > 0 && p->top_k < w->n_vocab) {
+        shorten(w, p->top_k);
+        apply(w, select_best(w, w->values, w->n, p->top_k, false), -INFINITY);
+    }
     double total = weigh(w, max, p->temperature);
     if (p->top_p < 1) {
-        apply(w, select_best(w, (double)p->top_p * total, true), 0);
+        apply(w, select_best(w, w->values, w->n, (double)p->top_p * total, true), 0);
         total = sum_above(w, 0);
     }
     if (p->min_p > 0) total = sum_above(w, p->min_p);
@@ -303,7 +355,7 @@ static float logprob(float logit, double log_sum) {
 }
 
 /* Of w->values as loaded: log of the sum of exponentials, and the n best in order. */
-static double describe(const struct sampler_work *w, int n, struct sampler_result *ret) {
+static double describe(struct sampler_work *w, int n, struct sampler_result *ret) {
     double max = (double)w->values[best(w)], sum = 0;
     float logits[SAMPLER_MAX_TOP];
     for (int i = 0; i < w->n_vocab; i++) {

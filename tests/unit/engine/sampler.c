@@ -368,3 +368,46 @@ Test(sampler, more_best_tokens_than_there_are) {
     cr_expect_eq(result.top_logprobs[1], -9999);
     sampler_work_free(work);
 }
+
+/* A vocabulary that is shortened first: of many equals in many spans exactly the best k by value, then
+ * by id, are ever drawn, whatever is banned. */
+Test(sampler, a_large_vocabulary_keeps_the_k_best) {
+    enum { LARGE = 5003, MOST = 60 };
+    static const int counts[] = {1, 7, MOST, 3};
+    static float logits[LARGE];
+    uint64_t state = 5;
+    struct sampler_work *work = sampler_work_new(LARGE);
+    for (int turn = 0; turn < 12; turn++) {
+        int k = counts[turn % 4], n_banned = turn % 3 * 40;
+        int32_t banned[80];
+        bool kept[LARGE] = {false}, seen[LARGE] = {false}, out[LARGE] = {false};
+        for (int i = 0; i < LARGE; i++) logits[i] = (float)random_range(&state, -30, 30);
+        for (int i = 0; i < n_banned; i++) {
+            banned[i] = (int32_t)random_range(&state, 0, LARGE - 1);
+            out[banned[i]] = true;
+        }
+        for (int n = 0; n < k; n++) {
+            int top = -1;
+            for (int i = 0; i < LARGE; i++)
+                if (!kept[i] && !out[i] && (top < 0 || logits[i] > logits[top])) top = i;
+            kept[top] = true;
+        }
+        struct sampler_params params = defaults();
+        struct sampler s;
+        struct sampler_result result;
+        params.temperature = 100;
+        params.top_k = k;
+        params.top_p = turn % 2 ? 0.9999999f : 1;
+        sampler_init(&s, &params, (uint64_t)turn);
+        for (int i = 0; i < 25 * k; i++) {
+            const struct sampler_call call = {
+                .logits = logits, .banned = banned, .n_banned = n_banned, .n_top = -1};
+            sampler_next(&s, work, &call, &result);
+            cr_assert(kept[result.id], "turn %d: %d is not among the %d best", turn, result.id, k);
+            seen[result.id] = true;
+        }
+        for (int i = 0; i < LARGE; i++)
+            cr_assert_eq(seen[i], kept[i], "turn %d: %d was never drawn", turn, i);
+    }
+    sampler_work_free(work);
+}
