@@ -29,7 +29,7 @@ static const struct argp_option options[] = {
      5},
     {"tune-from", OPT_FROM, "DIR", 0,
      "Tune this checkpoint of MODEL; without it one is made first, at OUT.untuned", 5},
-    {"tune-steps", OPT_STEPS, "N", 0, "Steps (200)", 5},
+    {"tune-steps", OPT_STEPS, "N", 0, "Steps (80)", 5},
     {"tune-rate", OPT_RATE, "X", 0,
      "Largest relative change in a step (0.005 up to 2 bits, 0.003 above)", 5},
     {"tune-tokens", OPT_TOKENS, "N", 0, "Tokens of a step (1024)", 5},

@@ -26,7 +26,7 @@
 #include "kernels/error.h"
 
 enum {
-    STEPS = 200,
+    STEPS = 80,
     TOKENS = 1024,
     CTX = 512,
     WARM_UP = 5,

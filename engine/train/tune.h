@@ -29,7 +29,7 @@ enum tune_mode { TUNE_NONE, TUNE_SCALES /* of groups alone */, TUNE_E2E };
 
 struct tune_options {
     enum tune_mode mode;
-    int steps;   /* 0 = 200 */
+    int steps;   /* 0 = 80 */
     double rate; /* of the largest step, relative; 0 = 0.005 at 1 and 2 bits, 0.003 above */
     int tokens;  /* of a step; 0 = 1024; rounded up to whole windows */
     int ctx;     /* tokens of a window; 0 = 512, or the model's limit */
