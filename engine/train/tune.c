@@ -33,7 +33,8 @@ enum {
     MAX_STEPS = 1 << 20,
     MAX_TOKENS = 1 << 20,
     AT_ONCE = 1024, /* tokens that go through the network together */
-    MEASURES = 10,  /* in a run */
+    MEASURES = 10,  /* in a run, and */
+    APART = 8,      /* steps between two at least: one costs as much as a step and a half */
     SAVE_SECONDS = 60,
     MAX_HALVINGS = 3
 };
@@ -332,7 +333,7 @@ static int take_step(struct tune *t, double *ret_loss, struct error *err) {
 }
 
 static bool is_measured(const struct tune *t, int step) {
-    int every = t->o.steps / MEASURES > 0 ? t->o.steps / MEASURES : 1;
+    int every = t->o.steps / MEASURES > APART ? t->o.steps / MEASURES : APART;
     return step % every == 0 || step == t->o.steps;
 }
 

@@ -184,6 +184,12 @@ def all_flags(model, label, flags):
     return f"{flags} {more}".strip()
 
 
+def ladder(model, bits):
+    """A step of tuning takes SmolLM2 some 20 seconds of a core; at 3 and 4 bits a few of them do most."""
+    short = [("GPTQT `best`, cut to 30 steps", "--effort best --tune-steps 30")]
+    return LADDER + (short if model.common and bits > 2 else [])
+
+
 def options(model):
     """What the others are compared with comes first."""
     if not model.common:
@@ -195,7 +201,7 @@ def options(model):
 def rows(model):
     yield Row(model, "original", "original", "", 0, long=True)
     for bits in (2, 3, 4):
-        for section, table in (("baselines", BASELINES), ("abstract", FAITHFUL), ("ladder", LADDER),
+        for section, table in (("baselines", BASELINES), ("abstract", FAITHFUL), ("ladder", ladder(model, bits)),
                                ("formats", FORMATS), ("options", options(model))):
             for label, flags in table:
                 flags = flags.format(budget=model.budgets[bits])
