@@ -219,9 +219,12 @@ static int measure(struct bench *b, struct bench_result *ret, struct error *err)
         if (r == 0) r = rc;
     }
     if (r < 0) return r;
+    double all_steps = 0;
+    for (int i = 0; i < o->gen; i++) all_steps += b->decode_times[i];
     double step = median(b->decode_times, o->gen), read = median(b->read_times, reads);
     result.prefill_rate = o->prompt * (double)o->batch / total;
     result.decode_rate = o->batch / step;
+    result.decode_mean_rate = o->batch * (double)o->gen / all_steps;
     result.first_token = total / o->batch;
     result.weight_rate = (double)o->weight_bytes / step;
     result.read_rate = (double)o->weight_bytes / read;

@@ -30,8 +30,11 @@ struct bench_options {
 };
 
 struct bench_result {
-    double prefill_rate;   /* prompt tokens per second, all sequences */
-    double decode_rate;    /* generated tokens per second, all sequences */
+    double prefill_rate; /* prompt tokens per second, all sequences */
+    double decode_rate;  /* generated tokens per second, all sequences, of the median step */
+    /* The same over the sum of all steps, disturbed ones too: what programs that time a whole
+     * run tell. */
+    double decode_mean_rate;
     double first_token;    /* seconds from the prompt to one sequence's first token */
     double weight_rate;    /* bytes of weights per second while decoding */
     double read_rate;      /* bytes per second of the read pass */

@@ -121,13 +121,13 @@ static void print_json(const struct bench_options *o, const struct offline *mode
     char hash[24];
     snprintf(hash, sizeof hash, "%016" PRIx64, r->logits_hash);
     json_t *out = json_pack(
-        "{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:s, s:i, s:i, s:i, s:s, s:i}",
+        "{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:s, s:i, s:i, s:i, s:s, s:i}",
         "prefill_tokens_per_second", r->prefill_rate, "decode_tokens_per_second", r->decode_rate,
-        "time_to_first_token", r->first_token, "weight_gb_per_second", r->weight_rate / 1e9,
-        "read_gb_per_second", r->read_rate / 1e9, "limit_fraction", r->limit_fraction,
-        "peak_memory_mb", peak / 1e6, "weight_bytes", (json_int_t)o->weight_bytes, "logits_hash",
-        hash, "prompt", o->prompt, "gen", o->gen, "batch", o->batch, "backend",
-        model->backend->detail, "threads", o->n_threads);
+        "decode_mean_tokens_per_second", r->decode_mean_rate, "time_to_first_token", r->first_token,
+        "weight_gb_per_second", r->weight_rate / 1e9, "read_gb_per_second", r->read_rate / 1e9,
+        "limit_fraction", r->limit_fraction, "peak_memory_mb", peak / 1e6, "weight_bytes",
+        (json_int_t)o->weight_bytes, "logits_hash", hash, "prompt", o->prompt, "gen", o->gen,
+        "batch", o->batch, "backend", model->backend->detail, "threads", o->n_threads);
     if (o->profile) json_object_set_new(out, "profile", profile_json(o, r));
     json_dumpf(out, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
     putchar('\n');
