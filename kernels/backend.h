@@ -47,7 +47,7 @@ enum weight_use {
 struct backend_options {
     const char *name;  /* "cpu", "cuda", "cuda-emu" (its emulation on the CPU, for tests) or
                           "auto": cuda where there is a device, else cpu; NULL = auto */
-    const char *level; /* CPU instruction set: "auto", "ref", "avx2", "avx512"; NULL = GPTQT_CPU
+    const char *level; /* CPU instruction set: "auto", "ref", "avx2", "avx512", "neon"; NULL = GPTQT_CPU
                           from the environment, else auto */
     int n_threads;     /* 0 = every processor this process may use */
 };

@@ -6,6 +6,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 #include "kernels/error.h"
@@ -37,6 +40,12 @@ unsigned features_detect(void) {
     return (state & zmm_state) == zmm_state ? FEATURE_AVX2 | FEATURE_AVX512 : FEATURE_AVX2;
 }
 
+#elif defined(__aarch64__)
+
+unsigned features_detect(void) {
+    return getauxval(AT_HWCAP) & HWCAP_ASIMD ? FEATURE_NEON : 0;
+}
+
 #else
 
 unsigned features_detect(void) { return 0; }
@@ -47,7 +56,10 @@ int features_parse(unsigned *ret, const char *level, struct error *err) {
     static const struct {
         const char *name;
         unsigned needs;
-    } levels[] = {{"ref", 0}, {"avx2", FEATURE_AVX2}, {"avx512", FEATURE_AVX2 | FEATURE_AVX512}};
+    } levels[] = {{"ref", 0},
+                  {"avx2", FEATURE_AVX2},
+                  {"avx512", FEATURE_AVX2 | FEATURE_AVX512},
+                  {"neon", FEATURE_NEON}};
     unsigned have = features_detect();
     if (!strcmp(level, "auto")) {
         *ret = have;
@@ -61,5 +73,6 @@ int features_parse(unsigned *ret, const char *level, struct error *err) {
         return 0;
     }
     return error_set(err, -EINVAL,
-                     "unknown instruction set '%.32s' (there are auto, ref, avx2, avx512)", level);
+                     "unknown instruction set '%.32s' (there are auto, ref, avx2, avx512, neon)",
+                     level);
 }

@@ -224,6 +224,10 @@ static void check_all(struct check *c, int act_bits) {
     int turn = 0;
     for (int bits = 1; bits <= BCQ_MAX_BITS; bits++) {
         for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
+            if (turn % c->every) {
+                turn++;
+                continue;
+            }
             const int *w = widths[turn % 6];
             struct bcq_spec s = {BCQ_COMPACT, 1, 1, bits, groups[g], w[0], w[1], 0};
             check_spec(c, s, act_bits, turn);
@@ -235,7 +239,7 @@ static void check_all(struct check *c, int act_bits) {
             turn++;
         }
         /* Real shapes, every input, and the largest sums that the format allows. */
-        for (int input = 0; input < CHECK_N_INPUTS; input++) {
+        for (int input = bits % c->every; input < CHECK_N_INPUTS; input += c->every) {
             const struct bcq_spec compact = {BCQ_COMPACT, 100, 576, bits, 16, 4, 5, 0};
             const struct bcq_spec wide = {BCQ_COMPACT_GROUP, 70, 512, bits, 16, 8, 8, 256};
             const struct bcq_spec free_form = {BCQ_FREE, 100, 576, bits, 128, 0, 0, 0};

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/cpu/features.h"
@@ -55,9 +56,10 @@ static const struct {
     {"norm", check_norm},     {"rope", check_rope},           {"activation", check_activation},
     {"add", check_add},       {"widen", check_widen},
 };
-enum { N_CHECKS = sizeof checks / sizeof *checks, N_LEVELS = 3 };
+enum { N_CHECKS = sizeof checks / sizeof *checks, N_LEVELS = 4 };
 
-static bool run_level(const char *level, const char *only, const struct ops *ref, int *number) {
+static bool run_level(const char *level, const char *only, int every,
+                      const struct ops *ref, int *number) {
     struct ops ops;
     unsigned features;
     bool have = !features_parse(&features, level, NULL), good = true;
@@ -69,7 +71,7 @@ static bool run_level(const char *level, const char *only, const struct ops *ref
                    have ? "not asked for" : "the processor lacks it");
             continue;
         }
-        struct check c = {.ops = &ops, .ref = ref};
+        struct check c = {.ops = &ops, .ref = ref, .every = every};
         checks[i].run(&c);
         printf("%s %d - %s %s\n", c.n_failures ? "not ok" : "ok", *number, level, checks[i].name);
         printf("# %d of %ld expectations failed%s%s\n", c.n_failures, c.n_expectations,
@@ -80,18 +82,23 @@ static bool run_level(const char *level, const char *only, const struct ops *ref
     return good;
 }
 
-/* check [LEVEL [OPERATION]], or check --bench [LEVEL [WORD]] */
+/* check [LEVEL [OPERATION [EVERY]]], or check --bench [LEVEL [WORD]] */
 int main(int argc, char **argv) {
-    static const char *const levels[N_LEVELS] = {"ref", "avx2", "avx512"};
+    static const char *const levels[N_LEVELS] = {"ref", "avx2", "avx512", "neon"};
     bool bench = argc > 1 && !strcmp(argv[1], "--bench"), good = true;
     const char *const *args = (const char *const *)argv + 1 + bench;
     int n_args = argc - 1 - bench, number = 0;
     if (bench) return check_bench(n_args ? args[0] : NULL, n_args > 1 ? args[1] : NULL);
+    int every = n_args > 2 ? atoi(args[2]) : 1;
+    if (every < 1) {
+        fprintf(stderr, "kernel_check: one matrix in %s? at least 1\n", args[2]);
+        return 2;
+    }
     struct ops ref;
     ops_init_ref(&ref);
     printf("1..%d\n", (n_args ? 1 : N_LEVELS) * N_CHECKS);
     for (int i = 0; i < N_LEVELS && !n_args; i++)
-        good = run_level(levels[i], NULL, &ref, &number) && good;
-    if (n_args) good = run_level(args[0], n_args > 1 ? args[1] : NULL, &ref, &number);
+        good = run_level(levels[i], NULL, 1, &ref, &number) && good;
+    if (n_args) good = run_level(args[0], n_args > 1 ? args[1] : NULL, every, &ref, &number);
     return good ? 0 : 1;
 }

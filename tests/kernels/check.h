@@ -21,6 +21,7 @@
 
 struct check {
     const struct ops *ops, *ref;
+    int every; /* of binary-coded matrices one in so many is checked: emulators are slow */
     long n_expectations;
     int n_failures;
     char first[200];

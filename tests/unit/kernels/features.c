@@ -18,8 +18,11 @@ Test(features, a_level_is_itself_or_refused) {
     const struct {
         const char *level;
         unsigned bits;
-    } cases[] = {{"ref", 0}, {"avx2", FEATURE_AVX2}, {"avx512", FEATURE_AVX2 | FEATURE_AVX512}};
-    for (int i = 0; i < 3; i++) {
+    } cases[] = {{"ref", 0},
+                 {"avx2", FEATURE_AVX2},
+                 {"avx512", FEATURE_AVX2 | FEATURE_AVX512},
+                 {"neon", FEATURE_NEON}};
+    for (int i = 0; i < 4; i++) {
         unsigned got = 99;
         struct error err;
         int rc = features_parse(&got, cases[i].level, &err);
