@@ -187,7 +187,7 @@ static void kv_store(const struct kv_layer *kv, int block, int slot, const float
 }
 
 void neon_attention_init(struct ops *ops) {
-    ops->attention_scratch = attention_scratch;
-    ops->attention = attention;
-    ops->kv_store = kv_store;
+    ops->float_kv.attention_scratch = attention_scratch;
+    ops->float_kv.attention = attention;
+    ops->float_kv.kv_store = kv_store;
 }

@@ -187,8 +187,7 @@ static void mul_floats(const struct call *c, const struct neon_bcq_shape *s, boo
             float y[NEON_BCQ_ROWS] = {0};
             for (int pos = 0; pos < c->w->cols; pos += NEON_BCQ_SPAN) {
                 const struct neon_bcq_act *x = neon_bcq_at(
-                    c->act, bytes,
-                    (size_t)(pos / NEON_BCQ_SPAN) * (size_t)c->n + (size_t)t);
+                    c->act, bytes, (size_t)(pos / NEON_BCQ_SPAN) * (size_t)c->n + (size_t)t);
                 float32x4_t sum[4];
                 for (int k = 0; k < 4; k++) sum[k] = vdupq_n_f32(0);
                 for (int i = 0; i < NEON_BCQ_SPAN && pos + i < c->w->cols; i++) {
@@ -205,8 +204,8 @@ static void mul_floats(const struct call *c, const struct neon_bcq_shape *s, boo
 }
 
 #define KERNEL(bits)                                                                               \
-    static __attribute__((noinline)) void mul_##bits(                                              \
-        const struct call *c, const struct neon_bcq_shape *s, bool bytes) {                        \
+    static __attribute__((noinline)) void mul_##bits(const struct call *c,                         \
+                                                     const struct neon_bcq_shape *s, bool bytes) { \
         if (s->compact && bytes) mul_coded(c, s, bits, true, true);                                \
         if (s->compact && !bytes) mul_coded(c, s, bits, true, false);                              \
         if (!s->compact && bytes) mul_coded(c, s, bits, false, true);                              \

@@ -36,8 +36,7 @@ struct neon_bcq_act {
     int8_t hi[NEON_BCQ_TABLES][16];  /* of rounded inputs: the entries */
     uint8_t lo[NEON_BCQ_TABLES][16]; /* records of rounded inputs end before it */
 };
-_Static_assert(sizeof(struct neon_bcq_act) % 64 == 0 &&
-                   offsetof(struct neon_bcq_act, lo) % 64 == 0,
+_Static_assert(sizeof(struct neon_bcq_act) % 64 == 0 && offsetof(struct neon_bcq_act, lo) % 64 == 0,
                "records begin at cache lines");
 
 /* Records are (span, token). */

@@ -44,21 +44,27 @@ static float make_whole(float *out, const float *x) {
 }
 
 /* The sixteen signed sums of four whole numbers; bit i of an entry's index is the sign of w[i]. */
-static void make_table(int8_t hi[16], uint8_t *lo, const int16_t *w) {
-    static const int16_t signs[3][8] = {{-1, 1, -1, 1, -1, 1, -1, 1},
-                                        {-1, -1, 1, 1, -1, -1, 1, 1},
-                                        {-1, -1, -1, -1, 1, 1, 1, 1}};
+static int16x8x2_t signed_sums(const int16_t *w) {
+    static const int16_t signs[3][8] = {
+        {-1, 1, -1, 1, -1, 1, -1, 1}, {-1, -1, 1, 1, -1, -1, 1, 1}, {-1, -1, -1, -1, 1, 1, 1, 1}};
     int16x8_t sum = vmulq_n_s16(vld1q_s16(signs[0]), w[0]);
     sum = vmlaq_n_s16(sum, vld1q_s16(signs[1]), w[1]);
     sum = vmlaq_n_s16(sum, vld1q_s16(signs[2]), w[2]);
-    int16x8_t last = vdupq_n_s16(w[3]), a = vsubq_s16(sum, last), b = vaddq_s16(sum, last);
-    if (!lo) {
-        vst1q_s8(hi, vcombine_s8(vmovn_s16(a), vmovn_s16(b)));
-        return;
-    }
-    vst1q_s8(hi, vcombine_s8(vshrn_n_s16(a, 8), vshrn_n_s16(b, 8)));
-    vst1q_u8(lo, vcombine_u8(vmovn_u16(vreinterpretq_u16_s16(a)),
-                             vmovn_u16(vreinterpretq_u16_s16(b))));
+    int16x8_t last = vdupq_n_s16(w[3]);
+    return (int16x8x2_t){{vsubq_s16(sum, last), vaddq_s16(sum, last)}};
+}
+
+static void make_table(int8_t hi[16], uint8_t lo[16], const int16_t *w) {
+    int16x8x2_t t = signed_sums(w);
+    vst1q_s8(hi, vcombine_s8(vshrn_n_s16(t.val[0], 8), vshrn_n_s16(t.val[1], 8)));
+    vst1q_u8(lo, vcombine_u8(vmovn_u16(vreinterpretq_u16_s16(t.val[0])),
+                             vmovn_u16(vreinterpretq_u16_s16(t.val[1]))));
+}
+
+/* Rounded inputs' sums fit a byte. */
+static void make_small_table(int8_t entries[16], const int16_t *w) {
+    int16x8x2_t t = signed_sums(w);
+    vst1q_s8(entries, vcombine_s8(vmovn_s16(t.val[0]), vmovn_s16(t.val[1])));
 }
 
 static void pack_span(struct neon_bcq_act *out, const float *x, int n, int act_bits) {
@@ -72,14 +78,17 @@ static void pack_span(struct neon_bcq_act *out, const float *x, int n, int act_b
         vst1q_s16(out->whole + i, vcombine_s16(a, b));
         out->sums[i / 8] = vaddlvq_s16(vcombine_s16(a, b));
     }
-    for (int t = 0; t < NEON_BCQ_TABLES; t++)
-        make_table(out->hi[t], bytes ? NULL : out->lo[t], out->whole + 4 * t);
+    for (int t = 0; bytes && t < NEON_BCQ_TABLES; t++)
+        make_small_table(out->hi[t], out->whole + 4 * t);
+    for (int t = 0; !bytes && t < NEON_BCQ_TABLES; t++)
+        make_table(out->hi[t], out->lo[t], out->whole + 4 * t);
 }
 
 void neon_bcq_act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n,
                        int part, int n_parts) {
     size_t all = spans_of(cols) * (size_t)n, n_tokens = (size_t)n;
-    size_t i0 = all * (size_t)part / (size_t)n_parts, i1 = all * (size_t)(part + 1) / (size_t)n_parts;
+    size_t i0 = all * (size_t)part / (size_t)n_parts,
+           i1 = all * (size_t)(part + 1) / (size_t)n_parts;
     for (size_t i = i0; i < i1; i++) {
         int pos = (int)(i / n_tokens) * NEON_BCQ_SPAN;
         int left = cols - pos < NEON_BCQ_SPAN ? cols - pos : NEON_BCQ_SPAN;

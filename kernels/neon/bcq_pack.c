@@ -81,8 +81,7 @@ static void pack_head(uint8_t *block, const struct bcq_view *w, int row, int lan
 static void pack_row(uint8_t *block, const struct neon_bcq_shape *s, const struct bcq_view *w,
                      int row, int lane) {
     const int bits = w->spec.bits, cols = w->spec.cols;
-    const uint32_t *planes =
-        w->planes + (size_t)row * (size_t)bits * (size_t)w->layout.plane_words;
+    const uint32_t *planes = w->planes + (size_t)row * (size_t)bits * (size_t)w->layout.plane_words;
     uint8_t *to = block + s->head;
     if (s->compact) pack_head(block, w, row, lane);
     for (int pos = 0, end; pos < cols; pos = end) {

@@ -36,8 +36,8 @@ static float sum_of(const float *x, int dim) {
 }
 
 /* dst = (src - mean) * scale * w + b; b may be NULL. */
-static void apply(float *dst, const float *src, const float *w, const float *b, int dim,
-                  float mean, float scale) {
+static void apply(float *dst, const float *src, const float *w, const float *b, int dim, float mean,
+                  float scale) {
     for (int i = 0; i < dim; i += 4) {
         size_t n = (size_t)(dim - i);
         float32x4_t v = vsubq_f32(neon_load(src + i, n), vdupq_n_f32(mean));
