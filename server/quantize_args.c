@@ -44,6 +44,7 @@ enum {
     OPT_CTX,
     OPT_SEED,
     OPT_STATIC,
+    OPT_SEQUENTIAL,
     OPT_MOMENTS,
     OPT_TARGET,
     OPT_TOKENS,
@@ -130,6 +131,8 @@ static const struct argp_option options[] = {
     {"ctx", OPT_CTX, "N", 0, "Tokens of a window (1024; own text 512)", 3},
     {"seed", OPT_SEED, "N", 0, "Of the own text (0)", 3},
     {"static", OPT_STATIC, NULL, 0, "Inputs from the unquantized model, not the coded blocks", 3},
+    {"sequential", OPT_SEQUENTIAL, NULL, 0,
+     "Inputs from the coded blocks (default without --effort, whose steps are static)", 3},
     {"moments", OPT_MOMENTS, "DIR", 0,
      "With --static: keep the second moments of the inputs in DIR, or take those that another run "
      "on the same model and text has kept there",
@@ -372,6 +375,9 @@ static int other_option(struct quantize_args *args, int key, const char *value, 
         return cli_seed(&o->seed, "--seed", value, err);
     case OPT_STATIC:
         o->is_static = true;
+        return 0;
+    case OPT_SEQUENTIAL:
+        o->is_static = false;
         return 0;
     case OPT_MOMENTS:
         o->moments_folder = value;

@@ -38,6 +38,13 @@ Test(quantize_args, an_effort_lies_under_the_flags_wherever_it_stands) {
     }
 }
 
+Test(quantize_args, inputs_are_static_or_those_of_the_coded_blocks) {
+    cr_expect_not(parse("q MODEL OUT").o.is_static);
+    cr_expect(parse("q MODEL OUT --static").o.is_static);
+    cr_expect(parse("q MODEL OUT --effort normal").o.is_static);
+    cr_expect_not(parse("q --sequential MODEL OUT --effort normal").o.is_static);
+}
+
 Test(quantize_args, no_effort_leaves_the_defaults) {
     struct quantize_options plain;
     quantize_defaults(&plain);
