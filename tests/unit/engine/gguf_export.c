@@ -198,7 +198,8 @@ static void fixture_round_trip(const char *name, enum dtype type, double max_kl)
 Test(gguf_export, dense_models_come_back_whole) {
     fixture_round_trip("llama-gqa", DTYPE_F32, 0);
     fixture_round_trip("llama-mha", DTYPE_F32, 0);
-    fixture_round_trip("llama3", DTYPE_F32, 1e-9);
+    /* The sum over the words is rounded, too: -1.2e-9 on AVX2 without optimisation. */
+    fixture_round_trip("llama3", DTYPE_F32, 1e-8);
 }
 
 /* The bytes alone: for a model of 256 tokens. */
