@@ -72,3 +72,12 @@ int scratch_each(const char *folder, void (*visit)(const char *path, const char 
     free(entries);
     return n;
 }
+
+void scratch_see_same(const char *path, const char *name, void *arg) {
+    char other[SCRATCH_PATH];
+    size_t n, m;
+    void *a = scratch_load(path, &n), *b = scratch_load(scratch_join(other, arg, name), &m);
+    cr_assert(n == m && memcmp(a, b, n) == 0, "%s differs", name);
+    free(a);
+    free(b);
+}

@@ -29,5 +29,7 @@ void scratch_save(const char *path, const void *bytes, size_t n);
 /* Calls visit for every file of a folder, by name; returns how many there were. */
 int scratch_each(const char *folder, void (*visit)(const char *path, const char *name, void *arg),
                  void *arg);
+/* For scratch_each(): the file is the same, byte for byte, in the folder that arg names. */
+void scratch_see_same(const char *path, const char *name, void *arg);
 
 #endif

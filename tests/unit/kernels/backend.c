@@ -389,24 +389,26 @@ Test(backend, rope_turns_by_position_times_frequency) {
     free(x);
 }
 
-Test(backend, embed_adds_scaled_rows_by_token_and_by_position) {
-    enum { N = 30, W = 45 };
-    struct weight_view view;
-    void *block = matrix_dense(&view, DTYPE_BF16, 40, W, 6);
+enum { EMBED_ROWS = 40, EMBED_WIDTH = 45 };
+
+/* Rows by token, three times as large, and rows by position added to them, on every level. */
+static void check_embedding(const struct weight_view *view, size_t bytes) {
+    enum { N = 30, W = EMBED_WIDTH };
     for (int l = 0; l < N_LEVELS; l++) {
         struct backend *be = open_level(levels[l], 2);
         if (!be) continue;
         struct plain_batch b;
         plain_batch(&b, N);
-        struct weight *table = weight_of(be, WEIGHT_TABLE, &view);
+        struct weight *table = weight_of(be, WEIGHT_TABLE, view);
         struct buffer *buf = buffer_of(be, NULL, N * W);
+        cr_expect_eq(backend_weight_bytes(be, table), bytes);
         backend_begin(be, &b.batch);
         backend_embed(be, buf, table, false, 0, 3, false);
         backend_embed(be, buf, table, true, 2, 1, true);
         float *y = read_all(be, buf, N * W), row[W], pos[W];
         for (int t = 0; t < N; t++) {
-            matrix_row(&view, b.tokens[t], row);
-            matrix_row(&view, t + 2, pos);
+            matrix_row(view, b.tokens[t], row);
+            matrix_row(view, t + 2, pos);
             for (int i = 0; i < W; i++) cr_assert_eq(y[t * W + i], row[i] * 3 + pos[i]);
         }
         free(y);
@@ -414,36 +416,20 @@ Test(backend, embed_adds_scaled_rows_by_token_and_by_position) {
         backend_weight_free(be, table);
         backend_close(be);
     }
+}
+
+Test(backend, embed_adds_scaled_rows_by_token_and_by_position) {
+    struct weight_view view;
+    void *block = matrix_dense(&view, DTYPE_BF16, EMBED_ROWS, EMBED_WIDTH, 6);
+    check_embedding(&view, sizeof(uint16_t) * EMBED_ROWS * EMBED_WIDTH);
     free(block);
 }
 
 Test(backend, embed_expands_rows_of_whole_numbers) {
-    enum { N = 30, W = 45 };
-    const struct bcq_spec spec = {BCQ_WHOLE, 40, W, 5, 32, 0, 0, 0};
-    struct weight_view view = {.is_bcq = 1, .rows = 40, .cols = W};
+    const struct bcq_spec spec = {BCQ_WHOLE, EMBED_ROWS, EMBED_WIDTH, 5, 32, 0, 0, 0};
+    struct weight_view view = {.is_bcq = 1, .rows = EMBED_ROWS, .cols = EMBED_WIDTH};
     void *block = matrix_bcq(&view.bcq, &spec, 6);
-    for (int l = 0; l < N_LEVELS; l++) {
-        struct backend *be = open_level(levels[l], 2);
-        if (!be) continue;
-        struct plain_batch b;
-        plain_batch(&b, N);
-        struct weight *table = weight_of(be, WEIGHT_TABLE, &view);
-        struct buffer *buf = buffer_of(be, NULL, N * W);
-        cr_expect_eq(backend_weight_bytes(be, table), view.bcq.layout.total);
-        backend_begin(be, &b.batch);
-        backend_embed(be, buf, table, false, 0, 3, false);
-        backend_embed(be, buf, table, true, 2, 1, true);
-        float *y = read_all(be, buf, N * W), row[W], pos[W];
-        for (int t = 0; t < N; t++) {
-            matrix_row(&view, b.tokens[t], row);
-            matrix_row(&view, t + 2, pos);
-            for (int i = 0; i < W; i++) cr_assert_eq(y[t * W + i], row[i] * 3 + pos[i]);
-        }
-        free(y);
-        backend_buffer_free(be, buf);
-        backend_weight_free(be, table);
-        backend_close(be);
-    }
+    check_embedding(&view, (size_t)view.bcq.layout.total);
     free(block);
 }
 

@@ -244,15 +244,6 @@ static struct quantize_options quick(void) {
     return o;
 }
 
-static void see_same_file(const char *path, const char *name, void *arg) {
-    char other[SCRATCH_PATH];
-    size_t n, m;
-    void *a = scratch_load(path, &n), *b = scratch_load(scratch_join(other, arg, name), &m);
-    cr_assert(n == m && memcmp(a, b, n) == 0, "%s differs", name);
-    free(a);
-    free(b);
-}
-
 /* Whole, and in three runs with another number of threads: equal bytes, and a checkpoint that
  * opens with the vectors that were changed. */
 static void check_run(const char *model, struct quantize_options o, const char *changed) {
@@ -273,7 +264,7 @@ static void check_run(const char *model, struct quantize_options o, const char *
     }
     o.stop_after = 0;
     cr_assert_eq(run(model, broken, &o, &err), 0, "%s: %s", model, err.text);
-    cr_assert_geq(scratch_each(whole, see_same_file, broken), 3);
+    cr_assert_geq(scratch_each(whole, scratch_see_same, broken), 3);
     cr_assert_eq(source_open(&src, whole, &err), 0, "%s", err.text);
     if (changed) {
         cr_assert_eq(source_find(src, changed, &t), 0, "%s: %s is missing", model, changed);

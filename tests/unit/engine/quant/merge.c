@@ -67,15 +67,6 @@ static int join(struct bench *b, struct quantize_summary *summary, struct error 
     return merge_parts(summary, b->out, b->parts, b->n, false, err);
 }
 
-static void see_same_file(const char *path, const char *name, void *arg) {
-    char other[SCRATCH_PATH];
-    size_t n, m;
-    void *a = scratch_load(path, &n), *b = scratch_load(scratch_join(other, arg, name), &m);
-    cr_assert(n == m && memcmp(a, b, n) == 0, "%s differs", name);
-    free(a);
-    free(b);
-}
-
 Test(merge, parts_join_to_the_bytes_of_one_run) {
     struct bench b;
     struct quantize_summary joined;
@@ -92,9 +83,9 @@ Test(merge, parts_join_to_the_bytes_of_one_run) {
     cr_assert_eq(join(&b, &joined, &err), 0, "%s", err.text);
     cr_assert_eq(joined.n_layers, 3);
     cr_assert(joined.own_text && joined.has_role[ROLE_DOWN] && joined.bits_per_weight > 3.0);
-    int files = scratch_each(whole, see_same_file, b.out);
+    int files = scratch_each(whole, scratch_see_same, b.out);
     cr_assert_geq(files, 3);
-    cr_assert_eq(scratch_each(b.out, see_same_file, whole), files);
+    cr_assert_eq(scratch_each(b.out, scratch_see_same, whole), files);
     scratch_remove(b.folder);
 }
 
@@ -117,7 +108,7 @@ Test(merge, an_interrupted_part_goes_on) {
     add_part(&b, 1, 3, &o);
     cr_assert_str_eq(b.parts[1], part);
     cr_assert_eq(join(&b, &joined, &err), 0, "%s", err.text);
-    scratch_each(whole, see_same_file, b.out);
+    scratch_each(whole, scratch_see_same, b.out);
     scratch_remove(b.folder);
 }
 

@@ -182,15 +182,6 @@ static int check_bits(const char *out) {
     return kinds;
 }
 
-static void see_same_file(const char *path, const char *name, void *arg) {
-    char other[SCRATCH_PATH];
-    size_t n, m;
-    void *a = scratch_load(path, &n), *b = scratch_load(scratch_join(other, arg, name), &m);
-    cr_assert(n == m && memcmp(a, b, n) == 0, "%s differs", name);
-    free(a);
-    free(b);
-}
-
 Test(mixed, a_model_keeps_its_budget_and_what_it_has_found) {
     char folder[SCRATCH_PATH], whole[SCRATCH_PATH], broken[SCRATCH_PATH], part[SCRATCH_PATH];
     struct quantize_options o = quick(3.0);
@@ -212,7 +203,7 @@ Test(mixed, a_model_keeps_its_budget_and_what_it_has_found) {
     o.layer.n_threads = 1;
     cr_assert_eq(run(broken, &o, &seen, &summary, &err), 0, "%s", err.text);
     cr_assert_eq(seen.blocks, 0);
-    scratch_each(whole, see_same_file, broken);
+    scratch_each(whole, scratch_see_same, broken);
     /* Stopped within it: some units are there, one is damaged. */
     cr_assert_eq(run(broken, &o, &seen, &summary, &err), 0, "%s", err.text);
     o.stop_after = 1;
@@ -229,7 +220,7 @@ Test(mixed, a_model_keeps_its_budget_and_what_it_has_found) {
     o.stop_after = 0;
     cr_assert_eq(run(broken, &o, &seen, &summary, &err), 0, "%s", err.text);
     cr_assert_eq(seen.blocks, 3);
-    scratch_each(whole, see_same_file, broken);
+    scratch_each(whole, scratch_see_same, broken);
     scratch_remove(folder);
 }
 

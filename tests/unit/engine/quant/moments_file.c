@@ -38,15 +38,6 @@ static int run(const char *out, const struct quantize_options *o, struct error *
     return r;
 }
 
-static void see_same_file(const char *path, const char *name, void *arg) {
-    char other[SCRATCH_PATH];
-    size_t n, m;
-    void *a = scratch_load(path, &n), *b = scratch_load(scratch_join(other, arg, name), &m);
-    cr_assert(n == m && memcmp(a, b, n) == 0, "%s differs", name);
-    free(a);
-    free(b);
-}
-
 static void count(const char *path, const char *name, void *arg) {
     (void)path;
     *(int *)arg += strstr(name, ".moments") != NULL;
@@ -66,7 +57,7 @@ static void expect_same(const char *folder, struct quantize_options o) {
     cr_assert_eq(run(scratch_join(with, folder, "with"), &o, &err), 0, "%s", err.text);
     o.moments_folder = NULL;
     cr_assert_eq(run(scratch_join(without, folder, "without"), &o, &err), 0, "%s", err.text);
-    cr_assert_geq(scratch_each(without, see_same_file, with), 3);
+    cr_assert_geq(scratch_each(without, scratch_see_same, with), 3);
 }
 
 Test(moments_file, a_run_on_kept_moments_gives_the_same_bytes) {

@@ -151,15 +151,6 @@ Test(quantize, every_architecture_becomes_a_checkpoint_that_runs) {
     scratch_remove(folder);
 }
 
-static void see_same_file(const char *path, const char *name, void *arg) {
-    char other[SCRATCH_PATH];
-    size_t n, m;
-    void *a = scratch_load(path, &n), *b = scratch_load(scratch_join(other, arg, name), &m);
-    cr_assert(n == m && memcmp(a, b, n) == 0, "%s differs", name);
-    free(a);
-    free(b);
-}
-
 static void check_resumption(bool is_static, double outliers, enum quantize_target target,
                              int act_bits, enum layer_incoherence turn) {
     char folder[SCRATCH_PATH], whole[SCRATCH_PATH], broken[SCRATCH_PATH];
@@ -187,7 +178,7 @@ static void check_resumption(bool is_static, double outliers, enum quantize_targ
     cr_assert_eq(run("models/llama-gqa", broken, &o, &seen, &summary, &err), 0, "%s", err.text);
     cr_assert_eq(seen.resumed, 14);
     cr_assert_eq(seen.matrices, 21);
-    cr_assert_geq(scratch_each(whole, see_same_file, broken), 3);
+    cr_assert_geq(scratch_each(whole, scratch_see_same, broken), 3);
     scratch_remove(folder);
 }
 
@@ -393,7 +384,7 @@ Test(quantize, a_codec_changes_the_bytes_alone) {
     cr_assert_eq(run("models/llama-gqa", again, &o, &seen, &smaller, &err), -ECANCELED);
     o.stop_after = 0;
     cr_assert_eq(run("models/llama-gqa", again, &o, &seen, &smaller, &err), 0, "%s", err.text);
-    scratch_each(packed, see_same_file, again);
+    scratch_each(packed, scratch_see_same, again);
     o.layer.kind = BCQ_FREE;
     cr_assert_eq(run("models/llama-gqa", again, &o, &seen, &smaller, &err), -EINVAL);
     cr_assert(strstr(err.text, "params free"), "%s", err.text);
@@ -532,7 +523,7 @@ Test(quantize, wrong_input_is_refused_and_nothing_is_written) {
     o = quick();
     o.calibration = "/nowhere/text";
     cr_assert_eq(run("models/llama-gqa", out, &o, &seen, &summary, &err), -ENOENT);
-    cr_assert_lt(scratch_each(folder, see_same_file, folder), 1, "nothing at the output path");
+    cr_assert_lt(scratch_each(folder, scratch_see_same, folder), 1, "nothing at the output path");
     scratch_save(scratch_join(file, folder, "out"), "x", 1);
     o = quick();
     cr_assert_eq(run("models/llama-gqa", out, &o, &seen, &summary, &err), -EEXIST);
