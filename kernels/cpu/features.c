@@ -42,9 +42,7 @@ unsigned features_detect(void) {
 
 #elif defined(__aarch64__)
 
-unsigned features_detect(void) {
-    return getauxval(AT_HWCAP) & HWCAP_ASIMD ? FEATURE_NEON : 0;
-}
+unsigned features_detect(void) { return getauxval(AT_HWCAP) & HWCAP_ASIMD ? FEATURE_NEON : 0; }
 
 #else
 

@@ -13,17 +13,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "kernels/cpu/event.h"
 #include "kernels/error.h"
 
 /* One word says everything about the job: its number, how many chunks it has and which comes
  * next. A thread takes a chunk by moving the word on; when that succeeds the job cannot end before
- * this chunk is counted as done, so job and arg, written before the word, stay as they are.
- *
- * An event is a counter that waiters see change. A waiter that gives up spinning counts itself as
- * a sleeper and then looks once more; the signaller moves the counter and then takes the sleepers.
- * It wakes them once, however long they need to come: a system call with every job would take as
- * long as a small job does. Both use sequentially consistent operations, so at least one sees the
- * other and no wake-up is lost. */
+ * this chunk is counted as done, so job and arg, written before the word, stay as they are. */
 enum {
     MAX_THREADS = 256,
     FIELD = 20, /* bits of the two chunk numbers in the word */
@@ -40,13 +35,6 @@ enum {
     SOLO_MOST = 32,
     /* What a helper that found no processor of its own counts for. */
     CROWDED_NS = 250 * 1000
-};
-
-struct event {
-    _Alignas(64) atomic_uint count;
-    atomic_int sleepers;
-    pthread_mutex_t mutex;
-    pthread_cond_t moved;
 };
 
 struct pool {
@@ -72,57 +60,10 @@ struct worker {
     int thread;
 };
 
-static void relax(void) {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
 static int64_t now_ns(void) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-static int event_init(struct event *e) {
-    atomic_init(&e->count, 0);
-    atomic_init(&e->sleepers, 0);
-    if (pthread_mutex_init(&e->mutex, NULL)) return -ENOMEM;
-    if (pthread_cond_init(&e->moved, NULL)) {
-        pthread_mutex_destroy(&e->mutex);
-        return -ENOMEM;
-    }
-    return 0;
-}
-
-static void event_deinit(struct event *e) {
-    pthread_cond_destroy(&e->moved);
-    pthread_mutex_destroy(&e->mutex);
-}
-
-/* Returns the count that ended the wait. */
-static unsigned event_wait(struct event *e, unsigned seen, int spins) {
-    unsigned count;
-    for (int i = 0; i < spins; i++) {
-        count = atomic_load_explicit(&e->count, memory_order_acquire);
-        if (count != seen) return count;
-        relax();
-    }
-    pthread_mutex_lock(&e->mutex);
-    atomic_fetch_add(&e->sleepers, 1);
-    while ((count = atomic_load(&e->count)) == seen) pthread_cond_wait(&e->moved, &e->mutex);
-    pthread_mutex_unlock(&e->mutex);
-    return count;
-}
-
-static void event_signal(struct event *e) {
-    atomic_fetch_add(&e->count, 1);
-    if (!atomic_load(&e->sleepers) || !atomic_exchange(&e->sleepers, 0)) return;
-    pthread_mutex_lock(&e->mutex);
-    pthread_cond_broadcast(&e->moved);
-    pthread_mutex_unlock(&e->mutex);
 }
 
 /* -1 when every chunk of the job is taken. */
@@ -263,7 +204,7 @@ static void note_stall(struct pool *pool, int64_t now, int64_t stall) {
 static void await_helpers(struct pool *pool, unsigned seen, int n_chunks, int64_t since) {
     for (int i = 0; i < pool->spins / 16; i++) {
         if (atomic_load_explicit(&pool->done, memory_order_acquire) == n_chunks) return;
-        relax();
+        event_relax();
     }
     while (atomic_load_explicit(&pool->done, memory_order_acquire) != n_chunks)
         seen = event_wait(&pool->ended, seen, pool->spins);
