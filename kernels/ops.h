@@ -23,8 +23,10 @@
 /* Binary-coded matrix times activations. mul() follows act_pack() of the same x; a call to
  * pack(), act_pack() or mul() covers a part, so that threads can share the work.
  * Tolerance: ||y - y64|| <= 2e-4 ||y64|| against fp64 on the stored parameters for x without
- * extreme outliers, and always |error| <= 2e-4 * sum |x| * largest |alpha_1| + .. + |beta| of the
- * row; with act_bits below 16, of the rounded x. */
+ * extreme outliers, and |error| <= 2e-4 * sum |x| * largest |alpha_1| + .. + |beta| of the row;
+ * with act_bits below 16, of the rounded x. Inputs that are all just below half a step of rounding
+ * beside an outlier, and of one sign, can lose (2e-3 + 1e-6 * cols) in place of 2e-4. An input or a
+ * sum of 16 that is at most 1e-30 may count as zero. */
 struct bcq_ops {
     int row_block; /* rows handled as a unit; ranges below count such blocks */
 

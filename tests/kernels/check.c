@@ -24,6 +24,34 @@ void check_expect(struct check *c, bool good, const char *format, ...) {
     }
 }
 
+bool check_finite(enum check_input input) {
+    return input != INPUT_NOT_FINITE && input != INPUT_NAN && input != INPUT_INFINITE;
+}
+
+/* Value i of the inputs for products, made of an ordinary v. */
+static float product_input(enum check_input input, size_t i, float v, bool rare) {
+    switch (input) {
+    case INPUT_MINUS:
+        return -1;
+    case INPUT_HUGE:
+        return copysignf(1e30f, v);
+    case INPUT_GIANT:
+        return rare ? copysignf(1e8f, v) : v;
+    case INPUT_FAINT:
+        return v * 1e-31f;
+    case INPUT_DENORMAL:
+        return v * 1e-39f;
+    case INPUT_HALF_STEPS:
+        return rare ? 1e4f : 1e4f / 66000 / (float)(1 << i / 1000 % 3 * 2);
+    case INPUT_NAN:
+        return rare ? NAN : v;
+    case INPUT_INFINITE:
+        return rare ? copysignf(INFINITY, v) : v;
+    default:
+        return v;
+    }
+}
+
 void check_fill(float *x, size_t n, enum check_input input, uint64_t seed) {
     for (size_t i = 0; i < n; i++) {
         float v = matrix_normal(&seed);
@@ -31,7 +59,8 @@ void check_fill(float *x, size_t n, enum check_input input, uint64_t seed) {
         if (input == INPUT_ZERO || input == INPUT_ONE_HOT) v = 0;
         if (input == INPUT_ONES) v = 1;
         if (input == INPUT_TINY) v *= 1e-20f;
-        x[i] = v;
+        x[i] =
+            input < CHECK_N_INPUTS ? v : product_input(input, i, v, random_next(&seed) % 300 == 0);
     }
     if (input == INPUT_ONE_HOT) x[random_next(&seed) % n] = 1e4f;
     const float odd[] = {NAN, INFINITY, -INFINITY, 3e38f, 1e-42f};
@@ -46,6 +75,12 @@ struct fence check_floats(size_t n, enum check_input input, uint64_t seed) {
 
 bool check_same(const float *a, const float *b, size_t n) { return !memcmp(a, b, n * sizeof *a); }
 
+bool check_alike(const float *a, const float *b, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (!check_same(a + i, b + i, 1) && !(isnan(a[i]) && isnan(b[i]))) return false;
+    return true;
+}
+
 static const struct {
     const char *name;
     void (*run)(struct check *c);
@@ -58,8 +93,8 @@ static const struct {
 };
 enum { N_CHECKS = sizeof checks / sizeof *checks, N_LEVELS = 4 };
 
-static bool run_level(const char *level, const char *only, int every,
-                      const struct ops *ref, int *number) {
+static bool run_level(const char *level, const char *only, int every, const struct ops *ref,
+                      int *number) {
     struct ops ops;
     unsigned features;
     bool have = !features_parse(&features, level, NULL), good = true;

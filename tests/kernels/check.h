@@ -44,14 +44,28 @@ enum check_input {
     INPUT_ONES,    /* all equal: sums reach their limits */
     INPUT_TINY,    /* 1e-20 */
     INPUT_NOT_FINITE,
-    CHECK_N_INPUTS
+    CHECK_N_INPUTS,
+    /* For products alone; norms and gates promise nothing for some of them. */
+    INPUT_MINUS = CHECK_N_INPUTS, /* all -1: the other limit of sums */
+    INPUT_HUGE,                   /* +-1e30 */
+    INPUT_GIANT,                  /* a 1e8 now and then among ordinary ones */
+    INPUT_FAINT,                  /* 1e-31 */
+    INPUT_DENORMAL,
+    INPUT_HALF_STEPS, /* a 1e4 now and then, the rest just too small beside it for 16 bits to hold
+                         one of them, a sum of 4 or a sum of 16 */
+    INPUT_NAN,        /* a NaN now and then among ordinary ones */
+    INPUT_INFINITE,   /* the same with +-Inf */
+    CHECK_N_PRODUCT_INPUTS
 };
+bool check_finite(enum check_input input);
 void check_fill(float *x, size_t n, enum check_input input, uint64_t seed);
 
 struct fence check_floats(size_t n, enum check_input input, uint64_t seed);
 
 /* The same bits, NaN included. */
 bool check_same(const float *a, const float *b, size_t n);
+/* The same bits, but any NaN for a NaN. */
+bool check_alike(const float *a, const float *b, size_t n);
 
 /* One table entry, or a few that belong together. */
 void check_bcq(struct check *c);

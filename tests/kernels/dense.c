@@ -80,15 +80,15 @@ static void check_matrix(struct check *c, enum dtype type, int rows, int cols,
     packed_init(&m, c, type, rows, cols);
     struct fence x = check_floats(MAX_N * (size_t)cols, input, 3);
     struct fence y = multiply(c, &m, x.p, MAX_N, true);
-    if (input != INPUT_NOT_FINITE) compare(c, &m, x.p, y.p, MAX_N);
+    if (check_finite(input)) compare(c, &m, x.p, y.p, MAX_N);
     for (int i = 0; i < N_COUNTS; i++) {
         size_t from = (size_t)(MAX_N - counts[i]), ldy = (size_t)rows + GAP;
         struct fence some =
             multiply(c, &m, (const float *)x.p + from * (size_t)cols, counts[i], false);
-        for (int t = 0; t < counts[i] && input != INPUT_NOT_FINITE; t++)
+        for (int t = 0; t < counts[i]; t++)
             check_expect(c,
-                         check_same((float *)some.p + (size_t)t * ldy,
-                                    (float *)y.p + (from + (size_t)t) * ldy, (size_t)rows),
+                         check_alike((float *)some.p + (size_t)t * ldy,
+                                     (float *)y.p + (from + (size_t)t) * ldy, (size_t)rows),
                          "type %d %dx%d: token %d of %d differs from itself in a batch", (int)type,
                          rows, cols, t, counts[i]);
         fence_free(&some);
@@ -99,12 +99,40 @@ static void check_matrix(struct check *c, enum dtype type, int rows, int cols,
     free(m.values);
 }
 
+/* A token with NaN in it must leave its neighbours alone. */
+static void check_neighbours(struct check *c, enum dtype type, int rows, int cols, int n) {
+    struct packed m;
+    packed_init(&m, c, type, rows, cols);
+    struct fence x = check_floats((size_t)n * (size_t)cols, INPUT_NORMAL, 3);
+    struct fence good = multiply(c, &m, x.p, n, true);
+    check_fill((float *)x.p + (n / 2) * cols, (size_t)cols, INPUT_NOT_FINITE, 9);
+    struct fence bad = multiply(c, &m, x.p, n, true);
+    size_t ldy = (size_t)rows + GAP;
+    for (int t = 0; t < n; t++)
+        check_expect(c,
+                     t == n / 2 || check_same((float *)good.p + (size_t)t * ldy,
+                                              (float *)bad.p + (size_t)t * ldy, (size_t)rows),
+                     "type %d: token %d of %d differs beside a NaN", (int)type, t, n);
+    fence_free(&x);
+    fence_free(&good);
+    fence_free(&bad);
+    fence_free(&m.data);
+    free(m.values);
+}
+
 void check_dense(struct check *c) {
     static const enum dtype types[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16};
     for (int i = 0; i < 3 * CHECK_N_SIZES; i++) {
         int rows = check_sizes[(i * 5 + 2) % CHECK_N_SIZES], cols = check_sizes[i % CHECK_N_SIZES];
         for (int t = 0; t < 3; t++)
             check_matrix(c, types[t], rows, cols,
-                         i % 3 ? INPUT_NORMAL : (enum check_input)((i + t) % CHECK_N_INPUTS));
+                         i % 3 ? INPUT_NORMAL
+                               : (enum check_input)((i + t) % CHECK_N_PRODUCT_INPUTS));
+    }
+    for (int t = 0; t < 3; t++) {
+        for (int i = 0; i < CHECK_N_PRODUCT_INPUTS; i++)
+            check_matrix(c, types[t], 100, 576, (enum check_input)i);
+        check_neighbours(c, types[t], 100, 576, 2);
+        check_neighbours(c, types[t], 100, 576, 16);
     }
 }

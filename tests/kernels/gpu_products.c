@@ -10,7 +10,7 @@ struct matrix {
 static void coded(struct matrix *m, const struct bcq_spec *s, bool extreme) {
     *m = (struct matrix){0};
     m->view.is_bcq = 1;
-    m->block = extreme ? matrix_bcq_extreme(&m->view.bcq, s) : matrix_bcq(&m->view.bcq, s, 7);
+    m->block = extreme ? matrix_bcq_extreme(&m->view.bcq, s, false) : matrix_bcq(&m->view.bcq, s, 7);
     m->view.rows = s->rows;
     m->view.cols = s->cols;
     snprintf(m->name, sizeof m->name, "kind %d %dx%d bits %d group %d q%d p%d%s", (int)s->kind,

@@ -108,9 +108,12 @@ void *matrix_bcq(struct bcq_view *ret, const struct bcq_spec *spec, uint64_t see
     return block;
 }
 
-void *matrix_bcq_extreme(struct bcq_view *ret, const struct bcq_spec *spec) {
+void *matrix_bcq_extreme(struct bcq_view *ret, const struct bcq_spec *spec, bool minus) {
     void *block = block_new(ret, spec);
-    if (block) fill(ret, NULL);
+    if (!block) return NULL;
+    fill(ret, NULL);
+    size_t words = (size_t)spec->rows * (size_t)spec->bits * (size_t)ret->layout.plane_words;
+    if (minus) memset(WRITABLE(uint32_t, ret->planes), 0, words * sizeof *ret->planes);
     return block;
 }
 

@@ -10,6 +10,7 @@
 #ifndef TESTS_SUPPORT_MATRIX_H
 #define TESTS_SUPPORT_MATRIX_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -24,8 +25,9 @@ float matrix_normal(uint64_t *state);
  * BCQ_MAX_SHAPE_SUM; scales so that weights are of the order of 0.1. */
 void *matrix_bcq(struct bcq_view *ret, const struct bcq_spec *spec, uint64_t seed);
 
-/* Every plane +1, every shape, q and p at the end of its range that makes weights largest. */
-void *matrix_bcq_extreme(struct bcq_view *ret, const struct bcq_spec *spec);
+/* Every shape, q and p at the end of its range that makes weights largest; every plane +1, or,
+ * minus, -1. */
+void *matrix_bcq_extreme(struct bcq_view *ret, const struct bcq_spec *spec, bool minus);
 
 /* (rows, cols) of type, normal with sigma 0.1. */
 void *matrix_dense(struct weight_view *ret, enum dtype type, int rows, int cols, uint64_t seed);
