@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/quant/linalg.h"
 #include "engine/quant/merge.h"
 #include "engine/quant/quantize.h"
 #include "engine/source.h"
@@ -116,7 +117,19 @@ static int run(const struct quantize_args *args, struct error *err) {
     return 0;
 }
 
+/* The library has read the variable by now, so the program starts anew. One that is set is the user's
+ * wish, and ends the second start here; without /proc the work is slow, no more. */
+static void choose_kernels(char **argv) {
+    const char *core = linalg_better_core();
+    char path[4096];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (!core || n < 0 || getenv("OPENBLAS_CORETYPE") || setenv("OPENBLAS_CORETYPE", core, 1)) return;
+    path[n] = '\0';
+    execv(path, argv);
+}
+
 int main(int argc, char **argv) {
+    choose_kernels(argv);
     struct quantize_args args;
     quantize_args_parse(&args, argc, argv);
     /* A limit on the size of files is an error like a full disk, told with the file's name. */

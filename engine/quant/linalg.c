@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "engine/quant/parallel.h"
+#include "kernels/cpu/features.h"
 #include "kernels/error.h"
 
 /* Tiles of 256: large enough for the library's own blocking, small enough to share out. */
@@ -21,6 +22,18 @@ void linalg_init(void) {
 #ifdef GPTQT_OPENBLAS
     openblas_set_num_threads(1);
 #endif
+}
+
+const char *linalg_better_core(void) {
+#ifdef GPTQT_OPENBLAS
+    static const char *const narrow[] = {"Prescott", "Core2", "Nehalem", "Sandybridge"};
+    const char *core = openblas_get_corename();
+    unsigned have = features_detect();
+    for (size_t i = 0; i < sizeof narrow / sizeof *narrow; i++)
+        if (have & FEATURE_AVX2 && !strcmp(core, narrow[i]))
+            return have & FEATURE_AVX512 ? "SkylakeX" : "Haswell";
+#endif
+    return NULL;
 }
 
 static int tiles(int n) { return (n + TILE - 1) / TILE; }

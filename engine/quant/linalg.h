@@ -19,6 +19,11 @@ struct error;
 /* Keeps the library from starting threads of its own under ours. */
 void linalg_init(void);
 
+/* OpenBLAS older than a processor takes it for a Prescott and uses SSE: a fifth of the speed (0.3.21
+ * on Emerald Rapids). The kernels it should have been told of in OPENBLAS_CORETYPE, which it reads
+ * before main(); NULL where its choice is good. */
+const char *linalg_better_core(void);
+
 /* h: (n, n), upper triangle += x^T x, x: (n_rows, n). Products are summed in fp32 over at most
  * LINALG_GRAM_ROWS rows, beyond that in fp64. */
 enum { LINALG_GRAM_ROWS = 512 };

@@ -1,0 +1,17 @@
+/* Run with OPENBLAS_CORETYPE=Prescott. */
+#include <criterion/criterion.h>
+#include <string.h>
+
+#include "engine/quant/linalg.h"
+#include "kernels/cpu/features.h"
+
+Test(linalg_core, sse_kernels_are_not_taken_on_a_wider_processor) {
+    const char *core = linalg_better_core();
+    unsigned have = features_detect();
+    if (!(have & FEATURE_AVX2)) {
+        cr_assert_null(core);
+        return;
+    }
+    cr_assert_not_null(core);
+    cr_assert_str_eq(core, have & FEATURE_AVX512 ? "SkylakeX" : "Haswell");
+}
