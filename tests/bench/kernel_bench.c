@@ -21,8 +21,7 @@
  * the time. Of one matrix, samples with 1 and 2 threads, of precise and of rounded inputs, and of
  * the limit they are compared with are taken in turn; a figure is the median over such rounds. */
 enum {
-    ROTATE_BYTES = 96 << 20, /* of copies, so that weights come from memory */
-    MAX_COPIES = 128,
+    MAX_COPIES = 256,
     MAX_TOKENS = 512,
     MAX_WIDTH = 11008,
     MAX_ROUNDS = 64,
@@ -65,6 +64,7 @@ enum { N_SUBJECTS = sizeof subjects / sizeof *subjects };
 
 struct options {
     const char *level, *only;
+    bool only_limits;
     bool wide; /* the level has vectors of 64 bytes */
     double seconds;
 };
@@ -165,13 +165,14 @@ static void calibrate(struct cell *c, double sample) {
     c->count = each < sample ? (int)(sample / each) + 1 : 1;
 }
 
-static int load_cell(struct cell *c, const struct weight_view *view, bool rotate,
+/* rotate: bytes of copies, at least one. */
+static int load_cell(struct cell *c, const struct weight_view *view, size_t rotate,
                      struct error *err) {
     struct weight_view own = *view;
     size_t bytes = 0;
     int rc = 0;
     own.act_bits = c->act_bits;
-    while (!rc && c->n_copies < MAX_COPIES && (!c->n_copies || (rotate && bytes < ROTATE_BYTES))) {
+    while (!rc && c->n_copies < MAX_COPIES && (!c->n_copies || bytes < rotate)) {
         rc = backend_weight_new(c->be, &c->copies[c->n_copies], WEIGHT_LINEAR, &own, err);
         if (!rc) bytes += backend_weight_bytes(c->be, c->copies[c->n_copies++]);
     }
@@ -186,12 +187,16 @@ static void unload(struct rig *rig) {
     }
 }
 
-static int load(struct rig *rig, const struct subject *s, bool rotate, struct error *err) {
+/* Every step-th cell. They take turns, so that it is the copies of all together which must be more
+ * than a cache holds; the read passes between them come on top. */
+static int load(struct rig *rig, const struct subject *s, bool rotate, int step,
+                struct error *err) {
+    size_t each = rotate ? limits_ring(rig->limits) / (size_t)(N_CELLS / step) : 0;
     struct weight_view view = {.is_bcq = 1, .rows = s->rows, .cols = s->cols};
     struct bcq_spec spec = spec_of(s);
     void *block = matrix_bcq(&view.bcq, &spec, 1);
     int rc = block ? 0 : error_set(err, -ENOMEM, "no memory for a matrix");
-    for (int i = 0; !rc && i < N_CELLS; i++) rc = load_cell(&rig->cells[i], &view, rotate, err);
+    for (int i = 0; !rc && i < N_CELLS; i += step) rc = load_cell(&rig->cells[i], &view, each, err);
     free(block);
     return rc;
 }
@@ -244,7 +249,7 @@ static int bench_products(struct rig *rig, const struct subject *s, double secon
                           struct error *err) {
     static const int one[] = {1, 0}, batches[] = {1, 2, 4, 8, 16, 0}, prompts[] = {128, 512, 0};
     const int *counts = s->section == BATCH ? batches : s->section == PREFILL ? prompts : one;
-    int rc = load(rig, s, s->section == DRAM || s->section == BATCH, err), n_counts = 0;
+    int rc = load(rig, s, s->section == DRAM || s->section == BATCH, 1, err), n_counts = 0;
     while (counts[n_counts]) n_counts++;
     for (int i = 0; !rc && i < n_counts; i++) time_products(rig, s, counts[i], seconds / n_counts);
     unload(rig);
@@ -303,7 +308,7 @@ static pid_t start_neighbour(void) {
 /* Long samples on the wall's clock: waiting for a processor is what is measured. */
 static int bench_neighbour(struct rig *rig, const struct subject *s, double seconds,
                            struct error *err) {
-    int rc = load(rig, s, s->rows > 1024, err), n = 0;
+    int rc = load(rig, s, s->rows > 1024, N_CELLS / 2, err), n = 0;
     pid_t pid = rc ? 0 : start_neighbour();
     if (pid < 0) rc = error_set(err, -errno, "no process to compete with");
     for (int t = 0; !rc && t < 2; t++) {
@@ -376,12 +381,10 @@ static int bench(const struct options *options, struct error *err) {
     int rc = limits_open(&rig->limits, err);
     for (int t = 0; !rc && t < 2; t++) rc = open_backend(rig, t, err);
     if (!rc) {
-        double bytes = 64 << 20;
-        printf("level %s, FMA peak %.0f GFLOP/s, read pass %.1f GB/s (1 thread), %.1f (2)\n",
-               options->level, limits_fma(options->wide) * 1e-9,
-               bytes / limits_read(rig->limits, bytes, 1) * 1e-9,
-               bytes / limits_read(rig->limits, bytes, 2) * 1e-9);
-        rc = bench_all(rig, err);
+        printf("level %s, FMA peak %.0f GFLOP/s\n", options->level,
+               limits_fma(options->wide) * 1e-9);
+        limits_print(rig->limits);
+        if (!options->only_limits) rc = bench_all(rig, err);
     }
     for (int t = 0; t < 2; t++) {
         if (!rig->backends[t]) continue;
@@ -395,10 +398,11 @@ static int bench(const struct options *options, struct error *err) {
 }
 
 static int usage(const char *wrong) {
-    fprintf(stderr,
-            "kernel_bench: %s\nusage: kernels [--only SECTION|KIND] [--level avx2|avx512] "
-            "[--seconds N]\nsections:",
-            wrong);
+    fprintf(
+        stderr,
+        "kernel_bench: %s\nusage: kernels [--limits | --only SECTION|KIND] [--level avx2|avx512] "
+        "[--seconds N]\nsections:",
+        wrong);
     for (int i = 0; i < N_SECTIONS; i++) fprintf(stderr, " %s", section_names[i]);
     fprintf(stderr, "; kinds: r16 g128 row; N: 1 to 600 for each section\n");
     return 2;
@@ -418,6 +422,8 @@ int main(int argc, char **argv) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (!strcmp(argv[i], "--only") && known(value))
             o.only = argv[++i];
+        else if (!strcmp(argv[i], "--limits"))
+            o.only_limits = true;
         else if (!strcmp(argv[i], "--level") &&
                  (!strcmp(value, "avx2") || !strcmp(value, "avx512")))
             o.level = argv[++i];

@@ -4,11 +4,15 @@
  * Borrows   arguments during the call.
  * Thread    one; a limit forks to threads of its own.
  * Fails     limits_open() with -ENOMEM, -EAGAIN, a line of text in err.
- * Cost      512 MiB while open; a measurement lasts as long as what it measures.
+ * Cost      three times the largest cache while open, 256 MiB to 1 GiB; a second or two to open; a
+ *           measurement lasts as long as what it measures.
  *
  * Time is the thread's own when one thread works, so that a neighbour's turn on the processor does
  * not count, and the wall's otherwise. A sample during which the kernel counted an involuntary
- * context switch is taken again, a few times at most; the fastest of the tries is kept. */
+ * context switch is taken again, a few times at most; the fastest of the tries is kept.
+ *
+ * Memory is read in the way that was fastest of those in read_ways.h when the limits were opened,
+ * so that no kernel is faster only because it asks for its bytes earlier. */
 #ifndef TESTS_BENCH_LIMITS_H
 #define TESTS_BENCH_LIMITS_H
 
@@ -26,6 +30,12 @@ double limits_time(void (*fn)(void *arg), void *arg, int n_threads, bool again);
 
 /* Seconds to read that many bytes that no cache holds, with 1 or 2 threads. */
 double limits_read(struct limits *limits, double bytes, int n_threads);
+
+/* Bytes that have to be used in turn for none of them to be in a cache when its turn comes. */
+size_t limits_ring(const struct limits *limits);
+
+/* Prints the speed of reading, the way that was chosen, and the speed of a plain loop. */
+void limits_print(struct limits *limits);
 
 /* fp32 multiplications and additions a second of one thread; wide: vectors of 64 bytes. 0 where
  * the compiler knows no such instructions. */
