@@ -123,7 +123,8 @@ static void choose_kernels(char **argv) {
     const char *core = linalg_better_core();
     char path[4096];
     ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-    if (!core || n < 0 || getenv("OPENBLAS_CORETYPE") || setenv("OPENBLAS_CORETYPE", core, 1)) return;
+    if (!core || n < 0 || getenv("OPENBLAS_CORETYPE") || setenv("OPENBLAS_CORETYPE", core, 1))
+        return;
     path[n] = '\0';
     execv(path, argv);
 }

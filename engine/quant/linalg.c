@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "engine/quant/parallel.h"
-#include "kernels/cpu/features.h"
 #include "kernels/error.h"
 
 /* Tiles of 256: large enough for the library's own blocking, small enough to share out. */
@@ -25,13 +24,14 @@ void linalg_init(void) {
 }
 
 const char *linalg_better_core(void) {
-#ifdef GPTQT_OPENBLAS
+#if defined(GPTQT_OPENBLAS) && defined(__x86_64__)
     static const char *const narrow[] = {"Prescott", "Core2", "Nehalem", "Sandybridge"};
     const char *core = openblas_get_corename();
-    unsigned have = features_detect();
+    bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
     for (size_t i = 0; i < sizeof narrow / sizeof *narrow; i++)
-        if (have & FEATURE_AVX2 && !strcmp(core, narrow[i]))
-            return have & FEATURE_AVX512 ? "SkylakeX" : "Haswell";
+        if (!strcmp(core, narrow[i]) && __builtin_cpu_supports("avx2"))
+            return wide ? "SkylakeX" : "Haswell";
 #endif
     return NULL;
 }

@@ -13,5 +13,6 @@ Test(linalg_core, sse_kernels_are_not_taken_on_a_wider_processor) {
         return;
     }
     cr_assert_not_null(core);
-    cr_assert_str_eq(core, have & FEATURE_AVX512 ? "SkylakeX" : "Haswell");
+    /* Our AVX-512 asks for more than OpenBLAS does. */
+    cr_assert(!strcmp(core, "SkylakeX") || (!(have & FEATURE_AVX512) && !strcmp(core, "Haswell")));
 }
