@@ -85,8 +85,8 @@ _Static_assert(sizeof(struct avx2_bcq_act) % 64 == 0 && sizeof(struct avx2_bcq_b
 /* Records are (span, token); the whole numbers follow, int16 (span, token, 128). Of few inputs,
  * fp32 (token, cols) instead. */
 size_t avx2_bcq_act_bytes(int act_bits, int cols, int n);
-void avx2_bcq_act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n,
-                       int part, int n_parts);
+void avx2_bcq_act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x,
+                       size_t ldx, int n, int part, int n_parts);
 
 /* kernels/rounding.h for 128 inputs: whole numbers to out, returns their scale. */
 float avx2_bcq_round(float *out, const float *x, int act_bits);

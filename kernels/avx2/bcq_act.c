@@ -206,8 +206,9 @@ static void copy_few(float *act, int act_bits, const float *x, int cols) {
     }
 }
 
-void avx2_bcq_act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n,
-                       int part, int n_parts) {
+void avx2_bcq_act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x,
+                       size_t ldx, int n, int part, int n_parts) {
+    const int cols = w->cols;
     const bool few = cols <= AVX2_BCQ_FEW;
     int64_t total = few ? n : (int64_t)n_spans(cols) * n;
     int64_t first = total * part / n_parts, last = total * (part + 1) / n_parts;

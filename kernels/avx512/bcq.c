@@ -7,8 +7,6 @@
  * memory once for all of them. */
 enum { TOKEN_TILE = 16 };
 
-static size_t round_up(size_t n) { return (n + 63) / 64 * 64; }
-
 /* The largest power of two up to a span that divides the group. */
 static int piece_of(int group) {
     int low = group & -group;
@@ -44,6 +42,20 @@ static void odd_shape(struct avx512_bcq_shape *s) {
     s->block_bytes = AVX512_BCQ_UNITS * 2 * s->params * entries;
 }
 
+static enum avx512_bcq_form form_of(const struct bcq_spec *w) {
+    if (w->group % 16 && w->group < w->cols) return AVX512_BCQ_ODD;
+    return w->kind == BCQ_COMPACT && w->scale_bits <= 4 && w->bias_bits <= 5 ? AVX512_BCQ_COMPACT
+                                                                             : AVX512_BCQ_FREE;
+}
+
+/* Look-ups of bytes take half the time of others, and a token of the tile the same; those of two planes
+ * are faster than it for any number of tokens. */
+bool avx512_bcq_takes_tile(const struct bcq_spec *w, int act_bits, int n) {
+    const bool bytes = avx512_bcq_parts(act_bits) == 1;
+    if (form_of(w) != AVX512_BCQ_COMPACT || (bytes && w->bits <= 2)) return false;
+    return n >= (bytes ? 14 : 7);
+}
+
 void avx512_bcq_shape(struct avx512_bcq_shape *ret, const struct bcq_spec *w) {
     struct avx512_bcq_shape s = {.cols = w->cols,
                                  .group = w->group,
@@ -51,17 +63,11 @@ void avx512_bcq_shape(struct avx512_bcq_shape *ret, const struct bcq_spec *w) {
                                  .spans = (w->cols + AVX512_BCQ_SPAN - 1) / AVX512_BCQ_SPAN,
                                  .runs = (w->cols + 15) / 16,
                                  .words = (w->cols + 31) / 32,
-                                 .wide = w->kind != BCQ_FREE};
-    if (w->group % 16 && w->group < w->cols) {
-        s.form = AVX512_BCQ_ODD;
-        odd_shape(&s);
-    } else if (w->kind == BCQ_COMPACT && w->scale_bits <= 4 && w->bias_bits <= 5) {
-        s.form = AVX512_BCQ_COMPACT;
-        compact_shape(&s);
-    } else {
-        s.form = AVX512_BCQ_FREE;
-        free_shape(&s);
-    }
+                                 .wide = w->kind != BCQ_FREE,
+                                 .form = form_of(w)};
+    if (s.form == AVX512_BCQ_ODD) odd_shape(&s);
+    if (s.form == AVX512_BCQ_COMPACT) compact_shape(&s);
+    if (s.form == AVX512_BCQ_FREE) free_shape(&s);
     *ret = s;
 }
 
@@ -81,8 +87,21 @@ static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec 
     const int parts = avx512_bcq_parts(act_bits);
     struct avx512_bcq_shape s;
     avx512_bcq_shape(&s, w);
+    if (avx512_bcq_takes_tile(w, act_bits, n)) {
+        avx512_bcq_mul_tile(&(struct avx512_bcq_tile){.shape = &s,
+                                                      .packed = packed,
+                                                      .act = act,
+                                                      .act_bits = act_bits,
+                                                      .n = n,
+                                                      .y = y,
+                                                      .ldy = ldy,
+                                                      .rows = w->rows,
+                                                      .b0 = b0,
+                                                      .b1 = b1});
+        return;
+    }
     const struct avx512_bcq_token *tokens = act;
-    const void *spans = (const uint8_t *)act + round_up((size_t)n * sizeof *tokens);
+    const void *spans = (const uint8_t *)act + avx512_bcq_token_bytes(n);
     const struct avx512_bcq_span *first = spans;
     for (int t0 = 0; t0 < n; t0 += TOKEN_TILE)
         for (int b = b0; b < b1; b++)

@@ -85,6 +85,9 @@ struct avx512_bcq_shape {
 
 void avx512_bcq_shape(struct avx512_bcq_shape *ret, const struct bcq_spec *w);
 
+/* Whether bcq_tile.c multiplies n tokens: then there are no tables. */
+bool avx512_bcq_takes_tile(const struct bcq_spec *w, int act_bits, int n);
+
 /* What a token's 128 inputs look like to the kernels. Rounded activations (struct bcq_ops) have
  * entries of one byte, which are exact, and records of half the size. */
 struct avx512_bcq_span {
@@ -103,10 +106,11 @@ struct avx512_bcq_token {
 };
 
 /* Packed activations: tokens, then spans in blocks of AVX512_BCQ_COLUMNS tokens (the last block
- * has what is left), (span, token) within a block. */
+ * has what is left), (span, token) within a block; then for each span struct
+ * avx512_bcq_many. The tile has that and scales of spans, the other kernels have the tables. */
 size_t avx512_bcq_act_bytes(int act_bits, int cols, int n);
-void avx512_bcq_act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n,
-                         int part, int n_parts);
+void avx512_bcq_act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x,
+                         size_t ldx, int n, int part, int n_parts);
 
 /* kernels/rounding.h for 128 inputs: whole numbers to out, returns their scale. */
 float avx512_bcq_round(float *out, const float *x, int act_bits);
@@ -132,6 +136,18 @@ avx512_bcq_panel_function *avx512_bcq_compact(const struct avx512_bcq_shape *s, 
 avx512_bcq_panel_function *avx512_bcq_free(const struct avx512_bcq_shape *s, int n, int parts);
 avx512_bcq_panel_function *avx512_bcq_odd(int n, int parts);
 
+/* Many tokens of the compact form, all blocks of them; see bcq_tile.c. */
+struct avx512_bcq_tile {
+    const struct avx512_bcq_shape *shape;
+    const uint8_t *packed;
+    const void *act;
+    int act_bits, n;
+    float *y; /* (n, ldy) */
+    size_t ldy;
+    int rows, b0, b1;
+};
+void avx512_bcq_mul_tile(const struct avx512_bcq_tile *c);
+
 AVX512_INLINE int avx512_bcq_parts(int act_bits) { return act_bits > 8 ? 2 : 1; }
 
 AVX512_INLINE size_t avx512_bcq_span_bytes(const int parts) {
@@ -143,6 +159,34 @@ AVX512_INLINE const struct avx512_bcq_span *avx512_bcq_at(const struct avx512_bc
                                                           const int parts, size_t i) {
     const void *p = (const uint8_t *)x + i * avx512_bcq_span_bytes(parts);
     return p;
+}
+
+AVX512_INLINE size_t avx512_bcq_token_bytes(int n) {
+    return ((size_t)n * sizeof(struct avx512_bcq_token) + 63) / 64 * 64;
+}
+
+/* What bcq_tile.c needs of n tokens' inputs of a span, side by side. */
+struct avx512_bcq_many {
+    int16_t (*whole)[AVX512_BCQ_SPAN]; /* (n) */
+    int32_t (*run_sums)[4];            /* (n) */
+    float *scales;                     /* (n) */
+};
+
+AVX512_INLINE size_t avx512_bcq_many_bytes(int n) {
+    return ((size_t)n * (AVX512_BCQ_SPAN * sizeof(int16_t) + 20) + 63) / 64 * 64;
+}
+
+/* Of act; its end, where span is n_spans. Addresses, so that act may be NULL. */
+AVX512_INLINE struct avx512_bcq_many avx512_bcq_many_at(const void *act, int act_bits, int n_spans,
+                                                        int n, int span) {
+    size_t records =
+        (size_t)n_spans * (size_t)n * avx512_bcq_span_bytes(avx512_bcq_parts(act_bits));
+    uintptr_t at = (uintptr_t)act + avx512_bcq_token_bytes(n) + records +
+                   (size_t)span * avx512_bcq_many_bytes(n);
+    uintptr_t sums = at + (size_t)n * AVX512_BCQ_SPAN * sizeof(int16_t);
+    return (struct avx512_bcq_many){.whole = (int16_t(*)[AVX512_BCQ_SPAN])at,
+                                    .run_sums = (int32_t(*)[4])sums,
+                                    .scales = (float *)(sums + (size_t)n * 16)};
 }
 
 AVX512_INLINE int avx512_min(int a, int b) { return a < b ? a : b; }

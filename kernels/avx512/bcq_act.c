@@ -3,21 +3,20 @@
 #include <math.h>
 #include <string.h>
 
-/* Largest entry, 127 * 254: a table's largest magnitude becomes exactly this. */
+/* Largest sum over a run of the whole token, 127 * 254. */
 static const float LIMIT = 32258.0f;
+
+/* Four inputs' magnitudes add up to at most this many whole numbers; rounding each may add two,
+ * and then 127 * 254 is the largest entry. */
+static const float LIMIT_OF_4 = 32256.0f;
 
 /* Below this the inverse of a scale would overflow; such inputs count as zero. */
 static const float TINY = 1e-30f;
 
 static int n_spans(int cols) { return (cols + AVX512_BCQ_SPAN - 1) / AVX512_BCQ_SPAN; }
 
-static size_t token_bytes(int n) {
-    return ((size_t)n * sizeof(struct avx512_bcq_token) + 63) / 64 * 64;
-}
-
 size_t avx512_bcq_act_bytes(int act_bits, int cols, int n) {
-    return token_bytes(n) +
-           (size_t)n_spans(cols) * (size_t)n * avx512_bcq_span_bytes(avx512_bcq_parts(act_bits));
+    return (uintptr_t)avx512_bcq_many_at(NULL, act_bits, n_spans(cols), n, n_spans(cols)).whole;
 }
 
 /* One token's records: span i is stride * i bytes after first. */
@@ -36,7 +35,7 @@ static struct column column_of(void *act, int act_bits, const float *x, size_t l
     return (struct column){.x = x + (size_t)t * ldx,
                            .cols = cols,
                            .act_bits = act_bits,
-                           .first = (uint8_t *)act + token_bytes(n) + at * bytes,
+                           .first = (uint8_t *)act + avx512_bcq_token_bytes(n) + at * bytes,
                            .stride = bytes * (size_t)avx512_min(n - block, AVX512_BCQ_COLUMNS)};
 }
 
@@ -54,12 +53,12 @@ static const float *inputs(const struct column *c, int span, float tail[AVX512_B
     return tail;
 }
 
-/* What turns magnitudes up to largest into at most LIMIT units, and back. bits: of largest. */
-AVX512_INLINE void scales(int32_t bits, float *up, float *down) {
+/* What turns magnitudes up to largest into at most limit units, and back. bits: of largest. */
+AVX512_INLINE void scales(float limit, int32_t bits, float *up, float *down) {
     float largest;
     memcpy(&largest, &bits, sizeof largest);
-    *up = largest > TINY && largest < INFINITY ? LIMIT / largest : 0;
-    *down = largest > TINY ? largest / LIMIT : 0;
+    *up = largest > TINY && largest < INFINITY ? limit / largest : 0;
+    *down = largest > TINY ? largest / limit : 0;
     if (!(largest < INFINITY)) *down = NAN;
 }
 
@@ -105,9 +104,10 @@ static int32_t sum_spans(const struct column *c) {
 }
 
 /* Sums over runs as bytes, with one scale for the whole token. */
-static void pack_sums(const struct column *c, struct avx512_bcq_token *token) {
+static void pack_sums(const struct column *c, struct avx512_bcq_token *token, const void *act,
+                      int n, int t, bool many) {
     float up, down;
-    scales(sum_spans(c), &up, &down);
+    scales(LIMIT, sum_spans(c), &up, &down);
     __m256i low_total = _mm256_setzero_si256(), high_total = low_total;
     for (int i = 0; i < n_spans(c->cols); i++) {
         struct avx512_bcq_span *s = span_of(c, i);
@@ -122,6 +122,9 @@ static void pack_sums(const struct column *c, struct avx512_bcq_token *token) {
         high_total = _mm256_add_epi32(high_total, high);
         __m128i bytes = _mm_unpacklo_epi32(_mm256_cvtepi32_epi8(low), _mm256_cvtepi32_epi8(high));
         _mm_store_si128((__m128i *)s->run_sums, bytes);
+        if (!many) continue;
+        struct avx512_bcq_many to = avx512_bcq_many_at(act, c->act_bits, n_spans(c->cols), n, i);
+        _mm_storeu_si128((__m128i *)to.run_sums[t], bytes);
     }
     token->scale = down;
     token->low = _mm512_reduce_add_epi32(_mm512_zextsi256_si512(low_total));
@@ -139,13 +142,14 @@ AVX512_INLINE int32_t largest_entry(const float *x) {
     return _mm512_reduce_max_epi32(largest);
 }
 
-/* +1 where bit i of the lane's number is set, else -1; times scale. */
-AVX512_INLINE __m512 signs(int i, float scale) {
+/* +1 where bit i of the lane's number is set, else -1. */
+AVX512_INLINE __m512 signs(int i) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __mmask16 plus = _mm512_test_epi32_mask(lane, _mm512_set1_epi32(1 << i));
-    return _mm512_mask_blend_ps(plus, _mm512_set1_ps(-scale), _mm512_set1_ps(scale));
+    return _mm512_mask_blend_ps(plus, _mm512_set1_ps(-1), _mm512_set1_ps(1));
 }
 
+/* The 16 signed sums of four whole numbers. */
 AVX512_INLINE __m512i entries(const float *x, const __m512 sign[4]) {
     __m512 v = _mm512_mul_ps(sign[0], _mm512_set1_ps(x[0]));
     v = _mm512_fmadd_ps(sign[1], _mm512_set1_ps(x[1]), v);
@@ -159,29 +163,41 @@ AVX512_INLINE __m512i join(__m512i a, __m512i b) {
     return _mm512_permutexvar_epi32(order, _mm512_packs_epi16(a, b));
 }
 
-/* high = round(entry * 129 / 32768) is not quite a 254th: near the limit low may round to 128,
- * and saturating it costs one unit of 32258. */
-static void pack_tables(struct avx512_bcq_span *out, const float *x) {
-    const __m512i k129 = _mm512_set1_epi16(129), k254 = _mm512_set1_epi16(254);
+/* 16-bit entries as 254 * high + low, exactly: a product by 129 / 32768 is not quite one by a
+ * 254th and may leave a low of 128. */
+AVX512_INLINE __m512i split(__m512i *v) {
+    const __m512i k254 = _mm512_set1_epi16(254);
+    __m512i high = _mm512_mulhrs_epi16(*v, _mm512_set1_epi16(129));
+    __m512i low = _mm512_sub_epi16(*v, _mm512_mullo_epi16(high, k254));
+    __mmask32 over = _mm512_cmpgt_epi16_mask(low, _mm512_set1_epi16(127));
+    *v = _mm512_mask_sub_epi16(low, over, low, k254);
+    return _mm512_mask_add_epi16(high, over, high, _mm512_set1_epi16(1));
+}
+
+/* x as whole numbers, whose scale is out's. */
+static void make_whole(float *whole, struct avx512_bcq_span *out, const float *x) {
     float up;
-    scales(largest_entry(x), &up, &out->scale);
-    const __m512 sign[4] = {signs(0, up), signs(1, up), signs(2, up), signs(3, up)};
-    for (int i = 0; i < AVX512_BCQ_RUNS; i++, x += 16) {
-        __m512i a = _mm512_packs_epi32(entries(x, sign), entries(x + 4, sign));
-        __m512i b = _mm512_packs_epi32(entries(x + 8, sign), entries(x + 12, sign));
-        __m512i high_a = _mm512_mulhrs_epi16(a, k129), high_b = _mm512_mulhrs_epi16(b, k129);
-        a = _mm512_sub_epi16(a, _mm512_mullo_epi16(high_a, k254));
-        b = _mm512_sub_epi16(b, _mm512_mullo_epi16(high_b, k254));
+    scales(LIMIT_OF_4, largest_entry(x), &up, &out->scale);
+    for (int i = 0; i < AVX512_BCQ_SPAN; i += 16) {
+        __m512 v = _mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_set1_ps(up));
+        _mm512_storeu_ps(whole + i, _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT));
+    }
+}
+
+static void pack_tables(struct avx512_bcq_span *out, const float *v) {
+    const __m512 sign[4] = {signs(0), signs(1), signs(2), signs(3)};
+    for (int i = 0; i < AVX512_BCQ_RUNS; i++, v += 16) {
+        __m512i a = _mm512_packs_epi32(entries(v, sign), entries(v + 4, sign));
+        __m512i b = _mm512_packs_epi32(entries(v + 8, sign), entries(v + 12, sign));
+        __m512i high_a = split(&a), high_b = split(&b);
         _mm512_store_si512(out->table[2 * i], join(a, b));
         _mm512_store_si512(out->table[2 * i + 1], join(high_a, high_b));
     }
 }
 
 /* Of rounded inputs: entries are whole numbers of at most 127. */
-static void pack_bytes(struct avx512_bcq_span *out, const float *x, int act_bits) {
-    const __m512 sign[4] = {signs(0, 1), signs(1, 1), signs(2, 1), signs(3, 1)};
-    float whole[AVX512_BCQ_SPAN], *v = whole;
-    out->scale = avx512_bcq_round(whole, x, act_bits);
+static void pack_bytes(struct avx512_bcq_span *out, const float *v) {
+    const __m512 sign[4] = {signs(0), signs(1), signs(2), signs(3)};
     for (int i = 0; i < AVX512_BCQ_RUNS; i++, v += 16) {
         __m512i a = _mm512_packs_epi32(entries(v, sign), entries(v + 4, sign));
         __m512i b = _mm512_packs_epi32(entries(v + 8, sign), entries(v + 12, sign));
@@ -189,21 +205,49 @@ static void pack_bytes(struct avx512_bcq_span *out, const float *x, int act_bits
     }
 }
 
+/* Inputs j and j + 8 of a run side by side, as the tile's weights are. */
+static void pack_many(const struct avx512_bcq_many *many, int token, float scale,
+                      const float *whole) {
+    int16_t *out = many->whole[token];
+    for (int i = 0; i < AVX512_BCQ_RUNS; i++, whole += 16, out += 16) {
+        __m256i v = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_loadu_ps(whole)));
+        __m128i low = _mm256_castsi256_si128(v), high = _mm256_extracti128_si256(v, 1);
+        _mm_storeu_si128((__m128i *)out, _mm_unpacklo_epi16(low, high));
+        _mm_storeu_si128((__m128i *)(out + 8), _mm_unpackhi_epi16(low, high));
+    }
+    many->scales[token] = scale;
+}
+
+static void pack_span(void *act, const struct column *c, int n, int t, int span, bool many) {
+    struct avx512_bcq_span *out = span_of(c, span);
+    float tail[AVX512_BCQ_SPAN], whole[AVX512_BCQ_SPAN];
+    const float *x = inputs(c, span, tail);
+    if (c->act_bits < 16)
+        out->scale = avx512_bcq_round(whole, x, c->act_bits);
+    else
+        make_whole(whole, out, x);
+    if (many) {
+        struct avx512_bcq_many to = avx512_bcq_many_at(act, c->act_bits, n_spans(c->cols), n, span);
+        pack_many(&to, t, out->scale, whole);
+    } else if (c->act_bits < 16) {
+        pack_bytes(out, whole);
+    } else {
+        pack_tables(out, whole);
+    }
+}
+
 /* Parts are ranges of (token, span). The tables of a span belong to the part that has it, a
  * token's sums to the part that has its first span. */
-void avx512_bcq_act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n,
-                         int part, int n_parts) {
-    int64_t spans = n_spans(cols), total = spans * n;
+void avx512_bcq_act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x,
+                         size_t ldx, int n, int part, int n_parts) {
+    int64_t spans = n_spans(w->cols), total = spans * n;
     int64_t first = total * part / n_parts, last = total * (part + 1) / n_parts;
     struct avx512_bcq_token *tokens = act;
+    const bool many = avx512_bcq_takes_tile(w, act_bits, n);
     for (int64_t i = first; i < last; i++) {
         int t = (int)(i / spans), span = (int)(i % spans);
-        struct column c = column_of(act, act_bits, x, ldx, cols, n, t);
-        float tail[AVX512_BCQ_SPAN];
-        if (span == 0) pack_sums(&c, &tokens[t]);
-        if (act_bits < 16)
-            pack_bytes(span_of(&c, span), inputs(&c, span, tail), act_bits);
-        else
-            pack_tables(span_of(&c, span), inputs(&c, span, tail));
+        struct column c = column_of(act, act_bits, x, ldx, w->cols, n, t);
+        if (span == 0) pack_sums(&c, &tokens[t], act, n, t, many);
+        pack_span(act, &c, n, t, span, many);
     }
 }

@@ -1,41 +1,15 @@
-#include "kernels/avx512/bcq.h"
+#include "kernels/avx512/bcq_compact.h"
 
 /* One run of a plane is one group or part of one: d_i is the unsigned operand of vpdpbusd, so
  * the planes of a run share an accumulator (one for low, one for high bytes). Its sums are at
  * most 4 * 128 * 63 and fit 16 bits: those of two runs are put side by side and multiplied by
  * their q with one vpdpwssd. p + 16 is the unsigned operand for the sums over runs. */
 
-/* Of 16 rows and one token. */
-struct sums {
-    __m512 y;          /* sum of scale * q * sum_i d_i * (+-x) */
-    __m512i low, high; /* sum of p * x, bytes apart */
-};
-
 /* Constants of a unit. */
 struct unit {
     __m512i d[BCQ_MAX_BITS]; /* four equal bytes per row */
     __m512i fifth[2];        /* positions of p's fifth bits, for each half of a span */
 };
-
-/* The fifth bit of run b of the half to bit 4 of byte b, both rows of a 64-bit lane. */
-AVX512_INLINE __m512i fifth_positions(int unit, int half) {
-    uint64_t at = 0;
-    for (int b = 0; b < 8; b++) {
-        int from = (b >= 4 ? 32 : 0) + 8 * unit + 4 * half + (b & 3);
-        at |= (uint64_t)((from - 4) & 63) << (8 * b);
-    }
-    return _mm512_set1_epi64((long long)at);
-}
-
-/* p + 16 of four runs in the order of their bytes. */
-AVX512_INLINE __m512i biases(__m512i nibbles, __m512i fifth, __m512i fifth_at) {
-    /* Runs 0 to 3 have their nibbles at bits 8, 24, 12, 28 of the word. */
-    const __m512i at = _mm512_set1_epi64(0x3c2c38281c0c1808);
-    const __m512i low =
-        _mm512_and_si512(_mm512_multishift_epi64_epi8(at, nibbles), _mm512_set1_epi8(15));
-    const __m512i high = _mm512_multishift_epi64_epi8(fifth_at, fifth);
-    return _mm512_ternarylogic_epi32(_mm512_set1_epi8(16), high, low, 0xca); /* 16 ? high : low */
-}
 
 /* sum_i d_i * (+-x) over a run, low and high bytes apart. */
 AVX512_INLINE void look_up(const int bits, const int parts, const int8_t (*table)[64],
@@ -52,15 +26,14 @@ AVX512_INLINE void look_up(const int bits, const int parts, const int8_t (*table
 AVX512_INLINE void half_unit(const int bits, const int n, const int parts, const uint8_t *code,
                              __m512i fifth, __m512i fifth_at, const __m512i *d,
                              const struct avx512_bcq_span *x, int half, __m512i *low, __m512i *high,
-                             struct sums *sums) {
+                             struct avx512_compact_sums *sums) {
     const __m512i pairs =
         _mm512_set_epi16(62, 30, 60, 28, 58, 26, 56, 24, 54, 22, 52, 20, 50, 18, 48, 16, 46, 14, 44,
                          12, 42, 10, 40, 8, 38, 6, 36, 4, 34, 2, 32, 0);
     const __m512i q = avx512_load(code + 2 * bits * 64);
     AVX512_UNROLL for (int j = 0; j < 2; j++) {
         __m512i select[2][BCQ_MAX_BITS], word[BCQ_MAX_BITS];
-        const __m512i qj =
-            _mm512_and_si512(j ? _mm512_srli_epi32(q, 4) : q, _mm512_set1_epi32(0x000f000f));
+        const __m512i qj = avx512_compact_q(q, j);
         AVX512_UNROLL for (int c = 0; c < n; c++) {
             __m512i a[2][2];
             AVX512_UNROLL for (int h = 0; h < 2; h++) {
@@ -84,7 +57,7 @@ AVX512_INLINE void half_unit(const int bits, const int n, const int parts, const
         }
     }
     avx512_bcq_prefetch(code + 2 * bits * 64);
-    const __m512i p16 = biases(q, fifth, fifth_at);
+    const __m512i p16 = avx512_compact_p16(q, fifth, fifth_at);
     AVX512_UNROLL for (int c = 0; c < n; c++) {
         const int32_t *r = avx512_bcq_at(x, parts, (size_t)c)->run_sums + 2 * half;
         sums[c].low = _mm512_dpbusd_epi32(sums[c].low, p16, _mm512_set1_epi32(r[0]));
@@ -94,7 +67,7 @@ AVX512_INLINE void half_unit(const int bits, const int n, const int parts, const
 
 AVX512_INLINE void unit_span(const int bits, const int n, const int parts, int halves,
                              const uint8_t *code, __m512i fifth, const struct unit *unit,
-                             const struct avx512_bcq_span *x, struct sums *sums) {
+                             const struct avx512_bcq_span *x, struct avx512_compact_sums *sums) {
     __m512i d[BCQ_MAX_BITS], low[AVX512_BCQ_COLUMNS], high[AVX512_BCQ_COLUMNS];
     AVX512_UNROLL for (int p = 0; p < bits; p++) d[p] = unit->d[p];
     AVX512_UNROLL for (int c = 0; c < n; c++) low[c] = high[c] = _mm512_setzero_si512();
@@ -109,42 +82,28 @@ AVX512_INLINE void unit_span(const int bits, const int n, const int parts, int h
     }
 }
 
-/* Takes 16 off every p: the totals begin at -16 times the sum over all runs. */
-static void begin(int n, struct sums (*sums)[AVX512_BCQ_COLUMNS],
+static void begin(int n, struct avx512_compact_sums (*sums)[AVX512_BCQ_COLUMNS],
                   const struct avx512_bcq_token *tokens) {
     for (int u = 0; u < AVX512_BCQ_UNITS; u++)
-        for (int c = 0; c < n; c++)
-            sums[u][c] = (struct sums){.y = _mm512_setzero_ps(),
-                                       .low = _mm512_set1_epi32(-16 * tokens[c].low),
-                                       .high = _mm512_set1_epi32(-16 * tokens[c].high)};
+        for (int c = 0; c < n; c++) sums[u][c] = avx512_compact_begin(&tokens[c]);
 }
 
 static void finish(int n, const struct avx512_bcq_panel *panel,
-                   struct sums (*sums)[AVX512_BCQ_COLUMNS]) {
-    for (int u = 0; u < AVX512_BCQ_UNITS; u++) {
-        const uint8_t *scales = panel->block + 32 * u;
-        __m512 s0 = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)scales));
-        __m512 s1 = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(scales + 128)));
-        s0 = _mm512_mul_ps(s0, _mm512_set1_ps(0.5f));
-        for (int c = 0; c < n; c++) {
-            __m512 bias =
-                _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[u][c].high), _mm512_set1_ps(254.0f),
-                                _mm512_cvtepi32_ps(sums[u][c].low));
-            bias = _mm512_mul_ps(_mm512_mul_ps(bias, _mm512_set1_ps(panel->tokens[c].scale)), s1);
-            avx512_bcq_store(panel, u, c, _mm512_fmadd_ps(sums[u][c].y, s0, bias));
-        }
-    }
+                   struct avx512_compact_sums (*sums)[AVX512_BCQ_COLUMNS]) {
+    for (int u = 0; u < AVX512_BCQ_UNITS; u++)
+        for (int c = 0; c < n; c++)
+            avx512_bcq_store(
+                panel, u, c,
+                avx512_compact_end(panel->block, u, &sums[u][c], panel->tokens[c].scale));
 }
 
-static void load_units(int bits, struct unit *units, const uint8_t *shape) {
+static void load_units(int bits, struct unit *units, const uint8_t *block) {
     for (int u = 0; u < AVX512_BCQ_UNITS; u++) {
-        for (int p = 0; p < bits; p++) {
-            __m128i d = _mm_load_si128((const __m128i *)(shape + 64 * p + 16 * u));
+        for (int p = 0; p < bits; p++)
             units[u].d[p] =
-                _mm512_mullo_epi32(_mm512_cvtepu8_epi32(d), _mm512_set1_epi32(0x01010101));
-        }
-        units[u].fifth[0] = fifth_positions(u, 0);
-        units[u].fifth[1] = fifth_positions(u, 1);
+                _mm512_mullo_epi32(avx512_compact_d(block, u, p), _mm512_set1_epi32(0x01010101));
+        units[u].fifth[0] = avx512_compact_fifth_at(u, 0);
+        units[u].fifth[1] = avx512_compact_fifth_at(u, 1);
     }
 }
 
@@ -152,10 +111,10 @@ AVX512_INLINE void block(const int bits, const int n, const int parts,
                          const struct avx512_bcq_panel *panel) {
     const uint8_t *at = panel->block + panel->shape->head;
     const struct avx512_bcq_span *x = panel->spans;
-    struct sums sums[AVX512_BCQ_UNITS][AVX512_BCQ_COLUMNS];
+    struct avx512_compact_sums sums[AVX512_BCQ_UNITS][AVX512_BCQ_COLUMNS];
     struct unit units[AVX512_BCQ_UNITS];
     begin(n, sums, panel->tokens);
-    load_units(bits, units, panel->block + 256);
+    load_units(bits, units, panel->block);
     for (int left = (panel->shape->words + 1) / 2; left > 0; left -= 2) {
         const int halves = avx512_min(left, 2);
         const __m512i fifth = avx512_load(at);

@@ -22,6 +22,7 @@ struct linear_job {
     int cols, n;
     const struct bcq_ops *bcq;   /* of all that are binary-coded; NULL: none is */
     int act_bits;                /* likewise */
+    const struct bcq_spec *spec; /* of one of them */
     int t0, n_slice;             /* the slice of tokens in work */
     const float *slice;          /* (n_slice, cols) its inputs, rotated where the matrices are */
     int n_parts;                 /* of packing */
@@ -136,7 +137,7 @@ static void run_chunk(void *arg, int thread, int chunk) {
 static void pack_part(void *arg, int thread, int part) {
     const struct linear_job *job = arg;
     (void)thread;
-    job->bcq->act_pack(job->cpu->act, job->act_bits, job->slice, (size_t)job->cols, job->cols,
+    job->bcq->act_pack(job->cpu->act, job->act_bits, job->spec, job->slice, (size_t)job->cols,
                        job->n_slice, part, job->n_parts);
 }
 
@@ -164,6 +165,7 @@ static void linear_some(struct cpu *cpu, const struct linear_call *calls, int n_
         if (calls[i].w->is_bcq) {
             job.bcq = calls[i].w->bcq;
             job.act_bits = calls[i].w->act_bits;
+            job.spec = &calls[i].w->spec;
         }
         work += (size_t)calls[i].w->rows * (size_t)job.cols * (size_t)job.n;
     }
@@ -185,6 +187,12 @@ static bool go_together(const struct linear_call *a, const struct linear_call *b
     return cpu_rotation_shared(a->w->rotation, b->w->rotation);
 }
 
+static bool same_inputs(const struct weight *a, const struct weight *b) {
+    const struct bcq_spec *s = &a->spec, *t = &b->spec;
+    return a->act_bits == b->act_bits && a->bcq == b->bcq && s->kind == t->kind &&
+           s->group == t->group && s->scale_bits == t->scale_bits && s->bias_bits == t->bias_bits;
+}
+
 /* How many of the calls can share their packed inputs. */
 static int alike(const struct linear_call *calls, int n_calls) {
     const struct weight *first = NULL;
@@ -193,7 +201,7 @@ static int alike(const struct linear_call *calls, int n_calls) {
         const struct weight *w = calls[n].w;
         if (n > 0 && !go_together(&calls[0], &calls[n])) break;
         if (!w->is_bcq) continue;
-        if (first && (w->act_bits != first->act_bits || w->bcq != first->bcq)) break;
+        if (first && !same_inputs(first, w)) break;
         first = w;
     }
     return n;

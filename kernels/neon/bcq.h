@@ -41,8 +41,8 @@ _Static_assert(sizeof(struct neon_bcq_act) % 64 == 0 && offsetof(struct neon_bcq
 
 /* Records are (span, token). */
 size_t neon_bcq_act_bytes(int act_bits, int cols, int n);
-void neon_bcq_act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n,
-                       int part, int n_parts);
+void neon_bcq_act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x,
+                       size_t ldx, int n, int part, int n_parts);
 
 /* Bytes of a packed block, from its start.
  *   floats   weights [cols][16]

@@ -84,8 +84,9 @@ static void pack_span(struct neon_bcq_act *out, const float *x, int n, int act_b
         make_table(out->hi[t], out->lo[t], out->whole + 4 * t);
 }
 
-void neon_bcq_act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n,
-                       int part, int n_parts) {
+void neon_bcq_act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x,
+                       size_t ldx, int n, int part, int n_parts) {
+    const int cols = w->cols;
     size_t all = spans_of(cols) * (size_t)n, n_tokens = (size_t)n;
     size_t i0 = all * (size_t)part / (size_t)n_parts,
            i1 = all * (size_t)(part + 1) / (size_t)n_parts;

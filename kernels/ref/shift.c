@@ -52,8 +52,9 @@ static size_t act_bytes(int act_bits, int cols, int n) {
     return spans_of(cols) * (size_t)n * SPAN_BYTES;
 }
 
-static void act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n, int part,
-                     int n_parts) {
+static void act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x, size_t ldx,
+                     int n, int part, int n_parts) {
+    const int cols = w->cols;
     int t0 = (int)((int64_t)n * part / n_parts), t1 = (int)((int64_t)n * (part + 1) / n_parts);
     for (int t = t0; t < t1; t++)
         for (size_t s = 0; s < spans_of(cols); s++) {

@@ -36,8 +36,9 @@ static size_t act_bytes(int act_bits, int cols, int n) {
     return (size_t)cols * (size_t)n * sizeof(float);
 }
 
-static void act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n, int part,
-                     int n_parts) {
+static void act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x, size_t ldx,
+                     int n, int part, int n_parts) {
+    const int cols = w->cols;
     int t0 = (int)((int64_t)n * part / n_parts), t1 = (int)((int64_t)n * (part + 1) / n_parts);
     (void)act_bits;
     for (int t = t0; t < t1; t++)

@@ -94,7 +94,7 @@ static struct fence multiply(struct check *c, const struct packed *m, const floa
     struct fence y = fence_new(size * sizeof(float), sizeof(float));
     for (size_t i = 0; i < size; i++) ((float *)y.p)[i] = untouched;
     for (int part = n_parts - 1; part >= 0; part--)
-        ops->act_pack(act.p, m->act_bits, x, (size_t)s->cols, s->cols, n, part, n_parts);
+        ops->act_pack(act.p, m->act_bits, s, x, (size_t)s->cols, n, part, n_parts);
     int end = n_blocks(c, m), a = whole ? end : end / 4, b = whole ? end : a + (end - a) / 2;
     const int range[][2] = {{b, end}, {0, a}, {a, b}};
     for (int i = 0; i < 3; i++)

@@ -54,7 +54,7 @@ static float *run(const struct bcq_ops *ops, const struct bcq_view *v, int act_b
     cr_assert(packed && act && y);
     ops->pack(packed, v, 0, blocks);
     for (int part = 0; part < 2; part++)
-        ops->act_pack(act, act_bits, x, (size_t)s->cols, s->cols, n, part, 2);
+        ops->act_pack(act, act_bits, s, x, (size_t)s->cols, n, part, 2);
     ops->mul(y, (size_t)s->rows, packed, s, act, act_bits, n, blocks / 2, blocks);
     ops->mul(y, (size_t)s->rows, packed, s, act, act_bits, n, 0, blocks / 2);
     free(packed);

@@ -1,0 +1,74 @@
+/* bcq_compact.h - reads what a block of the compact form holds besides its code.
+ *
+ * Owns      nothing.
+ * Borrows   arguments during the call.
+ * Thread    any; no state.
+ * Fails     never.
+ * Cost      a few instructions each.
+ *
+ * Look-ups (bcq_compact.c) and the tile for many tokens (bcq_tile.c) share it, and with it every
+ * floating-point operation on a row's totals. */
+#ifndef KERNELS_AVX512_BCQ_COMPACT_H
+#define KERNELS_AVX512_BCQ_COMPACT_H
+
+#include "kernels/avx512/bcq.h"
+
+/* Of 16 rows and one token. */
+struct avx512_compact_sums {
+    __m512 y;          /* sum of scale * q * sum_i d_i * (+-x) */
+    __m512i low, high; /* sum of p * x, bytes apart */
+};
+
+/* The fifth bit of run b of the half to bit 4 of byte b, both rows of a 64-bit lane. */
+AVX512_INLINE __m512i avx512_compact_fifth_at(int unit, int half) {
+    uint64_t at = 0;
+    for (int b = 0; b < 8; b++) {
+        int from = (b >= 4 ? 32 : 0) + 8 * unit + 4 * half + (b & 3);
+        at |= (uint64_t)((from - 4) & 63) << (8 * b);
+    }
+    return _mm512_set1_epi64((long long)at);
+}
+
+/* q of runs 2j and 2j + 1 of a half in the lower and upper word of each row. */
+AVX512_INLINE __m512i avx512_compact_q(__m512i nibbles, int j) {
+    return _mm512_and_si512(j ? _mm512_srli_epi32(nibbles, 4) : nibbles,
+                            _mm512_set1_epi32(0x000f000f));
+}
+
+/* p + 16 of four runs in the order of their bytes. */
+AVX512_INLINE __m512i avx512_compact_p16(__m512i nibbles, __m512i fifth, __m512i fifth_at) {
+    /* Runs 0 to 3 have their nibbles at bits 8, 24, 12, 28 of the word. */
+    const __m512i at = _mm512_set1_epi64(0x3c2c38281c0c1808);
+    const __m512i low =
+        _mm512_and_si512(_mm512_multishift_epi64_epi8(at, nibbles), _mm512_set1_epi8(15));
+    const __m512i high = _mm512_multishift_epi64_epi8(fifth_at, fifth);
+    return _mm512_ternarylogic_epi32(_mm512_set1_epi8(16), high, low, 0xca); /* 16 ? high : low */
+}
+
+/* d of plane p, 32 bits a row. */
+AVX512_INLINE __m512i avx512_compact_d(const uint8_t *block, int unit, int p) {
+    const void *at = block + 256 + 64 * p + 16 * unit;
+    return _mm512_cvtepu8_epi32(_mm_load_si128(at));
+}
+
+/* Takes 16 off every p: totals begin at -16 times the sum over all runs. */
+AVX512_INLINE struct avx512_compact_sums avx512_compact_begin(const struct avx512_bcq_token *t) {
+    return (struct avx512_compact_sums){.y = _mm512_setzero_ps(),
+                                        .low = _mm512_set1_epi32(-16 * t->low),
+                                        .high = _mm512_set1_epi32(-16 * t->high)};
+}
+
+/* A unit's results from its totals. */
+AVX512_INLINE __m512 avx512_compact_end(const uint8_t *block, int unit,
+                                        const struct avx512_compact_sums *sums, float scale) {
+    const uint8_t *scales = block + 32 * unit;
+    __m512 s0 = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)scales));
+    __m512 s1 = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(scales + 128)));
+    s0 = _mm512_mul_ps(s0, _mm512_set1_ps(0.5f));
+    __m512 bias = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums->high), _mm512_set1_ps(254.0f),
+                                  _mm512_cvtepi32_ps(sums->low));
+    bias = _mm512_mul_ps(_mm512_mul_ps(bias, _mm512_set1_ps(scale)), s1);
+    return _mm512_fmadd_ps(sums->y, s0, bias);
+}
+
+#endif
