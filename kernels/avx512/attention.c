@@ -10,14 +10,16 @@
 /* A block of 16 positions at a time: scores of all its positions for every query head, one vector
  * each; their softmax terms; then the weighted sum of values. Each load of K and V serves up to
  * four heads. A head's arithmetic does not depend on the heads beside it. */
-enum { LANES = 16, HEADS = 4, MAX_REP = 8 };
+enum { LANES = 16, HEADS = 4, MAX_REP = 8, SLOTS = 4 };
 
 #define INLINE static inline __attribute__((always_inline))
 
 /* One block as seen by a query: positions [low, high) of its 16 count. */
 struct block {
-    const char *k, *v, *next; /* next: the keys of the block after this one, or NULL */
-    int low, high, offset;    /* offset: position of slot 0 less the query's */
+    const char *k, *v, *next;       /* next: the keys of the block after this one, or NULL */
+    const float *k_scale, *v_scale; /* (16) of DTYPE_I8; else NULL */
+    size_t plane;                   /* bytes from keys to values */
+    int low, high, offset;          /* offset: position of slot 0 less the query's */
 };
 
 struct state {
@@ -37,6 +39,10 @@ INLINE __m512 load(enum dtype type, const char *row, int i, int dim, bool whole)
     const uint16_t *h = (const uint16_t *)(const void *)row + i;
     __mmask16 mask = avx512_mask((size_t)(dim - i));
     if (type == DTYPE_F32) return whole ? _mm512_loadu_ps(f) : _mm512_maskz_loadu_ps(mask, f);
+    if (type == DTYPE_I8)
+        return _mm512_cvtepi32_ps(
+            _mm512_cvtepi8_epi32(whole ? _mm_loadu_si128((const __m128i *)(const void *)(row + i))
+                                       : _mm_maskz_loadu_epi8(mask, row + i)));
     if (whole) return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)h));
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, h));
 }
@@ -60,36 +66,47 @@ static __m512 sum_each(const __m512 *a) {
 /* Asks for slot j of the block after this one. */
 INLINE void prefetch(const struct block *b, int j, size_t row_bytes) {
     if (!b->next) return;
-    const char *k = b->next + (size_t)j * row_bytes, *v = k + KV_BLOCK_TOKENS * row_bytes;
+    const char *k = b->next + (size_t)j * row_bytes, *v = k + b->plane;
     for (size_t i = 0; i < row_bytes; i += 64) {
         _mm_prefetch(k + i, _MM_HINT_T0);
         _mm_prefetch(v + i, _MM_HINT_T0);
     }
 }
 
-/* part[h][slot]: vectors whose sum is q_h . k_slot. */
+/* part[h][slot]: vectors whose sum is q_h . k_slot, for n slots from j on. */
+INLINE void dot_slots(__m512 part[][KV_BLOCK_TOKENS], enum dtype type, const struct block *b,
+                      const float *q, int dim, int n_heads, int j, int n) {
+    size_t row_bytes = (size_t)dim * dtype_size(type);
+    const char *row = b->k + (size_t)j * row_bytes;
+    __m512 sum[HEADS][SLOTS], k[SLOTS];
+    int i = 0;
+    for (int e = 0; e < n; e++) prefetch(b, j + e, row_bytes);
+    for (int h = 0; h < n_heads; h++)
+        for (int e = 0; e < n; e++) sum[h][e] = _mm512_setzero_ps();
+    for (; i + LANES <= dim; i += LANES) {
+        for (int e = 0; e < n; e++) k[e] = load(type, row + (size_t)e * row_bytes, i, dim, true);
+        for (int h = 0; h < n_heads; h++) {
+            __m512 x = _mm512_loadu_ps(q + h * dim + i);
+            for (int e = 0; e < n; e++) sum[h][e] = _mm512_fmadd_ps(k[e], x, sum[h][e]);
+        }
+    }
+    if (i < dim) {
+        for (int e = 0; e < n; e++) k[e] = load(type, row + (size_t)e * row_bytes, i, dim, false);
+        for (int h = 0; h < n_heads; h++) {
+            __m512 x = load(DTYPE_F32, (const char *)(q + h * dim), i, dim, false);
+            for (int e = 0; e < n; e++) sum[h][e] = _mm512_fmadd_ps(k[e], x, sum[h][e]);
+        }
+    }
+    for (int h = 0; h < n_heads; h++)
+        for (int e = 0; e < n; e++) part[h][j + e] = sum[h][e];
+}
+
+/* Several slots at a time: as many more chains of additions, and q is read less often. */
 INLINE void dot(__m512 part[][KV_BLOCK_TOKENS], enum dtype type, const struct block *b,
                 const float *q, int dim, int n_heads) {
-    size_t row_bytes = (size_t)dim * dtype_size(type);
-    for (int j = b->low; j < b->high; j++) {
-        const char *row = b->k + (size_t)j * row_bytes;
-        __m512 sum[HEADS];
-        int i = 0;
-        prefetch(b, j, row_bytes);
-        for (int h = 0; h < n_heads; h++) sum[h] = _mm512_setzero_ps();
-        for (; i + LANES <= dim; i += LANES) {
-            __m512 k = load(type, row, i, dim, true);
-            for (int h = 0; h < n_heads; h++)
-                sum[h] = _mm512_fmadd_ps(k, _mm512_loadu_ps(q + h * dim + i), sum[h]);
-        }
-        if (i < dim) {
-            __m512 k = load(type, row, i, dim, false);
-            for (int h = 0; h < n_heads; h++)
-                sum[h] = _mm512_fmadd_ps(
-                    k, load(DTYPE_F32, (const char *)(q + h * dim), i, dim, false), sum[h]);
-        }
-        for (int h = 0; h < n_heads; h++) part[h][j] = sum[h];
-    }
+    int j = b->low;
+    for (; j + SLOTS <= b->high; j += SLOTS) dot_slots(part, type, b, q, dim, n_heads, j, SLOTS);
+    for (; j < b->high; j++) dot_slots(part, type, b, q, dim, n_heads, j, 1);
 }
 
 /* From a head's partial sums to its softmax terms p (16); returns what older sums shrink by. */
@@ -98,8 +115,10 @@ static float softmax(float *p, struct state *s, const __m512 *part, const struct
     const __m512 lane = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __mmask16 seen = (__mmask16)((1u << b->high) - (1u << b->low));
     __m512 away = _mm512_add_ps(lane, _mm512_set1_ps((float)b->offset));
-    __m512 score = _mm512_fmadd_ps(_mm512_set1_ps(slope), away,
-                                   _mm512_mul_ps(sum_each(part), _mm512_set1_ps(scale)));
+    __m512 dot = sum_each(part);
+    if (b->k_scale) dot = _mm512_mul_ps(dot, _mm512_loadu_ps(b->k_scale));
+    __m512 score =
+        _mm512_fmadd_ps(_mm512_set1_ps(slope), away, _mm512_mul_ps(dot, _mm512_set1_ps(scale)));
     float top = _mm512_mask_reduce_max_ps(seen, score);
     top = top > s->top ? top : s->top;
     __m512 e = _mm512_maskz_mov_ps(seen, avx512_exp(_mm512_sub_ps(score, _mm512_set1_ps(top))));
@@ -140,6 +159,13 @@ INLINE void gather(float *sum, size_t ld, enum dtype type, const struct block *b
     for (; i < dim; i += LANES) gather_some(sum, ld, type, b, p, keep, i, dim, n_heads, 1, false);
 }
 
+/* What a value's whole numbers count. Those of slots that are not seen stay unused. */
+INLINE void scale_terms(float p[][KV_BLOCK_TOKENS], const float *v_scale, int n_heads) {
+    const __m512 scale = _mm512_loadu_ps(v_scale);
+    for (int h = 0; h < n_heads; h++)
+        _mm512_store_ps(p[h], _mm512_mul_ps(_mm512_load_ps(p[h]), scale));
+}
+
 INLINE void attend_heads(float *sum, struct state *s, enum dtype type, const struct block *b,
                          const float *q, const float *slopes, const struct attn_call *c,
                          int n_heads) {
@@ -151,6 +177,7 @@ INLINE void attend_heads(float *sum, struct state *s, enum dtype type, const str
     dot(part, type, b, q, dim, n_heads);
     for (int h = 0; h < n_heads; h++)
         keep[h] = softmax(p[h], &s[h], part[h], b, c->scale, slopes ? slopes[h] : 0);
+    if (type == DTYPE_I8) scale_terms(p, b->v_scale, n_heads);
     gather(sum, padded(dim), type, b, p, keep, dim, n_heads);
 }
 
@@ -185,20 +212,27 @@ static const char *keys(const struct attn_call *c, int i, size_t plane) {
 
 static void attend(float *out, const float *q, const struct attn_call *c, float *sum) {
     size_t dim = (size_t)c->kv->head_dim, ld = padded(c->kv->head_dim);
-    size_t plane = KV_BLOCK_TOKENS * dim * dtype_size(c->kv->type);
+    size_t plane = kv_plane_bytes(c->kv->type, c->kv->head_dim);
+    size_t elements = KV_BLOCK_TOKENS * dim * dtype_size(c->kv->type);
     struct state s[MAX_REP];
     for (int h = 0; h < c->n_rep; h++) s[h] = (struct state){-INFINITY, 0};
     memset(sum, 0, (size_t)c->n_rep * ld * sizeof *sum);
     for (int i = c->first / KV_BLOCK_TOKENS; i <= c->pos / KV_BLOCK_TOKENS; i++) {
         int p0 = i * KV_BLOCK_TOKENS, past = c->pos + 1 - p0;
-        struct block b = {.k = keys(c, i, plane)};
+        struct block b = {.k = keys(c, i, plane), .plane = plane};
         b.v = b.k + plane;
+        if (c->kv->type == DTYPE_I8) {
+            b.k_scale = (const float *)(const void *)(b.k + elements);
+            b.v_scale = (const float *)(const void *)(b.v + elements);
+        }
         b.next = past > KV_BLOCK_TOKENS ? keys(c, i + 1, plane) : NULL;
         b.low = c->first > p0 ? c->first - p0 : 0;
         b.high = past < KV_BLOCK_TOKENS ? past : KV_BLOCK_TOKENS;
         b.offset = p0 - c->pos;
         if (c->kv->type == DTYPE_F16)
             attend_block(sum, s, DTYPE_F16, &b, q, c);
+        else if (c->kv->type == DTYPE_I8)
+            attend_block(sum, s, DTYPE_I8, &b, q, c);
         else
             attend_block(sum, s, DTYPE_F32, &b, q, c);
     }
@@ -220,4 +254,6 @@ static void attention(float *out, const float *q, const struct attn_call *call, 
 void avx512_attention_init(struct ops *ops) {
     ops->float_kv.attention_scratch = attention_scratch;
     ops->float_kv.attention = attention;
+    ops->int8_kv.attention_scratch = attention_scratch;
+    ops->int8_kv.attention = attention;
 }

@@ -237,33 +237,52 @@ static int bench_subject(struct rig *rig, const struct subject *s, struct error 
     return rc;
 }
 
-/* One layer's attention of a decode step and of a prefill slice, 32 heads of 128 over 8. */
-static int bench_attention(struct rig *rig, struct error *err) {
-    enum { CONTEXT = 4096, BLOCKS = CONTEXT / BACKEND_KV_BLOCK, HEADS = 32, DIM = 128 };
-    static int32_t blocks[BLOCKS], positions[MAX_TOKENS], zeros[MAX_TOKENS];
-    struct kv *kv = NULL;
-    int rc = backend_kv_new(rig->be, &kv, &(struct kv_spec){1, 8, DIM, BLOCKS, DTYPE_F16}, err);
-    if (rc) return rc;
-    for (int i = 0; i < BLOCKS; i++) blocks[i] = i;
-    for (int i = 0; i < MAX_TOKENS; i++) positions[i] = CONTEXT - MAX_TOKENS + i;
-    const struct attention_call call = {rig->y, rig->x, kv, 0, HEADS, 0, 0.088f, NULL};
-    for (int n = 1; n <= MAX_TOKENS; n *= MAX_TOKENS) {
-        backend_begin(rig->be, &(struct batch){n, 1, zeros, positions + MAX_TOKENS - n, zeros,
-                                               blocks, BLOCKS});
+static const struct context {
+    int heads, kv_heads, dim, positions;
+} contexts[] = {{32, 8, 128, 4096}, {9, 3, 64, 512}, {9, 3, 64, 4096}};
+
+/* One layer's attention of a decode step or of a prefill slice. */
+static void time_attention(struct rig *rig, const struct context *x, struct kv *kv, enum dtype type,
+                           int n) {
+    static int32_t blocks[4096 / BACKEND_KV_BLOCK], positions[MAX_TOKENS], zeros[MAX_TOKENS];
+    int n_blocks = x->positions / BACKEND_KV_BLOCK;
+    for (int i = 0; i < n_blocks; i++) blocks[i] = i;
+    for (int i = 0; i < n; i++) positions[i] = x->positions - n + i;
+    const struct attention_call call = {rig->y, rig->x, kv, 0, x->heads, 0, 0.088f, NULL};
+    backend_begin(rig->be, &(struct batch){n, 1, zeros, positions, zeros, blocks, n_blocks});
+    backend_attention(rig->be, &call);
+    double best = INFINITY, start = now(), last = start, t;
+    int count = 0;
+    do {
         backend_attention(rig->be, &call);
-        int count = 0;
-        double start = now();
-        do {
-            backend_attention(rig->be, &call);
-            count++;
-        } while (now() - start < 0.3);
-        double t = (now() - start) / count, bytes = 2.0 * 8 * DIM * 2 * CONTEXT;
-        printf("%s,%d,attention f16,32/8x128 at 4096,%d,%.1f,,%.2f,,%.1f\n", rig->level,
-               rig->n_threads, n, t * 1e6, bytes / t / 1e9,
-               4.0 * HEADS * DIM * CONTEXT * n / t / 1e9);
+        t = now();
+        if (t - last < best) best = t - last;
+        last = t;
+        count++;
+    } while (t - start < 0.3);
+    t = (t - start) / count;
+    double bytes = 2.0 * x->kv_heads * x->dim * (double)dtype_size(type) * x->positions;
+    printf("%s,%d,attention %s,%d/%dx%d at %d,%d,%.1f,%.1f,%.2f,,%.1f\n", rig->level,
+           rig->n_threads, type == DTYPE_F16 ? "f16" : "i8", x->heads, x->kv_heads, x->dim,
+           x->positions, n, t * 1e6, best * 1e6, bytes / t / 1e9,
+           4.0 * x->heads * x->dim * x->positions * n / t / 1e9);
+}
+
+static int bench_attention(struct rig *rig, struct error *err) {
+    static const enum dtype types[] = {DTYPE_F16, DTYPE_I8};
+    int n_contexts = (int)(sizeof contexts / sizeof *contexts), rc = 0;
+    for (int i = 0; !rc && i < 2 * n_contexts; i++) {
+        const struct context *x = &contexts[i / 2];
+        const struct kv_spec spec = {1, x->kv_heads, x->dim, x->positions / BACKEND_KV_BLOCK,
+                                     types[i % 2]};
+        struct kv *kv = NULL;
+        rc = backend_kv_new(rig->be, &kv, &spec, err);
+        if (rc) break;
+        for (int n = 1; n <= MAX_TOKENS; n *= MAX_TOKENS)
+            time_attention(rig, x, kv, types[i % 2], n);
+        backend_kv_free(rig->be, kv);
     }
-    backend_kv_free(rig->be, kv);
-    return 0;
+    return rc;
 }
 
 static int bench_level(const char *level, const char *only, int n_threads, struct error *err) {
