@@ -107,8 +107,8 @@ struct ops {
     struct bcq_ops bcq;
     struct bcq_ops shift; /* for blocks that pow2_ready() approves and act_bits below 16, without
                              products by weights; zeroed where bcq is faster with them */
-    struct bcq_ops whole; /* for BCQ_WHOLE; act_bits is 16. x counts in steps of 1/32767 of the
-                             largest of each 32 inputs, where the level is not ref */
+    struct bcq_ops whole; /* for BCQ_WHOLE; act_bits is 16. x counts in steps of 1/32639 of the
+                             largest of each 32 inputs or less, where the level is not ref */
     struct dense_ops dense;
 
     /* y[t*ldy + r] += (S x_t)[r] for rows r0..r1-1 of outliers S in the form of kernels/sell.h; r0

@@ -15,6 +15,7 @@ struct dense_ops;
 struct ops;
 
 void avx512_bcq_init(struct bcq_ops *bcq);
+void avx512_whole_init(struct bcq_ops *whole);
 void avx512_dense_init(struct dense_ops *dense);
 void avx512_outliers_init(struct ops *ops);
 void avx512_rotate_init(struct ops *ops);

@@ -7,6 +7,7 @@
 void ops_init_avx512(struct ops *ops) {
     ops->level = "avx512";
     avx512_bcq_init(&ops->bcq);
+    avx512_whole_init(&ops->whole);
     avx512_dense_init(&ops->dense);
     avx512_outliers_init(ops);
     avx512_rotate_init(ops);
