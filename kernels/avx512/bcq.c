@@ -42,7 +42,7 @@ static void odd_shape(struct avx512_bcq_shape *s) {
     s->block_bytes = AVX512_BCQ_UNITS * 2 * s->params * entries;
 }
 
-static enum avx512_bcq_form form_of(const struct bcq_spec *w) {
+enum avx512_bcq_form avx512_bcq_form(const struct bcq_spec *w) {
     if (w->group % 16 && w->group < w->cols) return AVX512_BCQ_ODD;
     return w->kind == BCQ_COMPACT && w->scale_bits <= 4 && w->bias_bits <= 5 ? AVX512_BCQ_COMPACT
                                                                              : AVX512_BCQ_FREE;
@@ -52,7 +52,7 @@ static enum avx512_bcq_form form_of(const struct bcq_spec *w) {
  * are faster than it for any number of tokens. */
 bool avx512_bcq_takes_tile(const struct bcq_spec *w, int act_bits, int n) {
     const bool bytes = avx512_bcq_parts(act_bits) == 1;
-    if (form_of(w) != AVX512_BCQ_COMPACT || (bytes && w->bits <= 2)) return false;
+    if (avx512_bcq_form(w) != AVX512_BCQ_COMPACT || (bytes && w->bits <= 2)) return false;
     return n >= (bytes ? 14 : 7);
 }
 
@@ -64,7 +64,7 @@ void avx512_bcq_shape(struct avx512_bcq_shape *ret, const struct bcq_spec *w) {
                                  .runs = (w->cols + 15) / 16,
                                  .words = (w->cols + 31) / 32,
                                  .wide = w->kind != BCQ_FREE,
-                                 .form = form_of(w)};
+                                 .form = avx512_bcq_form(w)};
     if (s.form == AVX512_BCQ_ODD) odd_shape(&s);
     if (s.form == AVX512_BCQ_COMPACT) compact_shape(&s);
     if (s.form == AVX512_BCQ_FREE) free_shape(&s);
@@ -82,8 +82,8 @@ static avx512_bcq_panel_function *kernel(const struct avx512_bcq_shape *s, int n
     return s->form == AVX512_BCQ_FREE ? avx512_bcq_free(s, n, parts) : avx512_bcq_odd(n, parts);
 }
 
-static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,
-                int act_bits, int n, int b0, int b1) {
+void avx512_bcq_mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w,
+                    const void *act, int act_bits, int n, int b0, int b1) {
     const int parts = avx512_bcq_parts(act_bits);
     struct avx512_bcq_shape s;
     avx512_bcq_shape(&s, w);
@@ -125,5 +125,5 @@ void avx512_bcq_init(struct bcq_ops *ops) {
     ops->pack = avx512_bcq_pack;
     ops->act_bytes = avx512_bcq_act_bytes;
     ops->act_pack = avx512_bcq_act_pack;
-    ops->mul = mul;
+    ops->mul = avx512_bcq_mul;
 }

@@ -88,6 +88,8 @@ void avx512_bcq_shape(struct avx512_bcq_shape *ret, const struct bcq_spec *w);
 /* Whether bcq_tile.c multiplies n tokens: then there are no tables. */
 bool avx512_bcq_takes_tile(const struct bcq_spec *w, int act_bits, int n);
 
+enum avx512_bcq_form avx512_bcq_form(const struct bcq_spec *w);
+
 /* What a token's 128 inputs look like to the kernels. Rounded activations (struct bcq_ops) have
  * entries of one byte, which are exact, and records of half the size. */
 struct avx512_bcq_span {
@@ -105,15 +107,22 @@ struct avx512_bcq_token {
     int32_t unused;
 };
 
+/* For which kernels activations are packed: look-ups, the tile of AVX-512, that of AMX. */
+enum avx512_bcq_inputs { AVX512_BCQ_TABLES, AVX512_BCQ_PAIRS, AVX512_BCQ_BYTES };
+
 /* Packed activations: tokens, then spans in blocks of AVX512_BCQ_COLUMNS tokens (the last block
  * has what is left), (span, token) within a block; then for each span struct
- * avx512_bcq_many. The tile has that and scales of spans, the other kernels have the tables. */
+ * avx512_bcq_many. The tiles have that, the other kernels have the tables. */
 size_t avx512_bcq_act_bytes(int act_bits, int cols, int n);
 void avx512_bcq_act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x,
                          size_t ldx, int n, int part, int n_parts);
 
 /* kernels/rounding.h for 128 inputs: whole numbers to out, returns their scale. */
 float avx512_bcq_round(float *out, const float *x, int act_bits);
+
+void avx512_bcq_act_pack_for(enum avx512_bcq_inputs use, void *act, int act_bits,
+                             const struct bcq_spec *w, const float *x, size_t ldx, int n, int part,
+                             int n_parts);
 
 size_t avx512_bcq_pack_bytes(const struct bcq_spec *w);
 void avx512_bcq_pack(void *dst, const struct bcq_view *w, int b0, int b1);
@@ -148,6 +157,10 @@ struct avx512_bcq_tile {
 };
 void avx512_bcq_mul_tile(const struct avx512_bcq_tile *c);
 
+/* struct bcq_ops.mul, of activations packed for look-ups or as pairs. */
+void avx512_bcq_mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w,
+                    const void *act, int act_bits, int n, int b0, int b1);
+
 AVX512_INLINE int avx512_bcq_parts(int act_bits) { return act_bits > 8 ? 2 : 1; }
 
 AVX512_INLINE size_t avx512_bcq_span_bytes(const int parts) {
@@ -165,28 +178,36 @@ AVX512_INLINE size_t avx512_bcq_token_bytes(int n) {
     return ((size_t)n * sizeof(struct avx512_bcq_token) + 63) / 64 * 64;
 }
 
-/* What bcq_tile.c needs of n tokens' inputs of a span, side by side. */
+/* What the tiles for many tokens need of a span's inputs, side by side. */
 struct avx512_bcq_many {
-    int16_t (*whole)[AVX512_BCQ_SPAN]; /* (n) */
-    int32_t (*run_sums)[4];            /* (n) */
-    float *scales;                     /* (n) */
+    void *whole; /* pairs: int16 (n, 128); bytes: uint8 (2, n16, 128), low bytes first */
+    float *scales;
+    int8_t (*sums[2])[64]; /* (n16) low, high bytes of the sums of the runs of a chunk of spans */
 };
 
-AVX512_INLINE size_t avx512_bcq_many_bytes(int n) {
-    return ((size_t)n * (AVX512_BCQ_SPAN * sizeof(int16_t) + 20) + 63) / 64 * 64;
-}
+enum {
+    AVX512_BCQ_CHUNK = 8, /* spans whose sums over runs make a row of 64 bytes */
+    /* Bytes of a token in a chunk. */
+    AVX512_BCQ_MANY = 128 + AVX512_BCQ_CHUNK * (2 * AVX512_BCQ_SPAN + 4)
+};
 
-/* Of act; its end, where span is n_spans. Addresses, so that act may be NULL. */
+/* Tokens in whole tiles of 16. */
+AVX512_INLINE size_t avx512_bcq_n16(int n) { return ((size_t)n + 15) / 16 * 16; }
+
+/* Of act; its end, where span is n_spans in whole chunks. Addresses, so that act may be NULL. */
 AVX512_INLINE struct avx512_bcq_many avx512_bcq_many_at(const void *act, int act_bits, int n_spans,
                                                         int n, int span) {
+    const size_t n16 = avx512_bcq_n16(n), chunk = (size_t)span / AVX512_BCQ_CHUNK;
     size_t records =
         (size_t)n_spans * (size_t)n * avx512_bcq_span_bytes(avx512_bcq_parts(act_bits));
-    uintptr_t at = (uintptr_t)act + avx512_bcq_token_bytes(n) + records +
-                   (size_t)span * avx512_bcq_many_bytes(n);
-    uintptr_t sums = at + (size_t)n * AVX512_BCQ_SPAN * sizeof(int16_t);
-    return (struct avx512_bcq_many){.whole = (int16_t(*)[AVX512_BCQ_SPAN])at,
-                                    .run_sums = (int32_t(*)[4])sums,
-                                    .scales = (float *)(sums + (size_t)n * 16)};
+    uintptr_t sums =
+        (uintptr_t)act + avx512_bcq_token_bytes(n) + records + chunk * n16 * AVX512_BCQ_MANY;
+    uintptr_t whole =
+        sums + n16 * 128 + (size_t)(span % AVX512_BCQ_CHUNK) * n16 * (2 * AVX512_BCQ_SPAN + 4);
+    return (struct avx512_bcq_many){
+        .whole = (void *)whole,
+        .scales = (float *)(whole + n16 * 2 * AVX512_BCQ_SPAN),
+        .sums = {(int8_t(*)[64])sums, (int8_t(*)[64])(sums + n16 * 64)}};
 }
 
 AVX512_INLINE int avx512_min(int a, int b) { return a < b ? a : b; }

@@ -16,7 +16,9 @@ static const float TINY = 1e-30f;
 static int n_spans(int cols) { return (cols + AVX512_BCQ_SPAN - 1) / AVX512_BCQ_SPAN; }
 
 size_t avx512_bcq_act_bytes(int act_bits, int cols, int n) {
-    return (uintptr_t)avx512_bcq_many_at(NULL, act_bits, n_spans(cols), n, n_spans(cols)).whole;
+    const int spans = n_spans(cols), chunks = (spans + AVX512_BCQ_CHUNK - 1) / AVX512_BCQ_CHUNK;
+    return (uintptr_t)avx512_bcq_many_at(NULL, act_bits, spans, n, chunks * AVX512_BCQ_CHUNK)
+        .sums[0];
 }
 
 /* One token's records: span i is stride * i bytes after first. */
@@ -124,7 +126,9 @@ static void pack_sums(const struct column *c, struct avx512_bcq_token *token, co
         _mm_store_si128((__m128i *)s->run_sums, bytes);
         if (!many) continue;
         struct avx512_bcq_many to = avx512_bcq_many_at(act, c->act_bits, n_spans(c->cols), n, i);
-        _mm_storeu_si128((__m128i *)to.run_sums[t], bytes);
+        const int at = i % AVX512_BCQ_CHUNK * AVX512_BCQ_RUNS;
+        _mm_storel_epi64((__m128i *)(to.sums[0][t] + at), _mm256_cvtepi32_epi8(low));
+        _mm_storel_epi64((__m128i *)(to.sums[1][t] + at), _mm256_cvtepi32_epi8(high));
     }
     token->scale = down;
     token->low = _mm512_reduce_add_epi32(_mm512_zextsi256_si512(low_total));
@@ -205,20 +209,45 @@ static void pack_bytes(struct avx512_bcq_span *out, const float *v) {
     }
 }
 
+/* A run's whole numbers in 16 bits. */
+AVX512_INLINE __m256i words(const float *whole) {
+    return _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_loadu_ps(whole)));
+}
+
 /* Inputs j and j + 8 of a run side by side, as the tile's weights are. */
-static void pack_many(const struct avx512_bcq_many *many, int token, float scale,
-                      const float *whole) {
-    int16_t *out = many->whole[token];
+static void pack_pairs(int16_t *out, const float *whole) {
     for (int i = 0; i < AVX512_BCQ_RUNS; i++, whole += 16, out += 16) {
-        __m256i v = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_loadu_ps(whole)));
+        __m256i v = words(whole);
         __m128i low = _mm256_castsi256_si128(v), high = _mm256_extracti128_si256(v, 1);
         _mm_storeu_si128((__m128i *)out, _mm_unpacklo_epi16(low, high));
         _mm_storeu_si128((__m128i *)(out + 8), _mm_unpackhi_epi16(low, high));
     }
-    many->scales[token] = scale;
 }
 
-static void pack_span(void *act, const struct column *c, int n, int t, int span, bool many) {
+/* As 256 * high + low, both signed; inputs j, j + 4, j + 8 and j + 12 of a run side by side. */
+static void pack_bytes_apart(int8_t *low, int8_t *high, const float *whole) {
+    const __m128i fours = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for (int i = 0; i < AVX512_BCQ_SPAN; i += 16) {
+        __m256i v = words(whole + i);
+        __m256i rest = _mm256_srai_epi16(_mm256_add_epi16(v, _mm256_set1_epi16(128)), 8);
+        _mm_storeu_si128((__m128i *)(low + i), _mm_shuffle_epi8(_mm256_cvtepi16_epi8(v), fours));
+        _mm_storeu_si128((__m128i *)(high + i),
+                         _mm_shuffle_epi8(_mm256_cvtepi16_epi8(rest), fours));
+    }
+}
+
+static void pack_many(const struct avx512_bcq_many *to, enum avx512_bcq_inputs use, int n, int t,
+                      const float *whole) {
+    const size_t row = (size_t)t * AVX512_BCQ_SPAN;
+    int8_t *bytes = to->whole;
+    if (use == AVX512_BCQ_PAIRS)
+        pack_pairs((int16_t *)to->whole + row, whole);
+    else
+        pack_bytes_apart(bytes + row, bytes + avx512_bcq_n16(n) * AVX512_BCQ_SPAN + row, whole);
+}
+
+static void pack_span(enum avx512_bcq_inputs use, void *act, const struct column *c, int n, int t,
+                      int span) {
     struct avx512_bcq_span *out = span_of(c, span);
     float tail[AVX512_BCQ_SPAN], whole[AVX512_BCQ_SPAN];
     const float *x = inputs(c, span, tail);
@@ -226,9 +255,10 @@ static void pack_span(void *act, const struct column *c, int n, int t, int span,
         out->scale = avx512_bcq_round(whole, x, c->act_bits);
     else
         make_whole(whole, out, x);
-    if (many) {
+    if (use != AVX512_BCQ_TABLES) {
         struct avx512_bcq_many to = avx512_bcq_many_at(act, c->act_bits, n_spans(c->cols), n, span);
-        pack_many(&to, t, out->scale, whole);
+        pack_many(&to, use, n, t, whole);
+        to.scales[t] = out->scale;
     } else if (c->act_bits < 16) {
         pack_bytes(out, whole);
     } else {
@@ -236,18 +266,25 @@ static void pack_span(void *act, const struct column *c, int n, int t, int span,
     }
 }
 
-/* Parts are ranges of (token, span). The tables of a span belong to the part that has it, a
+/* Parts are ranges of (token, span). What is packed of a span belongs to the part that has it, a
  * token's sums to the part that has its first span. */
-void avx512_bcq_act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x,
-                         size_t ldx, int n, int part, int n_parts) {
+void avx512_bcq_act_pack_for(enum avx512_bcq_inputs use, void *act, int act_bits,
+                             const struct bcq_spec *w, const float *x, size_t ldx, int n, int part,
+                             int n_parts) {
     int64_t spans = n_spans(w->cols), total = spans * n;
     int64_t first = total * part / n_parts, last = total * (part + 1) / n_parts;
     struct avx512_bcq_token *tokens = act;
-    const bool many = avx512_bcq_takes_tile(w, act_bits, n);
     for (int64_t i = first; i < last; i++) {
         int t = (int)(i / spans), span = (int)(i % spans);
         struct column c = column_of(act, act_bits, x, ldx, w->cols, n, t);
-        if (span == 0) pack_sums(&c, &tokens[t], act, n, t, many);
-        pack_span(act, &c, n, t, span, many);
+        if (span == 0) pack_sums(&c, &tokens[t], act, n, t, use != AVX512_BCQ_TABLES);
+        pack_span(use, act, &c, n, t, span);
     }
+}
+
+void avx512_bcq_act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x,
+                         size_t ldx, int n, int part, int n_parts) {
+    avx512_bcq_act_pack_for(avx512_bcq_takes_tile(w, act_bits, n) ? AVX512_BCQ_PAIRS
+                                                                  : AVX512_BCQ_TABLES,
+                            act, act_bits, w, x, ldx, n, part, n_parts);
 }

@@ -155,8 +155,9 @@ static void round_group(struct input *to, struct factor *factor, const float *x,
     factor->scale = some ? largest / MOST : largest < INFINITY ? 0 : NAN;
 }
 
-static void act_pack(void *act, int act_bits, const float *x, size_t ldx, int cols, int n, int part,
-                     int n_parts) {
+static void act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x, size_t ldx,
+                     int n, int part, int n_parts) {
+    const int cols = w->cols;
     size_t groups = groups_of(cols);
     int t0 = (int)((int64_t)n * part / n_parts), t1 = (int)((int64_t)n * (part + 1) / n_parts);
     (void)act_bits;
