@@ -7,6 +7,7 @@ void ops_init(struct ops *ops, unsigned features) {
 #if defined(__x86_64__)
     if (features & FEATURE_AVX2) ops_init_avx2(ops);
     if (features & FEATURE_AVX512) ops_init_avx512(ops);
+    if (features & FEATURE_AMX) ops_init_amx(ops);
 #elif defined(__aarch64__)
     if (features & FEATURE_NEON) ops_init_neon(ops);
 #else

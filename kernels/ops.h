@@ -103,7 +103,7 @@ struct rotate_plan {
 };
 
 struct ops {
-    const char *level; /* "ref", "avx2", "avx512", "neon": the strongest set that filled anything */
+    const char *level; /* "ref", "avx2", "avx512", "amx", "neon": the strongest set that filled anything */
     struct bcq_ops bcq;
     struct bcq_ops shift; /* for blocks that pow2_ready() approves and act_bits below 16, without
                              products by weights; zeroed where bcq is faster with them */
@@ -145,6 +145,7 @@ void ops_init(struct ops *ops, unsigned features);
 void ops_init_ref(struct ops *ops);
 void ops_init_avx2(struct ops *ops);
 void ops_init_avx512(struct ops *ops);
+void ops_init_amx(struct ops *ops); /* on top of AVX-512 */
 void ops_init_neon(struct ops *ops);
 
 #endif

@@ -8,7 +8,7 @@ enum { OPT_KV = 512, OPT_LEVEL, OPT_ACT_BITS };
 
 static const struct argp_option options[] = {
     {"backend", 'b', "NAME", 0, "auto, cpu, cuda or cuda-emu", 0},
-    {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512, neon or auto", 0},
+    {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512, amx, neon or auto", 0},
     {"act-bits", OPT_ACT_BITS, "N", 0,
      "Inputs of binary-coded layers: 16 as they are, 8 or 4 rounded (default: the checkpoint's)",
      0},

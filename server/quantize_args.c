@@ -149,7 +149,7 @@ static const struct argp_option options[] = {
      "Hidden states kept in memory; more go to a file in $TMPDIR (2048)", 3},
     {NULL, 0, NULL, 0, "Running:", 4},
     {"threads", 't', "N", 0, "Threads (default: all processors)", 4},
-    {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512, neon or auto", 4},
+    {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512, amx, neon or auto", 4},
     {"force", OPT_FORCE, NULL, 0, "Replace what is at OUT", 4},
     {"stop-after", OPT_STOP_AFTER, "N", 0, "Stop after N blocks; the next run goes on there", 4},
     {"layers", OPT_LAYERS, "A:B", 0,

@@ -38,7 +38,7 @@ static const struct argp_option options[] = {
     {"repetition-penalty", OPT_REPETITION, "R", 0, "Above 1 makes known tokens less likely", 0},
     {"seed", OPT_SEED, "S", 0, "Same seed, same text (default: from the clock)", 0},
     {"backend", 'b', "NAME", 0, "auto, cpu, cuda or cuda-emu", 0},
-    {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512, neon or auto", 0},
+    {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512, amx, neon or auto", 0},
     {"act-bits", OPT_ACT_BITS, "N", 0,
      "Inputs of binary-coded layers: 16 as they are, 8 or 4 rounded (default: the checkpoint's)",
      0},

@@ -48,7 +48,7 @@ static const struct setting table[] = {
      NUMBER(speculate), 0, 0, 32},
     {"backend", "NAME", "where the model runs: auto (cuda where there is one), cpu, cuda, cuda-emu",
      STRING(backend), "auto", NULL, 0, 0, 0},
-    {"cpu-level", "NAME", "CPU instructions: auto, ref, avx2, avx512, neon", STRING(cpu_level), NULL,
+    {"cpu-level", "NAME", "CPU instructions: auto, ref, avx2, avx512, amx, neon", STRING(cpu_level), NULL,
      NULL, 0, 0, 0},
     {"act-bits", "N",
      "inputs of binary-coded layers: 16, or rounded to 8 or 4; auto: the checkpoint's",

@@ -82,24 +82,11 @@ static avx512_bcq_panel_function *kernel(const struct avx512_bcq_shape *s, int n
     return s->form == AVX512_BCQ_FREE ? avx512_bcq_free(s, n, parts) : avx512_bcq_odd(n, parts);
 }
 
-void avx512_bcq_mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w,
-                    const void *act, int act_bits, int n, int b0, int b1) {
+void avx512_bcq_mul_tables(float *y, size_t ldy, const void *packed, const struct bcq_spec *w,
+                           const void *act, int act_bits, int n, int b0, int b1) {
     const int parts = avx512_bcq_parts(act_bits);
     struct avx512_bcq_shape s;
     avx512_bcq_shape(&s, w);
-    if (avx512_bcq_takes_tile(w, act_bits, n)) {
-        avx512_bcq_mul_tile(&(struct avx512_bcq_tile){.shape = &s,
-                                                      .packed = packed,
-                                                      .act = act,
-                                                      .act_bits = act_bits,
-                                                      .n = n,
-                                                      .y = y,
-                                                      .ldy = ldy,
-                                                      .rows = w->rows,
-                                                      .b0 = b0,
-                                                      .b1 = b1});
-        return;
-    }
     const struct avx512_bcq_token *tokens = act;
     const void *spans = (const uint8_t *)act + avx512_bcq_token_bytes(n);
     const struct avx512_bcq_span *first = spans;
@@ -119,11 +106,31 @@ void avx512_bcq_mul(float *y, size_t ldy, const void *packed, const struct bcq_s
             }
 }
 
+static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,
+                int act_bits, int n, int b0, int b1) {
+    if (!avx512_bcq_takes_tile(w, act_bits, n)) {
+        avx512_bcq_mul_tables(y, ldy, packed, w, act, act_bits, n, b0, b1);
+        return;
+    }
+    struct avx512_bcq_shape s;
+    avx512_bcq_shape(&s, w);
+    avx512_bcq_mul_tile(&(struct avx512_bcq_tile){.shape = &s,
+                                                  .packed = packed,
+                                                  .act = act,
+                                                  .act_bits = act_bits,
+                                                  .n = n,
+                                                  .y = y,
+                                                  .ldy = ldy,
+                                                  .rows = w->rows,
+                                                  .b0 = b0,
+                                                  .b1 = b1});
+}
+
 void avx512_bcq_init(struct bcq_ops *ops) {
     ops->row_block = AVX512_BCQ_ROWS;
     ops->pack_bytes = avx512_bcq_pack_bytes;
     ops->pack = avx512_bcq_pack;
     ops->act_bytes = avx512_bcq_act_bytes;
     ops->act_pack = avx512_bcq_act_pack;
-    ops->mul = avx512_bcq_mul;
+    ops->mul = mul;
 }

@@ -157,8 +157,8 @@ struct avx512_bcq_tile {
 };
 void avx512_bcq_mul_tile(const struct avx512_bcq_tile *c);
 
-/* struct bcq_ops.mul, of activations packed for look-ups or as pairs. */
-void avx512_bcq_mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w,
+/* struct bcq_ops.mul, of activations packed for look-ups. */
+void avx512_bcq_mul_tables(float *y, size_t ldy, const void *packed, const struct bcq_spec *w,
                     const void *act, int act_bits, int n, int b0, int b1);
 
 AVX512_INLINE int avx512_bcq_parts(int act_bits) { return act_bits > 8 ? 2 : 1; }

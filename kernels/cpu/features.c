@@ -1,3 +1,5 @@
+/* syscall() is not in POSIX. */
+#define _GNU_SOURCE
 #include "kernels/cpu/features.h"
 
 #include <errno.h>
@@ -6,6 +8,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #elif defined(__aarch64__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -23,6 +27,15 @@ static uint64_t enabled_state(void) {
     return (uint64_t)high << 32 | low;
 }
 
+/* Linux gives tile registers to a process that asks; the constants are not in Debian's headers. */
+static unsigned detect_amx(uint32_t leaf7_d, uint64_t state) {
+    enum { AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25, ARCH_REQ_XCOMP_PERM = 0x1023, XTILEDATA = 18 };
+    const uint32_t amx = AMX_TILE | AMX_INT8;
+    const uint64_t tile_state = 3ul << 17;
+    if ((leaf7_d & amx) != amx || (state & tile_state) != tile_state) return 0;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA) ? 0 : FEATURE_AMX;
+}
+
 unsigned features_detect(void) {
     enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX = 1 << 28, F16C = 1 << 29 };
     enum { AVX2 = 1 << 5, BMI2 = 1 << 8, AVX512F = 1 << 16, AVX512DQ = 1 << 17 };
@@ -37,7 +50,8 @@ unsigned features_detect(void) {
     uint32_t avx512_more = AVX512VBMI | AVX512VNNI;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (b & avx2) != avx2) return 0;
     if ((b & avx512) != avx512 || (c & avx512_more) != avx512_more) return FEATURE_AVX2;
-    return (state & zmm_state) == zmm_state ? FEATURE_AVX2 | FEATURE_AVX512 : FEATURE_AVX2;
+    if ((state & zmm_state) != zmm_state) return FEATURE_AVX2;
+    return FEATURE_AVX2 | FEATURE_AVX512 | detect_amx(d, state);
 }
 
 #elif defined(__aarch64__)
@@ -57,6 +71,7 @@ int features_parse(unsigned *ret, const char *level, struct error *err) {
     } levels[] = {{"ref", 0},
                   {"avx2", FEATURE_AVX2},
                   {"avx512", FEATURE_AVX2 | FEATURE_AVX512},
+                  {"amx", FEATURE_AVX2 | FEATURE_AVX512 | FEATURE_AMX},
                   {"neon", FEATURE_NEON}};
     unsigned have = features_detect();
     if (!strcmp(level, "auto")) {
@@ -71,6 +86,6 @@ int features_parse(unsigned *ret, const char *level, struct error *err) {
         return 0;
     }
     return error_set(err, -EINVAL,
-                     "unknown instruction set '%.32s' (there are auto, ref, avx2, avx512, neon)",
+                     "unknown instruction set '%.32s' (there are auto, ref, avx2, avx512, amx, neon)",
                      level);
 }

@@ -400,7 +400,7 @@ static int bench(const struct options *options, struct error *err) {
 static int usage(const char *wrong) {
     fprintf(
         stderr,
-        "kernel_bench: %s\nusage: kernels [--limits | --only SECTION|KIND] [--level avx2|avx512] "
+        "kernel_bench: %s\nusage: kernels [--limits | --only SECTION|KIND] [--level avx2|avx512|amx] "
         "[--seconds N]\nsections:",
         wrong);
     for (int i = 0; i < N_SECTIONS; i++) fprintf(stderr, " %s", section_names[i]);
@@ -425,15 +425,18 @@ int main(int argc, char **argv) {
         else if (!strcmp(argv[i], "--limits"))
             o.only_limits = true;
         else if (!strcmp(argv[i], "--level") &&
-                 (!strcmp(value, "avx2") || !strcmp(value, "avx512")))
+                 (!strcmp(value, "avx2") || !strcmp(value, "avx512") || !strcmp(value, "amx")))
             o.level = argv[++i];
         else if (!strcmp(argv[i], "--seconds") && atof(value) >= 1 && atof(value) <= 600)
             o.seconds = atof(argv[++i]);
         else
             return usage(argv[i]);
     }
-    if (!o.level) o.level = features_parse(&features, "avx512", &err) ? "avx2" : "avx512";
-    o.wide = !strcmp(o.level, "avx512");
+    if (!o.level)
+        o.level = !features_parse(&features, "amx", &err)      ? "amx"
+                  : !features_parse(&features, "avx512", &err) ? "avx512"
+                                                               : "avx2";
+    o.wide = strcmp(o.level, "avx2") != 0;
     int rc = features_parse(&features, o.level, &err);
     if (!rc) rc = bench(&o, &err);
     if (rc) fprintf(stderr, "kernel_bench: %s\n", err.text);

@@ -308,11 +308,11 @@ static int bench_level(const char *level, const char *only, int n_threads, struc
 }
 
 int check_bench(const char *level, const char *only) {
-    static const char *const all[] = {"avx512", "avx2"};
+    static const char *const all[] = {"amx", "avx512", "avx2"};
     struct error err;
     unsigned features;
     printf("level,threads,matrix,shape,tokens,us,best us,GB/s,of read pass,GFLOP/s,speed-up\n");
-    for (int i = 0; i < (level ? 1 : 2); i++) {
+    for (int i = 0; i < (level ? 1 : 3); i++) {
         const char *name = level ? level : all[i];
         if (features_parse(&features, name, &err)) continue;
         for (int n_threads = 1; n_threads <= 2; n_threads++) {

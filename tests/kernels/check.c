@@ -91,7 +91,7 @@ static const struct {
     {"norm", check_norm},     {"rope", check_rope},           {"activation", check_activation},
     {"add", check_add},       {"widen", check_widen},
 };
-enum { N_CHECKS = sizeof checks / sizeof *checks, N_LEVELS = 4 };
+enum { N_CHECKS = sizeof checks / sizeof *checks, N_LEVELS = 5 };
 
 static bool run_level(const char *level, const char *only, int every, const struct ops *ref,
                       int *number) {
@@ -119,7 +119,7 @@ static bool run_level(const char *level, const char *only, int every, const stru
 
 /* check [LEVEL [OPERATION [EVERY]]], or check --bench [LEVEL [WORD]] */
 int main(int argc, char **argv) {
-    static const char *const levels[N_LEVELS] = {"ref", "avx2", "avx512", "neon"};
+    static const char *const levels[N_LEVELS] = {"ref", "avx2", "avx512", "amx", "neon"};
     bool bench = argc > 1 && !strcmp(argv[1], "--bench"), good = true;
     const char *const *args = (const char *const *)argv + 1 + bench;
     int n_args = argc - 1 - bench, number = 0;
