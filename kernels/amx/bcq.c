@@ -12,9 +12,9 @@
 
 enum {
     UNITS = AVX512_BCQ_UNITS,
-    TILE = 16,                  /* tokens, rows of weights, and lines of a tile */
-    HALVES = 2,                 /* of a span: a tile has 64 inputs */
-    LINE = 64                   /* bytes */
+    TILE = 16,  /* tokens, rows of weights, and lines of a tile */
+    HALVES = 2, /* of a span: a tile has 64 inputs */
+    LINE = 64   /* bytes */
 };
 
 /* Tile registers: sums, of x's and w's bytes, then what is multiplied. Macros, because gcc's intrinsics
@@ -150,8 +150,8 @@ AVX512_INLINE void multiply(const int parts, struct avx512_tile_totals *totals,
     for (int i = 0; i <= n_tiles; i++) {
         const int t = i / UNITS * TILE, before = (i - 1) / UNITS * TILE;
         if (i < n_tiles)
-            multiply_tile(parts, &sums[i % 2], e, i % UNITS,
-                          x + (size_t)(t0 + t) * AVX512_BCQ_SPAN, apart, halves);
+            multiply_tile(parts, &sums[i % 2], e, i % UNITS, x + (size_t)(t0 + t) * AVX512_BCQ_SPAN,
+                          apart, halves);
         if (i > 0)
             add_tile(parts, &totals->y[before], (i - 1) % UNITS, &sums[(i - 1) % 2],
                      many.scales + t0 + before, avx512_min(n_tokens - before, TILE));

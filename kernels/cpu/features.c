@@ -85,7 +85,7 @@ int features_parse(unsigned *ret, const char *level, struct error *err) {
         *ret = levels[i].needs;
         return 0;
     }
-    return error_set(err, -EINVAL,
-                     "unknown instruction set '%.32s' (there are auto, ref, avx2, avx512, amx, neon)",
-                     level);
+    return error_set(
+        err, -EINVAL,
+        "unknown instruction set '%.32s' (there are auto, ref, avx2, avx512, amx, neon)", level);
 }

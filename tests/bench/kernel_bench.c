@@ -398,11 +398,11 @@ static int bench(const struct options *options, struct error *err) {
 }
 
 static int usage(const char *wrong) {
-    fprintf(
-        stderr,
-        "kernel_bench: %s\nusage: kernels [--limits | --only SECTION|KIND] [--level avx2|avx512|amx] "
-        "[--seconds N]\nsections:",
-        wrong);
+    fprintf(stderr,
+            "kernel_bench: %s\nusage: kernels [--limits | --only SECTION|KIND] [--level "
+            "avx2|avx512|amx] "
+            "[--seconds N]\nsections:",
+            wrong);
     for (int i = 0; i < N_SECTIONS; i++) fprintf(stderr, " %s", section_names[i]);
     fprintf(stderr, "; kinds: r16 g128 row; N: 1 to 600 for each section\n");
     return 2;

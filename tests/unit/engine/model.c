@@ -22,7 +22,7 @@ static const char *const names[] = {"llama-gqa", "opt-125m-like", "bloom",      
                                     "llama3",    "llama-wide",    "llama-bias", "opt-350m-like"};
 enum { N_NAMES = sizeof names / sizeof *names };
 
-static const char *const levels[] = {"ref", "avx2", "avx512"};
+static const char *const levels[] = {"ref", "avx2", "avx512", "amx"};
 
 static const char *backend_name(void) {
     const char *name = getenv("GPTQT_TEST_BACKEND");
@@ -31,7 +31,7 @@ static const char *backend_name(void) {
 
 /* A GPU has no levels, and emulated it is slow: one model of each family. */
 static bool is_gpu(void) { return strcmp(backend_name(), "cpu") != 0; }
-static int n_levels(void) { return is_gpu() ? 1 : 3; }
+static int n_levels(void) { return is_gpu() ? 1 : (int)(sizeof levels / sizeof *levels); }
 static int n_names(void) { return is_gpu() ? 3 : N_NAMES; }
 
 struct fixture {

@@ -13,8 +13,8 @@
 #include "tests/support/matrix.h"
 #include "tests/support/random.h"
 
-static const char *const levels[] = {"ref", "avx2", "avx512"};
-enum { N_LEVELS = 3 };
+static const char *const levels[] = {"ref", "avx2", "avx512", "amx"};
+enum { N_LEVELS = 4 };
 
 /* NULL when this processor lacks the level. */
 static struct backend *open_level(const char *level, int n_threads) {

@@ -12,6 +12,7 @@ Test(features, auto_is_all_that_there_is) {
     cr_assert_eq(features_parse(&features, "auto", NULL), 0);
     cr_expect_eq(features, features_detect());
     cr_expect(!(features & FEATURE_AVX512) || features & FEATURE_AVX2);
+    cr_expect(!(features & FEATURE_AMX) || features & FEATURE_AVX512);
 }
 
 Test(features, a_level_is_itself_or_refused) {
@@ -21,8 +22,9 @@ Test(features, a_level_is_itself_or_refused) {
     } cases[] = {{"ref", 0},
                  {"avx2", FEATURE_AVX2},
                  {"avx512", FEATURE_AVX2 | FEATURE_AVX512},
+                 {"amx", FEATURE_AVX2 | FEATURE_AVX512 | FEATURE_AMX},
                  {"neon", FEATURE_NEON}};
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < (int)(sizeof cases / sizeof *cases); i++) {
         unsigned got = 99;
         struct error err;
         int rc = features_parse(&got, cases[i].level, &err);

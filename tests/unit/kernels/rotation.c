@@ -173,7 +173,7 @@ Test(rotation, malformed_blocks_are_refused) {
 
 /* -- As part of a weight --------------------------------------------------------------------- */
 
-static const char *const levels[] = {"ref", "avx2", "avx512"};
+static const char *const levels[] = {"ref", "avx2", "avx512", "amx"};
 
 static struct backend *open_level(const char *level) {
     struct backend *be = NULL;
@@ -315,7 +315,7 @@ Test(rotation, products_are_those_of_the_dense_matrices) {
         y[i] = malloc(sizeof **y * MOST * (size_t)rows_of[i]);
         one[i] = malloc(sizeof **one * MOST * (size_t)rows_of[i]);
     }
-    for (int l = 0; l < 3; l++) {
+    for (size_t l = 0; l < sizeof levels / sizeof *levels; l++) {
         struct backend *be = open_level(levels[l]);
         if (!be) continue;
         run_set(be, t, bias, x, 0, MOST, y);
