@@ -144,18 +144,16 @@ AVX512_INLINE void multiply(const int parts, struct avx512_tile_totals *totals,
     const size_t apart = avx512_bcq_n16(c->n) * AVX512_BCQ_SPAN;
     const int8_t *x = many.whole;
     AMX_BEFORE_LOADS();
-    /* A tile's sums are read while the next one's are made: they take long to arrive. */
-    struct sums sums[2];
-    const int n_tiles = (n_tokens + TILE - 1) / TILE * UNITS;
-    for (int i = 0; i <= n_tiles; i++) {
-        const int t = i / UNITS * TILE, before = (i - 1) / UNITS * TILE;
-        if (i < n_tiles)
-            multiply_tile(parts, &sums[i % 2], e, i % UNITS, x + (size_t)(t0 + t) * AVX512_BCQ_SPAN,
-                          apart, halves);
-        if (i > 0)
-            add_tile(parts, &totals->y[before], (i - 1) % UNITS, &sums[(i - 1) % 2],
-                     many.scales + t0 + before, avx512_min(n_tokens - before, TILE));
-    }
+    for (int t = 0; t < n_tokens; t += TILE)
+        for (int u = 0; u < UNITS; u += 2) {
+            struct sums sums[2];
+            for (int k = 0; k < 2; k++)
+                multiply_tile(parts, &sums[k], e, u + k, x + (size_t)(t0 + t) * AVX512_BCQ_SPAN,
+                              apart, halves);
+            for (int k = 0; k < 2; k++)
+                add_tile(parts, &totals->y[t], u + k, &sums[k], many.scales + t0 + t,
+                         avx512_min(n_tokens - t, TILE));
+        }
 }
 
 /* Sums of (p + 16) * x over a chunk of spans: 64 runs are a tile's inputs. */
