@@ -81,10 +81,11 @@ static int allocate(struct bench *b, struct error *err) {
     const struct bench_options *o = b->options;
     size_t batch = (size_t)o->batch, step = (size_t)b->max_batch_tokens;
     size_t blocks = batch * (size_t)b->blocks_per_seq;
-    b->memory_bytes = o->weight_bytes > READ_SPREAD ? o->weight_bytes : READ_SPREAD;
+    if (!o->no_read)
+        b->memory_bytes = o->weight_bytes > READ_SPREAD ? o->weight_bytes : READ_SPREAD;
     b->tokens = malloc((3 * step + blocks + batch) * sizeof *b->tokens);
     b->logits = malloc(batch * (size_t)b->vocab * sizeof *b->logits);
-    b->memory = malloc(b->memory_bytes);
+    b->memory = malloc(b->memory_bytes + 1); /* malloc(0) may give NULL */
     b->decode_times = malloc(((size_t)o->gen + READ_SAMPLES) * sizeof *b->decode_times);
     if (!b->tokens || !b->logits || !b->memory || !b->decode_times)
         return error_set(err, -ENOMEM, "bench: out of memory");
@@ -211,7 +212,7 @@ static int measure(struct bench *b, struct bench_result *ret, struct error *err)
     int reads = 0, every = o->gen > READ_SAMPLES ? o->gen / READ_SAMPLES : 1;
     for (int i = 0; r == 0 && i < o->gen; i++) {
         r = decode(b, o->prompt + i, &b->decode_times[i], err);
-        if (i % every == 0 && reads < READ_SAMPLES)
+        if (!o->no_read && i % every == 0 && reads < READ_SAMPLES)
             b->read_times[reads++] = read_pass(b, o->weight_bytes);
     }
     if (result.profile.be) {
@@ -221,14 +222,17 @@ static int measure(struct bench *b, struct bench_result *ret, struct error *err)
     if (r < 0) return r;
     double all_steps = 0;
     for (int i = 0; i < o->gen; i++) all_steps += b->decode_times[i];
-    double step = median(b->decode_times, o->gen), read = median(b->read_times, reads);
+    double step = median(b->decode_times, o->gen);
     result.prefill_rate = o->prompt * (double)o->batch / total;
     result.decode_rate = o->batch / step;
     result.decode_mean_rate = o->batch * (double)o->gen / all_steps;
     result.first_token = total / o->batch;
     result.weight_rate = (double)o->weight_bytes / step;
-    result.read_rate = (double)o->weight_bytes / read;
-    result.limit_fraction = read / step;
+    if (reads > 0) {
+        double read = median(b->read_times, reads);
+        result.read_rate = (double)o->weight_bytes / read;
+        result.limit_fraction = read / step;
+    }
     result.logits_hash = hash_floats(b->logits, (size_t)o->batch * (size_t)b->vocab);
     *ret = result;
     return 0;

@@ -8,10 +8,13 @@
  *
  * Decode steps and read passes alternate, so that a noisy neighbour hits both; figures are
  * medians. A read pass sums the bytes that a decode step has to read, spread over memory that
- * no cache holds. */
+ * no cache holds. It also drives a small model out of the caches, so that a step right after
+ * one is slower than in a row of steps; without read passes steps follow each other as in
+ * service. */
 #ifndef ENGINE_BENCH_H
 #define ENGINE_BENCH_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -24,6 +27,7 @@ struct bench_options {
     int prompt, gen;         /* tokens of each sequence */
     int batch;               /* sequences */
     int n_threads;           /* of the read pass */
+    bool no_read;            /* no read passes */
     size_t weight_bytes;     /* a decode step reads these */
     double (*now)(void);     /* seconds */
     struct backend *profile; /* the model's: its operations are timed. NULL: they are not */
@@ -37,8 +41,8 @@ struct bench_result {
     double decode_mean_rate;
     double first_token;    /* seconds from the prompt to one sequence's first token */
     double weight_rate;    /* bytes of weights per second while decoding */
-    double read_rate;      /* bytes per second of the read pass */
-    double limit_fraction; /* weight_rate / read_rate */
+    double read_rate;      /* bytes per second of the read pass; 0 without */
+    double limit_fraction; /* weight_rate / read_rate; 0 without read passes */
     uint64_t logits_hash;  /* FNV-1a over the last step's logits */
     /* With options.profile: seconds of a decode step and of the kinds of operations in it, means; and
      * of choosing a token afterwards. */

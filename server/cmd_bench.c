@@ -28,7 +28,7 @@ struct args {
     bool json, profile;
 };
 
-enum { OPT_PROMPT = 256, OPT_GEN, OPT_BATCH, OPT_JSON, OPT_PROFILE };
+enum { OPT_PROMPT = 256, OPT_GEN, OPT_BATCH, OPT_JSON, OPT_PROFILE, OPT_NO_READ };
 
 static const struct argp_option options[] = {
     {"prompt", OPT_PROMPT, "N", 0, "Prompt tokens (128)", 0},
@@ -36,6 +36,8 @@ static const struct argp_option options[] = {
     {"batch", OPT_BATCH, "N", 0, "Sequences at a time (1)", 0},
     {"profile", OPT_PROFILE, NULL, 0,
      "Also print where the time of a decode step goes (CPU back end)", 0},
+    {"no-read", OPT_NO_READ, NULL, 0,
+     "No read passes between decode steps, which drive a small model out of the caches", 0},
     {"json", OPT_JSON, NULL, 0, "Print the result as JSON", 0},
     {0},
 };
@@ -57,6 +59,9 @@ static error_t parse(int key, char *value, struct argp_state *state) {
         break;
     case OPT_PROFILE:
         args->profile = true;
+        break;
+    case OPT_NO_READ:
+        b->no_read = true;
         break;
     case OPT_JSON:
         args->json = true;
@@ -121,13 +126,16 @@ static void print_json(const struct bench_options *o, const struct offline *mode
     char hash[24];
     snprintf(hash, sizeof hash, "%016" PRIx64, r->logits_hash);
     json_t *out = json_pack(
-        "{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:s, s:i, s:i, s:i, s:s, s:i}",
+        "{s:f, s:f, s:f, s:f, s:f, s:f, s:I, s:s, s:i, s:i, s:i, s:s, s:i}",
         "prefill_tokens_per_second", r->prefill_rate, "decode_tokens_per_second", r->decode_rate,
         "decode_mean_tokens_per_second", r->decode_mean_rate, "time_to_first_token", r->first_token,
-        "weight_gb_per_second", r->weight_rate / 1e9, "read_gb_per_second", r->read_rate / 1e9,
-        "limit_fraction", r->limit_fraction, "peak_memory_mb", peak / 1e6, "weight_bytes",
+        "weight_gb_per_second", r->weight_rate / 1e9, "peak_memory_mb", peak / 1e6, "weight_bytes",
         (json_int_t)o->weight_bytes, "logits_hash", hash, "prompt", o->prompt, "gen", o->gen,
         "batch", o->batch, "backend", model->backend->detail, "threads", o->n_threads);
+    if (!o->no_read) {
+        json_object_set_new(out, "read_gb_per_second", json_real(r->read_rate / 1e9));
+        json_object_set_new(out, "limit_fraction", json_real(r->limit_fraction));
+    }
     if (o->profile) json_object_set_new(out, "profile", profile_json(o, r));
     json_dumpf(out, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
     putchar('\n');
@@ -141,8 +149,10 @@ static void print_text(const struct bench_options *o, const struct offline *mode
     printf("first token %.4f s\n", r->first_token);
     printf("decode      %.1f tokens/s (%d sequence%s)\n", r->decode_rate, o->batch,
            o->batch > 1 ? "s" : "");
-    printf("weights     %.2f GB/s of %.2f GB/s read (%.2f of the limit)\n", r->weight_rate / 1e9,
-           r->read_rate / 1e9, r->limit_fraction);
+    printf("weights     %.2f GB/s", r->weight_rate / 1e9);
+    if (!o->no_read)
+        printf(" of %.2f GB/s read (%.2f of the limit)", r->read_rate / 1e9, r->limit_fraction);
+    putchar('\n');
     printf("memory      %.1f MB at most\n", peak / 1e6);
     printf("logits      %016" PRIx64 "\n", r->logits_hash);
     if (o->profile) print_profile(o, r);

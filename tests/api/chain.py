@@ -138,6 +138,9 @@ def bench_reports_what_it_measured():
         assert facts[key] > 0, (key, facts)
     again = json.loads(run("bench", "builtin", "--json", "--prompt", "16", "--gen", "8", "-t", "1"))
     assert facts["logits_hash"] == again["logits_hash"], "depends on the number of threads"
+    alone = json.loads(run("bench", "builtin", "--json", "--prompt", "16", "--gen", "8", "--no-read"))
+    assert alone["decode_tokens_per_second"] > 0 and alone["logits_hash"] == facts["logits_hash"], alone
+    assert facts.keys() - alone.keys() == {"read_gb_per_second", "limit_fraction"}, alone.keys()
 
 
 def text_and_ids_round_trip():
