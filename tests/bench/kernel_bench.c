@@ -65,7 +65,8 @@ enum { N_SUBJECTS = sizeof subjects / sizeof *subjects };
 struct options {
     const char *level, *only;
     bool only_limits;
-    bool wide; /* the level has vectors of 64 bytes */
+    size_t ring; /* bytes; 0: more than a cache holds */
+    bool wide;   /* the level has vectors of 64 bytes */
     double seconds;
 };
 
@@ -378,7 +379,7 @@ static int bench(const struct options *options, struct error *err) {
     struct rig *rig = calloc(1, sizeof *rig);
     if (!rig) return error_set(err, -ENOMEM, "no memory");
     rig->options = options;
-    int rc = limits_open(&rig->limits, err);
+    int rc = limits_open(&rig->limits, options->ring, err);
     for (int t = 0; !rc && t < 2; t++) rc = open_backend(rig, t, err);
     if (!rc) {
         printf("level %s, FMA peak %.0f GFLOP/s\n", options->level,
@@ -398,13 +399,15 @@ static int bench(const struct options *options, struct error *err) {
 }
 
 static int usage(const char *wrong) {
-    fprintf(stderr,
-            "kernel_bench: %s\nusage: kernels [--limits | --only SECTION|KIND] [--level "
-            "avx2|avx512|amx] "
-            "[--seconds N]\nsections:",
-            wrong);
+    fprintf(
+        stderr,
+        "kernel_bench: %s\nusage: kernels [--limits [--ring MIB] | --only SECTION|KIND] [--level "
+        "avx2|avx512|amx] "
+        "[--seconds N]\nsections:",
+        wrong);
     for (int i = 0; i < N_SECTIONS; i++) fprintf(stderr, " %s", section_names[i]);
-    fprintf(stderr, "; kinds: r16 g128 row; N: 1 to 600 for each section\n");
+    fprintf(stderr, "; kinds: r16 g128 row; N: 1 to 600 for each section; MIB: 1 to "
+                    "8192\n");
     return 2;
 }
 
@@ -422,6 +425,8 @@ int main(int argc, char **argv) {
         const char *value = i + 1 < argc ? argv[i + 1] : "";
         if (!strcmp(argv[i], "--only") && known(value))
             o.only = argv[++i];
+        else if (!strcmp(argv[i], "--ring") && atoi(value) >= 1 && atoi(value) <= 8192)
+            o.ring = (size_t)atoi(argv[++i]) << 20;
         else if (!strcmp(argv[i], "--limits"))
             o.only_limits = true;
         else if (!strcmp(argv[i], "--level") &&

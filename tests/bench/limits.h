@@ -4,7 +4,7 @@
  * Borrows   arguments during the call.
  * Thread    one; a limit forks to threads of its own.
  * Fails     limits_open() with -ENOMEM, -EAGAIN, a line of text in err.
- * Cost      three times the largest cache while open, 256 MiB to 1 GiB; a second or two to open; a
+ * Cost      the ring while open; a second or two to open; a
  *           measurement lasts as long as what it measures.
  *
  * Time is the thread's own when one thread works, so that a neighbour's turn on the processor does
@@ -22,16 +22,18 @@
 struct error;
 struct limits;
 
-int limits_open(struct limits **ret, struct error *err);
+/* ring: bytes that reading goes round over, 1 MiB at least; 0: three times the largest cache, at
+ * most 1 GiB, at least a quarter of one. */
+int limits_open(struct limits **ret, size_t ring, struct error *err);
 void limits_close(struct limits *limits); /* NULL is allowed */
 
 /* Seconds of fn(arg), on n_threads threads. again false: one try, on the wall's clock. */
 double limits_time(void (*fn)(void *arg), void *arg, int n_threads, bool again);
 
-/* Seconds to read that many bytes that no cache holds, with 1 or 2 threads. */
+/* Seconds to read that many bytes of the ring, with 1 or 2 threads. */
 double limits_read(struct limits *limits, double bytes, int n_threads);
 
-/* Bytes that have to be used in turn for none of them to be in a cache when its turn comes. */
+/* Its bytes. Of as many that are used in turn none is in a cache when its turn comes. */
 size_t limits_ring(const struct limits *limits);
 
 /* Prints the speed of reading, the way that was chosen, and the speed of a plain loop. */
