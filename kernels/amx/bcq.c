@@ -249,22 +249,10 @@ static void act_pack(void *act, int act_bits, const struct bcq_spec *w, const fl
 
 static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,
                 int act_bits, int n, int b0, int b1) {
-    if (!takes_tiles(w, act_bits, n)) {
+    if (takes_tiles(w, act_bits, n))
+        avx512_bcq_mul_many(mul_tiles, y, ldy, packed, w, act, act_bits, n, b0, b1);
+    else
         avx512_bcq_mul_tables(y, ldy, packed, w, act, act_bits, n, b0, b1);
-        return;
-    }
-    struct avx512_bcq_shape s;
-    avx512_bcq_shape(&s, w);
-    mul_tiles(&(struct avx512_bcq_tile){.shape = &s,
-                                        .packed = packed,
-                                        .act = act,
-                                        .act_bits = act_bits,
-                                        .n = n,
-                                        .y = y,
-                                        .ldy = ldy,
-                                        .rows = w->rows,
-                                        .b0 = b0,
-                                        .b1 = b1});
 }
 
 void amx_bcq_init(struct bcq_ops *ops) {

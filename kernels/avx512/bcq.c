@@ -106,24 +106,29 @@ void avx512_bcq_mul_tables(float *y, size_t ldy, const void *packed, const struc
             }
 }
 
-static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,
-                int act_bits, int n, int b0, int b1) {
-    if (!avx512_bcq_takes_tile(w, act_bits, n)) {
-        avx512_bcq_mul_tables(y, ldy, packed, w, act, act_bits, n, b0, b1);
-        return;
-    }
+void avx512_bcq_mul_many(avx512_bcq_tile_function *tile, float *y, size_t ldy, const void *packed,
+                         const struct bcq_spec *w, const void *act, int act_bits, int n, int b0,
+                         int b1) {
     struct avx512_bcq_shape s;
     avx512_bcq_shape(&s, w);
-    avx512_bcq_mul_tile(&(struct avx512_bcq_tile){.shape = &s,
-                                                  .packed = packed,
-                                                  .act = act,
-                                                  .act_bits = act_bits,
-                                                  .n = n,
-                                                  .y = y,
-                                                  .ldy = ldy,
-                                                  .rows = w->rows,
-                                                  .b0 = b0,
-                                                  .b1 = b1});
+    tile(&(struct avx512_bcq_tile){.shape = &s,
+                                   .packed = packed,
+                                   .act = act,
+                                   .act_bits = act_bits,
+                                   .n = n,
+                                   .y = y,
+                                   .ldy = ldy,
+                                   .rows = w->rows,
+                                   .b0 = b0,
+                                   .b1 = b1});
+}
+
+static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,
+                int act_bits, int n, int b0, int b1) {
+    if (avx512_bcq_takes_tile(w, act_bits, n))
+        avx512_bcq_mul_many(avx512_bcq_mul_tile, y, ldy, packed, w, act, act_bits, n, b0, b1);
+    else
+        avx512_bcq_mul_tables(y, ldy, packed, w, act, act_bits, n, b0, b1);
 }
 
 void avx512_bcq_init(struct bcq_ops *ops) {

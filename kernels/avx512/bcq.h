@@ -155,11 +155,17 @@ struct avx512_bcq_tile {
     size_t ldy;
     int rows, b0, b1;
 };
-void avx512_bcq_mul_tile(const struct avx512_bcq_tile *c);
+typedef void avx512_bcq_tile_function(const struct avx512_bcq_tile *c);
+avx512_bcq_tile_function avx512_bcq_mul_tile;
+
+/* struct bcq_ops.mul by a tile, of activations packed for it. */
+void avx512_bcq_mul_many(avx512_bcq_tile_function *tile, float *y, size_t ldy, const void *packed,
+                         const struct bcq_spec *w, const void *act, int act_bits, int n, int b0,
+                         int b1);
 
 /* struct bcq_ops.mul, of activations packed for look-ups. */
 void avx512_bcq_mul_tables(float *y, size_t ldy, const void *packed, const struct bcq_spec *w,
-                    const void *act, int act_bits, int n, int b0, int b1);
+                           const void *act, int act_bits, int n, int b0, int b1);
 
 AVX512_INLINE int avx512_bcq_parts(int act_bits) { return act_bits > 8 ? 2 : 1; }
 
