@@ -45,11 +45,12 @@ enum weight_use {
 };
 
 struct backend_options {
-    const char *name;  /* "cpu", "cuda", "cuda-emu" (its emulation on the CPU, for tests) or
+    const char *name; /* "cpu", "cuda", "cuda-emu" (its emulation on the CPU, for tests) or
                           "auto": cuda where there is a device, else cpu; NULL = auto */
-    const char *level; /* CPU instruction set: "auto", "ref", "avx2", "avx512", "neon"; NULL = GPTQT_CPU
+    const char
+        *level;    /* CPU instruction set: "auto", "ref", "avx2", "avx512", "neon"; NULL = GPTQT_CPU
                           from the environment, else auto */
-    int n_threads;     /* 0 = every processor this process may use */
+    int n_threads; /* 0 = every processor this process may use */
 };
 
 /* Tokens of one step. Sequences are numbered 0..n_seqs-1 within the batch. */
@@ -102,6 +103,12 @@ struct attention_call {
     const float *slopes; /* (n_heads) host memory, ALiBi; NULL without */
 };
 
+/* Of a device with memory of its own, in bytes. */
+struct backend_memory {
+    size_t total, free;       /* free: what nobody has taken, other programs included */
+    size_t weights, kv, work; /* this back end's; work: buffers and working rooms */
+};
+
 /* What a back end implements; engine code calls the wrappers below it. */
 struct backend_ops {
     void (*close)(struct backend *be);
@@ -135,6 +142,9 @@ struct backend_ops {
     void (*gather)(struct backend *be, struct buffer *dst, const struct buffer *src,
                    const int32_t *rows, int n_rows, int width);
     int (*sync)(struct backend *be, struct error *err);
+    /* NULL where memory is the host's: */
+    void (*memory)(struct backend *be, struct backend_memory *ret);
+    void (*rehearse)(struct backend *be, bool on);
 };
 
 /* Every back end's struct begins with this. */
@@ -236,6 +246,16 @@ static inline void backend_gather(struct backend *be, struct buffer *dst, const 
 /* Waits until everything queued is done. */
 static inline int backend_sync(struct backend *be, struct error *err) {
     return be->ops->sync(be, err);
+}
+/* False where memory is the host's. */
+static inline bool backend_get_memory(struct backend *be, struct backend_memory *ret) {
+    if (be->ops->memory) be->ops->memory(be, ret);
+    return be->ops->memory != NULL;
+}
+/* While on, operations take the memory that they need and compute nothing, so that no later step
+ * of such a size has to ask the device for any. */
+static inline void backend_rehearse(struct backend *be, bool on) {
+    if (be->ops->rehearse) be->ops->rehearse(be, on);
 }
 
 #endif

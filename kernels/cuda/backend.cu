@@ -7,79 +7,20 @@
 #include "kernels/cuda/plugin.h"
 
 #if defined(__CUDACC__)
+bool gpu_mute;
 bool gpu_overlap;
 #endif
 
 bool gpu_good(struct gpu *gpu, cudaError_t code, const char *what) {
-    if (code != cudaSuccess && !gpu->rc) gpu->rc = gpu_error(code, &gpu->failure, what, 0);
+    if (code != cudaSuccess && !gpu->rc) gpu->rc = gpu_error(gpu, code, &gpu->failure, what);
     return !gpu->rc;
-}
-
-int gpu_error(cudaError_t code, struct error *err, const char *what, size_t bytes) {
-    if (code == cudaErrorMemoryAllocation) {
-        size_t left = 0, total = 0;
-        cudaGetLastError();
-        cudaMemGetInfo(&left, &total);
-        return error_set(err, -ENOMEM, "%s: no %zu MiB on the device (%zu of %zu MiB are free)",
-                         what, (bytes >> 20) + 1, left >> 20, total >> 20);
-    }
-    return error_set(err, -EIO, "%s: %s", what, cudaGetErrorString(code));
-}
-
-int gpu_alloc(void **ret, size_t bytes, struct error *err) {
-    *ret = NULL;
-    if (!bytes) return 0;
-    cudaError_t code = cudaMalloc(ret, bytes);
-    return code == cudaSuccess ? 0 : gpu_error(code, err, "device memory", bytes);
-}
-
-bool gpu_grow(struct gpu *gpu, struct room *room, size_t bytes) {
-    if (gpu->rc) return false;
-    if (bytes <= room->bytes) return true;
-    queue_drop_graphs(&gpu->queue);
-    cudaFree(room->data); /* waits for what uses it */
-    room->bytes = 0;
-    int rc = gpu_alloc(&room->data, bytes, &gpu->failure);
-    if (rc)
-        gpu->rc = rc;
-    else
-        room->bytes = bytes;
-    return !rc;
-}
-
-const void *gpu_constant(struct gpu *gpu, const void *host, size_t bytes) {
-    for (int i = 0; i < N_CONSTANTS; i++) {
-        struct constant *c = &gpu->constants[i];
-        if (c->data && c->bytes == bytes && !memcmp(c->host, host, bytes)) return c->data;
-    }
-    struct constant *c = &gpu->constants[gpu->next_constant++ % N_CONSTANTS];
-    if (c->data) queue_forget(gpu);
-    cudaFree(c->data);
-    free(c->host);
-    *c = constant{malloc(bytes), NULL, bytes};
-    if (!c->host || gpu_alloc(&c->data, bytes, NULL)) {
-        if (!gpu->rc) gpu->rc = error_set(&gpu->failure, -ENOMEM, "no memory for constants");
-        return NULL;
-    }
-    memcpy(c->host, host, bytes);
-    gpu_good(gpu, cudaMemcpyAsync(c->data, c->host, bytes, cudaMemcpyHostToDevice, gpu->stream),
-             "constants");
-    return gpu->rc ? NULL : c->data;
 }
 
 static void gpu_close(struct backend *be) {
     struct gpu *gpu = gpu_of(be);
     if (gpu->stream) cudaStreamSynchronize(gpu->stream);
     queue_free(&gpu->queue);
-    struct room *rooms[] = {&gpu->batch_room, &gpu->rows_room,  &gpu->pieces,
-                            &gpu->groups,     &gpu->sums,       &gpu->columns[0],
-                            &gpu->columns[1], &gpu->unscale[0], &gpu->unscale[1]};
-    for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++) cudaFree(rooms[i]->data);
-    for (int i = 0; i < N_ANGLES; i++) cudaFree(gpu->angles[i].room.data);
-    for (int i = 0; i < N_CONSTANTS; i++) {
-        cudaFree(gpu->constants[i].data);
-        free(gpu->constants[i].host);
-    }
+    gpu_free_rooms(gpu);
     if (gpu->stream) cudaStreamDestroy(gpu->stream);
     free(gpu);
 }
@@ -90,7 +31,7 @@ static int buffer_new(struct backend *be, struct buffer **ret, size_t n, struct 
         return error_set(err, -EINVAL, "a buffer of %zu numbers is too large", n);
     struct buffer *b = static_cast<struct buffer *>(calloc(1, sizeof *b));
     void *data = NULL;
-    int rc = b ? gpu_alloc(&data, n * sizeof(float), err)
+    int rc = b ? gpu_alloc(gpu, GPU_WORK, &data, n * sizeof(float), err)
                : error_set(err, -ENOMEM, "no memory for a buffer");
     if (rc) {
         free(b);
@@ -105,8 +46,9 @@ static int buffer_new(struct backend *be, struct buffer **ret, size_t n, struct 
 
 /* Whatever is freed may be named by what is still to run. */
 static void buffer_free(struct backend *be, struct buffer *buffer) {
-    queue_forget(gpu_of(be));
-    cudaFree(buffer->data);
+    struct gpu *gpu = gpu_of(be);
+    queue_forget(gpu);
+    gpu_release(gpu, GPU_WORK, buffer->data, buffer->n * sizeof(float));
     free(buffer);
 }
 
@@ -205,6 +147,8 @@ static struct backend_ops make_ops() {
     ops.add = queue_add;
     ops.gather = queue_gather;
     ops.sync = gpu_sync;
+    ops.memory = gpu_memory;
+    ops.rehearse = gpu_rehearse;
     return ops;
 }
 

@@ -5,7 +5,8 @@
  * Thread    one, as backend.h says.
  * Fails     the first failure of the device is kept; later operations do nothing, sync() and read()
  *           return it.
- * Cost      operations are queued; memory that a batch needs grows with the largest so far. */
+ * Cost      operations are queued; memory that a batch needs grows with the largest so far, and
+ *           a rehearsal of the largest makes it grow ahead. */
 #ifndef KERNELS_CUDA_DEVICE_H
 #define KERNELS_CUDA_DEVICE_H
 
@@ -42,6 +43,9 @@ struct kv {
     size_t layer_bytes;
 };
 
+/* Whose device memory is. */
+enum gpu_use { GPU_WEIGHTS, GPU_KV, GPU_WORK, N_GPU_USES };
+
 /* Device memory that grows; what was in it is lost then. */
 struct room {
     void *data;
@@ -76,6 +80,7 @@ struct gpu {
     size_t shared; /* the most that a block may ask for */
     int rc;
     struct error failure;
+    size_t used[N_GPU_USES]; /* bytes */
 
     int n_tokens, n_rows, longest; /* longest: the largest position + 1 */
     struct batch_tables batch;
@@ -94,15 +99,20 @@ static inline struct gpu *gpu_of(struct backend *be) { return reinterpret_cast<s
 
 /* Keeps the first failure; true when there is none. */
 bool gpu_good(struct gpu *gpu, cudaError_t code, const char *what);
-/* -ENOMEM or -EIO with the text. */
-int gpu_error(cudaError_t code, struct error *err, const char *what, size_t bytes);
+/* -ENOMEM with the table of who uses what, or -EIO. */
+int gpu_error(struct gpu *gpu, cudaError_t code, struct error *err, const char *what);
 
 /* Device memory of exactly these bytes; 0 bytes give NULL. */
-int gpu_alloc(void **ret, size_t bytes, struct error *err);
+int gpu_alloc(struct gpu *gpu, enum gpu_use use, void **ret, size_t bytes, struct error *err);
+/* Waits for what uses it; NULL is allowed. */
+void gpu_release(struct gpu *gpu, enum gpu_use use, void *data, size_t bytes);
 /* False after a failure, which is kept. */
 bool gpu_grow(struct gpu *gpu, struct room *room, size_t bytes);
 /* The device's copy of host memory; NULL after a failure. */
 const void *gpu_constant(struct gpu *gpu, const void *host, size_t bytes);
+void gpu_free_rooms(struct gpu *gpu);
+void gpu_memory(struct backend *be, struct backend_memory *ret);
+void gpu_rehearse(struct backend *be, bool on);
 
 int gpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
                    const struct weight_view *view, struct error *err);

@@ -35,7 +35,7 @@ int gpu_kv_new(struct backend *be, struct kv **ret, const struct kv_spec *s, str
                          (int)MAX_HEAD_DIM);
     struct kv *kv = static_cast<struct kv *>(calloc(1, sizeof *kv));
     if (!kv) return error_set(err, -ENOMEM, "no memory for a pool of keys and values");
-    int rc = gpu_alloc(&kv->pool.data, total, err);
+    int rc = gpu_alloc(gpu, GPU_KV, &kv->pool.data, total, err);
     if (rc) {
         free(kv);
         return error_prefix(err, rc, "keys and values");
@@ -46,13 +46,12 @@ int gpu_kv_new(struct backend *be, struct kv **ret, const struct kv_spec *s, str
     kv->pool.n_kv_heads = s->n_kv_heads;
     kv->pool.head_dim = s->head_dim;
     kv->pool.padded = (int)padded;
-    (void)gpu;
     *ret = kv;
     return 0;
 }
 
-void gpu_kv_free(struct backend *, struct kv *kv) {
-    cudaFree(kv->pool.data);
+void gpu_kv_free(struct backend *be, struct kv *kv) {
+    gpu_release(gpu_of(be), GPU_KV, kv->pool.data, kv->layer_bytes * (size_t)kv->spec.n_layers);
     free(kv);
 }
 

@@ -93,7 +93,7 @@ static bool capture(struct gpu *gpu, struct queue_graph *g) {
 
 static void run(struct gpu *gpu) {
     struct queue *queue = &gpu->queue;
-    if (queue->plain || gpu->n_tokens > MOST_TOKENS) {
+    if (queue->plain || gpu_mute || gpu->n_tokens > MOST_TOKENS) {
         run_list(gpu);
         return;
     }

@@ -13,7 +13,8 @@ static int check(const struct weight_view *v, enum weight_use use, struct error 
     if (v->rows < 1 || v->cols < 1 || v->rows > BCQ_MAX_DIM || v->cols > BCQ_MAX_DIM)
         return error_set(err, -EINVAL, "a matrix of %d x %d is out of range", v->rows, v->cols);
     if (v->outliers)
-        return error_set(err, -ENOTSUP, "outliers beside the codes have no GPU kernel: use the CPU");
+        return error_set(err, -ENOTSUP,
+                         "outliers beside the codes have no GPU kernel: use the CPU");
     if (v->rotation)
         return error_set(err, -ENOTSUP, "a rotated matrix has no GPU kernel: use the CPU");
     if (!v->is_bcq) return 0;
@@ -26,8 +27,8 @@ static int check(const struct weight_view *v, enum weight_use use, struct error 
 }
 
 /* Device memory that counts as the weight's. */
-static int own(struct weight *w, void **ret, size_t bytes, struct error *err) {
-    int rc = gpu_alloc(ret, bytes, err);
+static int own(struct gpu *gpu, struct weight *w, void **ret, size_t bytes, struct error *err) {
+    int rc = gpu_alloc(gpu, GPU_WEIGHTS, ret, bytes, err);
     if (!rc) w->bytes += bytes;
     return rc;
 }
@@ -35,10 +36,10 @@ static int own(struct weight *w, void **ret, size_t bytes, struct error *err) {
 /* own(), filled from host memory that stays until the stream is waited for. */
 static int upload(struct gpu *gpu, struct weight *w, void **ret, const void *host, size_t bytes,
                   struct error *err) {
-    int rc = own(w, ret, bytes, err);
+    int rc = own(gpu, w, ret, bytes, err);
     if (rc) return rc;
     cudaError_t code = cudaMemcpyAsync(*ret, host, bytes, cudaMemcpyHostToDevice, gpu->stream);
-    return code == cudaSuccess ? 0 : gpu_error(code, err, "uploading a weight", bytes);
+    return code == cudaSuccess ? 0 : gpu_error(gpu, code, err, "uploading a weight");
 }
 
 static int plain_type_of(enum dtype type) {
@@ -77,16 +78,16 @@ static int make_halves(struct gpu *gpu, struct weight *w, const struct weight_vi
     size_t units = (size_t)tiles_of(v->rows) * (size_t)chunks_of(v->cols);
     void *src = NULL;
     w->kind.form = FORM_HALVES;
-    int rc = own(w, &w->data, units * 32 * 32 * sizeof(uint32_t), err);
-    if (!rc) rc = gpu_alloc(&src, src_bytes, err);
+    int rc = own(gpu, w, &w->data, units * 32 * 32 * sizeof(uint32_t), err);
+    if (!rc) rc = gpu_alloc(gpu, GPU_WORK, &src, src_bytes, err);
     if (rc) return rc;
     cudaError_t code =
         cudaMemcpyAsync(src, v->data, src_bytes, cudaMemcpyHostToDevice, gpu->stream);
     if (code == cudaSuccess)
         code = pack_halves(static_cast<uint32_t *>(w->data), static_cast<const uint16_t *>(src),
                            v->rows, v->cols, gpu->stream);
-    cudaFree(src); /* waits */
-    return code == cudaSuccess ? 0 : gpu_error(code, err, "packing a weight", src_bytes);
+    gpu_release(gpu, GPU_WORK, src, src_bytes); /* waits */
+    return code == cudaSuccess ? 0 : gpu_error(gpu, code, err, "packing a weight");
 }
 
 /* mma() steps whose inputs share their alphas; 0: groups do not fit them. */
@@ -203,7 +204,7 @@ static int pack_coded(struct gpu *gpu, struct weight *w, const struct bcq_view *
         w->kind.shapes = m.shapes;
         size_t words =
             tiles * (size_t)pairs_of(s->cols) * 32 * (size_t)compact_words(s->bits, w->kind.shapes);
-        rc = own(w, &w->data, words * 4, err);
+        rc = own(gpu, w, &w->data, words * 4, err);
         if (!rc) rc = make_levels(gpu, w, v, err);
         if (rc) return rc;
         code = pack_compact(static_cast<uint32_t *>(w->data), &m, gpu->stream);
@@ -211,13 +212,13 @@ static int pack_coded(struct gpu *gpu, struct weight *w, const struct bcq_view *
         w->kind.steps = steps_of(s, v->layout.n_groups);
         size_t params = tiles * chunks * (size_t)(STEPS / w->kind.steps) * TILE_ROWS *
                         (size_t)param_words(s->bits);
-        rc = own(w, &w->data, tiles * chunks * 32 * (size_t)planes_words(s->bits) * 4, err);
-        if (!rc) rc = own(w, &w->params, params * 4, err);
+        rc = own(gpu, w, &w->data, tiles * chunks * 32 * (size_t)planes_words(s->bits) * 4, err);
+        if (!rc) rc = own(gpu, w, &w->params, params * 4, err);
         if (rc) return rc;
         code = pack_planes(static_cast<uint32_t *>(w->data), static_cast<uint32_t *>(w->params), &m,
                            w->kind.steps, gpu->stream);
     }
-    return code == cudaSuccess ? 0 : gpu_error(code, err, "packing a weight", 0);
+    return code == cudaSuccess ? 0 : gpu_error(gpu, code, err, "packing a weight");
 }
 
 static int make_coded(struct gpu *gpu, struct weight *w, const struct bcq_view *v,
@@ -229,13 +230,13 @@ static int make_coded(struct gpu *gpu, struct weight *w, const struct bcq_view *
     const char *host = reinterpret_cast<const char *>(v->planes) - v->layout.planes;
     size_t from = v->layout.planes, bytes = v->layout.total - from;
     void *raw = NULL;
-    int rc = gpu_alloc(&raw, v->layout.total, err);
+    int rc = gpu_alloc(gpu, GPU_WORK, &raw, v->layout.total, err);
     if (rc) return rc;
     cudaError_t code = cudaMemcpyAsync(static_cast<char *>(raw) + from, host + from, bytes,
                                        cudaMemcpyHostToDevice, gpu->stream);
     rc = code == cudaSuccess ? pack_coded(gpu, w, v, static_cast<const char *>(raw), err)
-                             : gpu_error(code, err, "uploading a weight", bytes);
-    cudaFree(raw); /* waits */
+                             : gpu_error(gpu, code, err, "uploading a weight");
+    gpu_release(gpu, GPU_WORK, raw, v->layout.total); /* waits */
     return rc;
 }
 
@@ -292,7 +293,7 @@ int gpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
         rc = make_dense(gpu, w, view, err);
     if (!rc) {
         cudaError_t code = cudaStreamSynchronize(gpu->stream); /* the view may go now */
-        if (code != cudaSuccess) rc = gpu_error(code, err, "packing a weight", w->bytes);
+        if (code != cudaSuccess) rc = gpu_error(gpu, code, err, "packing a weight");
     }
     if (rc) {
         gpu_weight_free(be, w);
@@ -302,11 +303,11 @@ int gpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
     return 0;
 }
 
-void gpu_weight_free(struct backend *, struct weight *w) {
-    cudaFree(w->data);
+void gpu_weight_free(struct backend *be, struct weight *w) {
     cudaFree(w->params);
     cudaFree(w->levels);
     cudaFree(w->scales);
+    gpu_release(gpu_of(be), GPU_WEIGHTS, w->data, w->bytes); /* bytes are those of all four */
     free(w);
 }
 

@@ -7,6 +7,8 @@
 #include <set>
 #include <string>
 
+bool gpu_mute;
+
 struct emu_stream {
     std::deque<std::function<void()>> work, captured;
     bool captures;
@@ -22,6 +24,7 @@ enum { MAX_THREADS = 1024, MAX_SHARED = 227 * 1024, MAX_GRID_YZ = 65535 };
 std::map<const char *, size_t> pinned; /* start and size */
 std::map<void *, size_t> memory;       /* all of it, size */
 std::set<cudaStream_t> streams;
+size_t device_used; /* bytes of device memory, without what is pinned */
 long n_allocations, n_launches;
 cudaError_t last;
 
@@ -34,6 +37,11 @@ cudaError_t note(cudaError_t code) {
 bool fails(const char *variable, long occasion) {
     const char *text = getenv(variable);
     return text && atol(text) == occasion;
+}
+
+size_t device_total() {
+    const char *text = getenv("GPTQT_EMU_MEMORY");
+    return text ? (size_t)strtoull(text, nullptr, 10) : (size_t)1 << 34;
 }
 
 bool is_pinned(const void *p) {
@@ -124,21 +132,30 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int) {
     strcpy(prop->name, "emulated");
     prop->major = 9;
     prop->multiProcessorCount = 4;
-    prop->totalGlobalMem = (size_t)1 << 34;
+    prop->totalGlobalMem = device_total();
     prop->sharedMemPerBlockOptin = MAX_SHARED;
     return cudaSuccess;
 }
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
-    *free_bytes = *total = (size_t)1 << 34;
+    *total = device_total();
+    *free_bytes = *total > device_used ? *total - device_used : 0;
     return cudaSuccess;
 }
 
-cudaError_t cudaMalloc(void **p, size_t bytes) { return allocate(p, bytes); }
+cudaError_t cudaMalloc(void **p, size_t bytes) {
+    if (device_used > device_total() || bytes > device_total() - device_used)
+        return note(cudaErrorMemoryAllocation);
+    cudaError_t rc = allocate(p, bytes);
+    if (rc == cudaSuccess) device_used += bytes;
+    return rc;
+}
 
 /* Waits for everything queued, as the runtime does. */
 cudaError_t cudaFree(void *p) {
     for (cudaStream_t stream : streams) cudaStreamSynchronize(stream);
+    auto it = memory.find(p);
+    if (p && it != memory.end()) device_used -= it->second;
     release(p);
     return cudaSuccess;
 }

@@ -4,7 +4,8 @@
  * Borrows   nothing past the call, but for pinned memory in queued copies, as on a GPU.
  * Thread    one.
  * Fails     with the runtime's codes; GPTQT_EMU_FAIL_ALLOC=n and GPTQT_EMU_FAIL_LAUNCH=n make the
- *           n-th allocation or launch fail, GPTQT_EMU_DEVICES=0 takes the device away.
+ *           n-th allocation or launch fail, GPTQT_EMU_DEVICES=0 takes the device away,
+ *           GPTQT_EMU_MEMORY=bytes is what the device has (16 GiB).
  * Cost      that of the host's memory. */
 #ifndef KERNELS_CUDA_EMU_RUNTIME_H
 #define KERNELS_CUDA_EMU_RUNTIME_H
