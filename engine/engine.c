@@ -38,6 +38,8 @@ static int check_options(const struct engine_options *o, struct error *err) {
     if (o->kv_tokens < 0 || o->kv_tokens > INT32_MAX)
         return error_set(err, -EINVAL, "kv_tokens: must lie in 0..%d", INT32_MAX);
     if (o->memory_limit < 0) return error_set(err, -EINVAL, "memory_limit: must not be negative");
+    if (!(o->gpu_fraction >= 0 && o->gpu_fraction <= 1))
+        return error_set(err, -EINVAL, "gpu_memory_fraction: must be above 0 and at most 1");
     if (o->draft_tokens < 0 || o->draft_tokens > DRAFT_MAX)
         return error_set(err, -EINVAL, "draft_tokens: must lie in 0..%d", DRAFT_MAX);
     if (o->null_token < -1) return error_set(err, -EINVAL, "null_token: must be -1 or more");

@@ -47,6 +47,9 @@ struct engine_options {
     int64_t memory_limit;    /* bytes for weights, KV pool and work areas together; 0 = none.
                                 The KV pool takes what is left, as far as it is of use, unless
                                 kv_tokens fixes it */
+    double gpu_fraction;     /* of a device's memory that may be taken, by everybody together;
+                                0 = ENGINE_GPU_FRACTION. The KV pool takes what the rest leaves,
+                                as far as it is of use, unless kv_tokens fixes it */
     bool null;               /* no model is run: every sequence gets null_token, again and again */
     int null_token;          /* -1: some visible token */
     double null_rate;        /* tokens a second of each sequence; 0 = as fast as it goes */
@@ -54,6 +57,9 @@ struct engine_options {
     void (*wake)(void *arg); /* events are waiting; may be NULL */
     void *wake_arg;
 };
+
+/* What is left is for the driver: machine code, graphs. */
+#define ENGINE_GPU_FRACTION 0.9
 
 enum {
     ENGINE_MAX_STOPS = 16,
@@ -200,8 +206,10 @@ struct engine_info {
     bool has_tokenizer, has_chat_template;
     size_t weight_bytes, kv_bytes, work_bytes; /* packed weights, KV pool, all that a step needs */
     int kv_block_tokens;
-    size_t kv_token_bytes;          /* of one position */
-    struct sampler_params sampling; /* generation_config.json's defaults */
+    size_t kv_token_bytes;            /* of one position */
+    size_t device_total, device_free; /* memory of a device, once all is taken; 0: the host's */
+    size_t device_work;               /* buffers and working rooms there */
+    struct sampler_params sampling;   /* generation_config.json's defaults */
 };
 
 /* Loads the model and starts the thread; takes src on success. Returns once ready; with

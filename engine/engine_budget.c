@@ -64,6 +64,34 @@ static int blocks_left(const struct engine *e, int context, int64_t least, int64
     return 0;
 }
 
+/* What a pool can use. */
+static int64_t most_positions(const struct engine *e, int context) {
+    int64_t most = (int64_t)e->options.max_running * MOST_CONTEXTS * context;
+    return most < INT32_MAX - BACKEND_KV_BLOCK ? most : INT32_MAX - BACKEND_KV_BLOCK;
+}
+
+/* At most as many positions as the device's memory has room for, at least one context. */
+static int device_positions(const struct engine *e, int context, const struct backend_memory *m,
+                            int64_t *positions, struct error *err) {
+    double f = e->options.gpu_fraction > 0 ? e->options.gpu_fraction : ENGINE_GPU_FRACTION;
+    size_t block = model_kv_block_bytes(source_config(e->src), engine_budget_kv(&e->options));
+    size_t may = (size_t)(f * (double)m->total), taken = m->total - m->free;
+    size_t room = may > taken ? may - taken : 0, ours = m->weights + m->kv + m->work;
+    size_t least = (size_t)kv_blocks_for(context) * block;
+    int64_t blocks = (int64_t)(room / block);
+    if (room < least)
+        return error_set(
+            err, -EINVAL,
+            "gpu_memory_fraction: %g of the device's %.1f MiB (it may be above 0, up "
+            "to 1) less weights of %.1f MiB, working rooms of %.1f MiB and %.1f MiB of "
+            "others leave %.1f MiB, and keys and values of one context of %d positions "
+            "take %.1f MiB; max_context and kv_tokens make it less",
+            f, mib(m->total), mib(m->weights), mib(m->work), mib(taken > ours ? taken - ours : 0),
+            mib(room), context, mib(least));
+    if (blocks < *positions / BACKEND_KV_BLOCK) *positions = blocks * BACKEND_KV_BLOCK;
+    return 0;
+}
+
 /* As many positions as a limit leaves and sequences can use. */
 static int limited_positions(const struct engine *e, int context, int64_t *positions,
                              struct error *err) {
@@ -71,19 +99,24 @@ static int limited_positions(const struct engine *e, int context, int64_t *posit
     if (least == 0) least = context < ENGINE_BUDGET_LEAST ? context : ENGINE_BUDGET_LEAST;
     int r = blocks_left(e, context, least, &blocks, err);
     if (r < 0 || *positions > 0) return r;
-    int64_t most = (int64_t)e->options.max_running * MOST_CONTEXTS * context;
-    if (most > INT32_MAX - BACKEND_KV_BLOCK) most = INT32_MAX - BACKEND_KV_BLOCK;
+    int64_t most = most_positions(e, context);
     *positions = blocks > most / BACKEND_KV_BLOCK ? most : blocks * BACKEND_KV_BLOCK;
     return 0;
 }
 
 int engine_budget_pool(const struct engine *e, int context, int *ret_blocks, struct error *err) {
     int64_t positions = e->options.kv_tokens;
+    struct backend_memory device;
+    bool has_device = e->model && backend_get_memory(e->backend, &device);
     if (e->options.memory_limit > 0 && e->model) {
         int r = limited_positions(e, context, &positions, err);
         if (r < 0) return r;
     } else if (positions == 0) {
-        positions = default_positions(e, context);
+        positions = has_device ? most_positions(e, context) : default_positions(e, context);
+    }
+    if (has_device && e->options.kv_tokens == 0) {
+        int r = device_positions(e, context, &device, &positions, err);
+        if (r < 0) return r;
     }
     /* The back end counts in int; a pool beyond that would not fit into memory either. */
     if (positions < 2 || positions > INT32_MAX - BACKEND_KV_BLOCK)

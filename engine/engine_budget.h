@@ -7,7 +7,8 @@
  * Cost      arithmetic.
  *
  * With a limit the pool gets what the packed weights and the work areas leave, once both are
- * known; nothing is allocated for it before. Memory of single requests (prompts, text, results)
+ * known; nothing is allocated for it before. A device with memory of its own is such a limit, too:
+ * the fraction of it that may be taken, less what is taken already. Memory of single requests (prompts, text, results)
  * is not in these sums: it is bounded by what the server lets in. */
 #ifndef ENGINE_ENGINE_BUDGET_H
 #define ENGINE_ENGINE_BUDGET_H

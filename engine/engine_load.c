@@ -155,6 +155,12 @@ static void fill_info(struct engine *e) {
         .kv_block_tokens = BACKEND_KV_BLOCK,
         .kv_token_bytes = kv_token_bytes(e),
     };
+    struct backend_memory device;
+    if (e->backend && backend_get_memory(e->backend, &device)) {
+        e->info.device_total = device.total;
+        e->info.device_free = device.free;
+        e->info.device_work = device.work;
+    }
     proposed_sampling(&e->info.sampling, &c->generation);
 }
 
@@ -162,6 +168,7 @@ int engine_load(struct engine *e, struct error *err) {
     int n_blocks = 0, context = context_length(e);
     int r = engine_texts_open(&e->texts, e->src, err);
     if (r == 0) r = open_model(e, err);
+    if (r == 0 && e->model) r = model_reserve(e->model, e->options.max_running, context, err);
     if (r == 0) r = engine_budget_pool(e, context, &n_blocks, err);
     if (r == 0 && e->model) r = model_make_kv(e->model, n_blocks, err);
     if (r < 0) return r;

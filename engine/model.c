@@ -310,6 +310,53 @@ static struct buffer *head_input(struct model *m, const int32_t *rows, int n_row
     return m->head_e;
 }
 
+/* The last position of the context, n times over. */
+static int rehearse_step(struct model *m, struct batch *batch, int n_tokens, struct error *err) {
+    int rows = n_tokens < m->options.max_logit_rows ? n_tokens : m->options.max_logit_rows;
+    batch->n_tokens = n_tokens;
+    model_forward(m, batch);
+    struct buffer *in = head_input(m, batch->seqs, rows);
+    struct linear_call head = {.dst = m->logits, .w = m->weights.head};
+    backend_linear(m->be, &head, 1, in);
+    return backend_sync(m->be, err);
+}
+
+/* What a step needs may depend on how many tokens it has in other ways than growing with them:
+ * every power of two is tried. A pool of one block will do, nothing being computed. */
+static int rehearse(struct model *m, struct batch *batch, struct error *err) {
+    int r = model_make_kv(m, 1, err);
+    if (r < 0) return r;
+    backend_rehearse(m->be, true);
+    r = rehearse_step(m, batch, m->options.max_batch_tokens, err);
+    for (int n = 1; n < m->options.max_batch_tokens && r == 0; n *= 2)
+        r = rehearse_step(m, batch, n, err);
+    backend_rehearse(m->be, false);
+    backend_kv_free(m->be, m->kv);
+    m->kv = NULL;
+    m->options.n_kv_blocks = 0;
+    return r;
+}
+
+int model_reserve(struct model *m, int n_seqs, int context, struct error *err) {
+    size_t n = (size_t)m->options.max_batch_tokens, seqs = (size_t)n_seqs;
+    size_t blocks = ((size_t)context + BACKEND_KV_BLOCK - 1) / BACKEND_KV_BLOCK;
+    if (!m->be->ops->rehearse) return 0;
+    int32_t *zeros = calloc(n > seqs * blocks ? n : seqs * blocks, sizeof *zeros);
+    int32_t *positions = malloc(n * sizeof *positions);
+    int r = zeros && positions ? 0 : error_set(err, -ENOMEM, "model: out of memory");
+    for (size_t i = 0; i < n && positions; i++) positions[i] = context - 1;
+    struct batch batch = {.tokens = zeros,
+                          .positions = positions,
+                          .seqs = zeros,
+                          .blocks = zeros,
+                          .n_seqs = n_seqs,
+                          .max_blocks = (int)blocks};
+    if (r == 0) r = rehearse(m, &batch, err);
+    free(zeros);
+    free(positions);
+    return r;
+}
+
 int model_logits(struct model *m, float *logits, const int32_t *rows, int n_rows,
                  struct error *err) {
     size_t vocab = (size_t)m->weights.config->vocab;

@@ -65,6 +65,10 @@ const struct model_config *model_get_config(const struct model *m);
  * packed weights leave. */
 int model_make_kv(struct model *m, int n_blocks, struct error *err);
 
+/* Takes ahead what steps need on a device besides weights, buffers and pool: of up to
+ * max_batch_tokens tokens of n_seqs sequences of up to context positions. Before model_make_kv(). */
+int model_reserve(struct model *m, int n_seqs, int context, struct error *err);
+
 /* Bytes of the activation buffers. */
 size_t model_work_bytes(const struct model *m);
 /* Bytes on the back end: packed weights, KV pool. */

@@ -62,6 +62,20 @@ static void log_memory(const struct server *s) {
     text_deinit(&line);
 }
 
+/* Beside what the host's memory holds. */
+static void log_device(const struct engine_info *info) {
+    size_t ours = info->weight_bytes + info->kv_bytes + info->device_work;
+    size_t taken = info->device_total - info->device_free;
+    if (info->device_total)
+        log_line(LOG_INFO,
+                 "device memory in MiB: weights %.1f, KV cache %.1f, working rooms %.1f, others "
+                 "%.1f, free %.1f of %.1f",
+                 (double)info->weight_bytes / 1048576, (double)info->kv_bytes / 1048576,
+                 (double)info->device_work / 1048576,
+                 (double)(taken > ours ? taken - ours : 0) / 1048576,
+                 (double)info->device_free / 1048576, (double)info->device_total / 1048576);
+}
+
 static void print_start(struct server *s) {
     const struct engine_info *info = s->info;
     log_settings(s->settings);
@@ -71,6 +85,7 @@ static void print_start(struct server *s) {
              s->model, info->architecture, info->n_layers, info->hidden, info->bits, info->context,
              (double)info->weight_bytes / 1048576, (double)info->kv_bytes / 1048576, info->backend);
     log_memory(s);
+    log_device(info);
     if (info->backend_note && *info->backend_note) log_line(LOG_INFO, "%s", info->backend_note);
     print_hint(s);
     fflush(stdout);

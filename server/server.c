@@ -242,6 +242,7 @@ static int open_engine(struct server *s, struct source *source, struct error *er
                                      .max_waiting = (int)c->max_waiting,
                                      .step_tokens = (int)c->step_tokens,
                                      .kv_tokens = c->kv_tokens,
+                                     .gpu_fraction = strtod(c->gpu_memory_fraction, NULL),
                                      .kv = kv_of(c->kv),
                                      .null = !strcmp(c->engine, "null"),
                                      .null_token = -1,

@@ -48,8 +48,8 @@ static const struct setting table[] = {
      NUMBER(speculate), 0, 0, 32},
     {"backend", "NAME", "where the model runs: auto (cuda where there is one), cpu, cuda, cuda-emu",
      STRING(backend), "auto", NULL, 0, 0, 0},
-    {"cpu-level", "NAME", "CPU instructions: auto, ref, avx2, avx512, amx, neon", STRING(cpu_level), NULL,
-     NULL, 0, 0, 0},
+    {"cpu-level", "NAME", "CPU instructions: auto, ref, avx2, avx512, amx, neon", STRING(cpu_level),
+     NULL, NULL, 0, 0, 0},
     {"act-bits", "N",
      "inputs of binary-coded layers: 16, or rounded to 8 or 4; auto: the checkpoint's",
      STRING(act_bits), "auto", "|auto|16|8|4|", 0, 0, 0},
@@ -62,6 +62,9 @@ static const struct setting table[] = {
     {"step-tokens", "N", "token budget of one step", NUMBER(step_tokens), 512, 1, 1 << 20},
     {"kv-tokens", "N", "tokens the KV cache holds; 0 chooses", NUMBER(kv_tokens), 0, 0,
      (int64_t)1 << 32},
+    {"gpu-memory-fraction", "FRACTION",
+     "of a GPU's memory that may be taken: the KV cache gets what the rest leaves",
+     STRING(gpu_memory_fraction), "0.9", NULL, 0, 0, 0},
     {"kv", "TYPE", "numbers in the KV cache: f16, f32, int8", STRING(kv), "f16", "|f16|f32|int8|",
      0, 0, 0},
     {"max-connections", "N", "open connections; more get status 503", NUMBER(max_connections), 1024,
@@ -119,6 +122,13 @@ static int64_t *number_at(struct settings *c, const struct setting *s) {
     return (int64_t *)(void *)((char *)c + s->offset);
 }
 
+/* Above 0, up to 1. */
+static bool is_fraction(const char *value) {
+    char *end;
+    double f = strtod(value, &end);
+    return end > value && !*end && !isspace((unsigned char)*value) && f > 0 && f <= 1;
+}
+
 static int set_text(struct settings *c, const struct setting *s, const char *value, const char *who,
                     struct error *err) {
     if (!*value) return error_set(err, -EINVAL, "%s must not be empty", who);
@@ -132,6 +142,8 @@ static int set_text(struct settings *c, const struct setting *s, const char *val
         if (!strstr(s->choices, quoted) || strchr(value, '|'))
             return error_set(err, -EINVAL, "%s: '%.64s' is not one of %s", who, value, s->choices);
     }
+    if (s->arg && !strcmp(s->arg, "FRACTION") && !is_fraction(value))
+        return error_set(err, -EINVAL, "%s: '%.64s' is not above 0 and at most 1", who, value);
     *text_at(c, s) = value;
     return 0;
 }

@@ -38,7 +38,8 @@ struct settings {
     int64_t max_waiting_tokens, max_ttft;       /* ms; 0 = no limit */
     int64_t queue_timeout, first_token_timeout; /* seconds; 0 = no limit */
     const char *log_level_file;
-    bool help; /* was asked for and printed */
+    const char *gpu_memory_fraction; /* a number in (0, 1] */
+    bool help;                       /* was asked for and printed */
 };
 
 int settings_parse(struct settings *ret, int argc, char **argv, struct error *err);

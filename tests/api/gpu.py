@@ -20,10 +20,10 @@ N = 8
 
 
 class Server:
-    def __init__(self, *arguments, **variables):
+    def __init__(self, *arguments, model=STORIES, **variables):
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
-            [GPTQT, "serve", STORIES, "--port", "0", "--max-context", "64", "--kv-tokens", "128", *arguments],
+            [GPTQT, "serve", model, "--port", "0", "--max-context", "64", "--kv-tokens", "128", *arguments],
             stdout=subprocess.PIPE, stderr=self.log, text=True, env=dict(os.environ, **variables))
         found = re.search(r"http://[0-9.:]+", self.process.stdout.readline())
         self.address = found and found[0]
@@ -132,12 +132,49 @@ def a_device_without_room_says_what_it_lacks():
     with Server("--backend", "cuda-emu", GPTQT_EMU_FAIL_ALLOC="40") as server:
         status, log = server.end()
         assert status == 1 and "MiB on the device" in log, (status, log)
+        assert re.search(r"weights [0-9.]+, keys and values [0-9.]+, working rooms .* free [0-9.]+ of", log), log
+
+
+def without_room_for_a_context_the_start_says_which_option_is_wrong():
+    with Server("--backend", "cuda-emu", "--kv-tokens", "0", "--gpu-memory-fraction", "0.01",
+                GPTQT_EMU_MEMORY=str(64 << 20)) as server:
+        status, log = server.end()
+        assert status == 1 and "gpu_memory_fraction: 0.01" in log and "one context of 64 positions" in log, log
+
+
+def burst(server):
+    """Greedy answers to four prompts at once that fill the context, more than a step takes."""
+    body = {"prompt": ["Once upon a time there was a cat who " + "ran and ran and ran " * k for k in (8, 2, 5, 9)],
+            "max_tokens": 12, "temperature": 0}
+    status, text = server.ask("/v1/completions", body)
+    assert status == 200, text
+    return [c["text"] for c in json.loads(text)["choices"]]
+
+
+def what_is_taken_at_the_start_is_all_that_is_ever_needed():
+    """Of a coded model: products of a dense one need no rooms."""
+    flags = "--kv-tokens", "0", "--max-running", "4", "--step-tokens", "40", "--gpu-memory-fraction", "1"
+    with Server("--backend", "cpu", *flags, model="builtin") as server:
+        want = answers(server), burst(server)
+    with Server("--backend", "cuda-emu", *flags, model="builtin") as server:
+        answers(server)
+        table = server.end()[1]
+        weights, rooms = (float(re.search(f"device memory.*{name} ([0-9.]+)", table)[1])
+                          for name in ("weights", "working rooms"))
+    # Beside 1.5 MiB of keys and values less than a block of them, 40 KiB, stays free.
+    memory = str(int((weights + rooms + 1.5) * (1 << 20)))
+    with Server("--backend", "cuda-emu", *flags, model="builtin", GPTQT_EMU_MEMORY=memory) as server:
+        assert (answers(server), burst(server)) == want
+        status, log = server.end()
+        assert status == 0 and "free 0.0 of" in log, (status, log)
 
 
 def main():
     tests = [the_gpu_answers_as_the_cpu_does, without_a_plugin_auto_is_the_cpu_and_cuda_an_error,
              without_a_device_auto_is_the_cpu_and_cuda_an_error, without_a_driver_auto_is_the_cpu_and_cuda_an_error,
-             a_device_that_fails_ends_requests_and_turns_health, a_device_without_room_says_what_it_lacks]
+             a_device_that_fails_ends_requests_and_turns_health, a_device_without_room_says_what_it_lacks,
+             without_room_for_a_context_the_start_says_which_option_is_wrong,
+             what_is_taken_at_the_start_is_all_that_is_ever_needed]
     print(f"TAP version 13\n1..{len(tests)}")
     bad = 0
     for test in tests:

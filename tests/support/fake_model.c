@@ -96,12 +96,26 @@ static int fake_sync(struct backend *be, struct error *err) {
 
 static const struct backend_ops fake_ops = {.sync = fake_sync};
 
+static struct backend_memory device; /* set before an engine is opened */
+
+static void fake_memory(struct backend *be, struct backend_memory *ret) {
+    (void)be;
+    *ret = device;
+}
+
+static const struct backend_ops fake_device_ops = {.sync = fake_sync, .memory = fake_memory};
+
+void fake_model_set_device(size_t total, size_t free_bytes) {
+    device = (struct backend_memory){.total = total, .free = free_bytes};
+}
+
 int backend_open(struct backend **ret, const struct backend_options *options, struct error *err) {
     if (options->name && strcmp(options->name, "absent") == 0)
         return error_set(err, -ENODEV, "there is no back end 'absent'");
     struct backend *be = calloc(1, sizeof *be);
     if (!be) return error_set(err, -ENOMEM, "back end: out of memory");
-    *be = (struct backend){.ops = &fake_ops, .name = "fake", .detail = "no threads"};
+    *be = (struct backend){
+        .ops = device.total ? &fake_device_ops : &fake_ops, .name = "fake", .detail = "no threads"};
     locked_add(&control.open_count, 1);
     *ret = be;
     return 0;
@@ -166,6 +180,14 @@ int model_make_kv(struct model *m, int n_blocks, struct error *err) {
     m->options.n_kv_blocks = n_blocks;
     m->kv = malloc((size_t)n_blocks * BACKEND_KV_BLOCK * sizeof *m->kv);
     return m->kv ? 0 : error_set(err, -ENOMEM, "model: out of memory");
+}
+
+int model_reserve(struct model *m, int n_seqs, int context, struct error *err) {
+    (void)m;
+    (void)n_seqs;
+    (void)context;
+    (void)err;
+    return 0;
 }
 
 size_t model_kv_block_bytes(const struct model_config *config, enum dtype kv_type) {

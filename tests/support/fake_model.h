@@ -13,6 +13,7 @@
 #define TESTS_SUPPORT_FAKE_MODEL_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 enum { FAKE_MODEL_EOS = 256, FAKE_MODEL_VOCAB = 258 };
@@ -42,6 +43,9 @@ void fake_model_hold_load(void);
 void fake_model_release_load(void);
 /* model_open() fails with -EBADMSG from now on. */
 void fake_model_break_load(void);
+
+/* From now on back ends are devices with that much memory; 0: it is the host's. */
+void fake_model_set_device(size_t total, size_t free_bytes);
 
 /* Largest number of tokens and sequences in one forward(). */
 int fake_model_max_tokens(void);

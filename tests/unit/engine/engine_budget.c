@@ -23,16 +23,21 @@ static struct engine_info info_of(const struct engine_options *options) {
     return info;
 }
 
-static void expect_refused(const struct engine_options *options, const char *says) {
+static void expect_refused_by(const char *option, const struct engine_options *options,
+                              const char *says) {
     struct engine *e = NULL;
     struct error err = {""};
     struct source *src = tiny_source_open(CONTEXT, true);
     cr_expect_eq(engine_open(&e, src, options, &err), -EINVAL);
-    cr_expect(strstr(err.text, "memory_limit"), "%s", err.text);
+    cr_expect(strstr(err.text, option), "%s", err.text);
     cr_expect(strstr(err.text, says), "%s", err.text);
     cr_expect(fake_model_all_closed());
     cr_expect_null(e);
     source_close(src);
+}
+
+static void expect_refused(const struct engine_options *options, const char *says) {
+    expect_refused_by("memory_limit", options, says);
 }
 
 /* Bytes that the rest needs beside a pool. */
@@ -95,6 +100,43 @@ Test(engine_budget, refuses_what_cannot_hold_a_useful_context) {
     options.kv_tokens = 0;
     options.memory_limit = (int64_t)(base + 64 * sizeof(int32_t));
     cr_expect_eq(info_of(&options).context, 64);
+}
+
+Test(engine_budget, a_device_gives_a_fraction_of_its_memory_less_what_is_taken) {
+    struct engine_options options = desk_options();
+    size_t block = BACKEND_KV_BLOCK * sizeof(int32_t);
+    fake_model_set_device(1000 * block, 700 * block); /* 300 are taken */
+    options.gpu_fraction = 0.5;
+    cr_expect_eq(info_of(&options).kv_bytes, 200 * block);
+    options.gpu_fraction = 0; /* 0.9 */
+    cr_expect_eq(info_of(&options).kv_bytes, 600 * block);
+    fake_model_set_device(10000 * block, 9700 * block);
+    cr_expect_eq(info_of(&options).kv_bytes, 4 * 4 * CONTEXT * sizeof(int32_t));
+    fake_model_set_device(1000 * block, 700 * block);
+    options.gpu_fraction = 0.364; /* one context */
+    cr_expect_eq(info_of(&options).kv_bytes, CONTEXT * sizeof(int32_t));
+    options.gpu_fraction = 0.5;
+    options.kv_tokens = 3000; /* overrules it, also beyond the fraction */
+    cr_expect_eq(info_of(&options).kv_bytes, 3008 * sizeof(int32_t));
+    options.kv_tokens = 16;
+    options.gpu_fraction = 0.01;
+    cr_expect_eq(info_of(&options).kv_bytes, block);
+}
+
+Test(engine_budget, a_device_without_room_for_a_context_is_refused) {
+    struct engine_options options = desk_options();
+    size_t block = BACKEND_KV_BLOCK * sizeof(int32_t);
+    fake_model_set_device(1000 * block, 700 * block);
+    options.gpu_fraction = 0.363;
+    expect_refused_by("gpu_memory_fraction", &options, "one context of 1024 positions");
+    options.gpu_fraction = 0.1; /* less than is taken */
+    expect_refused_by("gpu_memory_fraction", &options, "above 0, up to 1");
+    options.gpu_fraction = 1.5;
+    expect_refused_by("gpu_memory_fraction", &options, "at most 1");
+    options.gpu_fraction = 0.1;
+    options.max_context = 64;
+    fake_model_set_device(1000 * block, 904 * block);
+    cr_expect_eq(info_of(&options).kv_bytes, 4 * block);
 }
 
 Test(engine_budget, a_null_engine_needs_no_limit) {
