@@ -17,7 +17,7 @@
 struct argp_state;
 struct error;
 
-enum { CLI_FAILED = 1, CLI_USAGE = 2 };
+enum { CLI_FAILED = 1, CLI_USAGE = 2, CLI_LOST = 3 /* what the model ran on */ };
 
 int cli_int(int *ret, const char *flag, const char *text, int lo, int hi, struct error *err);
 int cli_int64(int64_t *ret, const char *flag, const char *text, int64_t lo, int64_t hi,

@@ -104,6 +104,7 @@ int cmd_serve(int argc, char **argv) {
     if (server_open(&s, &settings, &err) < 0) return cli_end(CLI_FAILED, argv[0], &err);
     int r = server_run(s, print_start, &err);
     server_close(s);
+    if (r == -ENODEV) return cli_end(CLI_LOST, argv[0], &err);
     if (r == -EIO) return cli_end(CLI_FAILED, argv[0], &err);
     return r < 0 ? CLI_FAILED : 0;
 }

@@ -63,6 +63,17 @@ void lifecycle_engine(struct server *s) {
     }
 }
 
+/* Whatever a device computed is lost, and often the device for this process: a new process is the
+ * cure. Until it ends those who ask hear why, and watchers see that it is unhealthy. */
+static void fail(struct server *s) {
+    engine_get_state(s->engine, &s->failure);
+    log_line(LOG_ERROR, "the engine has failed, this process ends in %lld s: %s",
+             (long long)s->settings->failure_delay, s->failure.text);
+    s->status = -ENODEV;
+    loop_set_tick(s->loop, TICK_MS);
+    set_state(s, SERVER_FAILED, s->settings->failure_delay);
+}
+
 static void on_deadline(struct server *s) {
     switch (s->state) {
     case SERVER_LEAVING:
@@ -84,11 +95,12 @@ void lifecycle_tick(struct server *s, int64_t now_ns) {
     struct engine_stats stats;
     engine_get_stats(s->engine, &stats);
     health_watch(&s->health, &stats, now_ns);
+    if (s->state == SERVER_SERVING && stats.failed) fail(s);
     if (s->state <= SERVER_SERVING) return;
     /* An open connection may bring a request at last call, and no more afterwards. */
     bool idle = http_active(s->http) == 0;
     if (s->state == SERVER_LAST_CALL) idle = idle && http_connections(s->http) == 0;
-    if (idle && s->state != SERVER_LEAVING)
+    if (idle && s->state != SERVER_LEAVING && s->state != SERVER_FAILED)
         loop_stop(s->loop);
     else if (now_ns >= s->deadline_ns)
         on_deadline(s);

@@ -332,7 +332,7 @@ int server_run(struct server *s, void (*ready)(struct server *s), struct error *
                  s->settings->unix_socket ? s->settings->unix_socket : s->settings->host,
                  server_port(s), s->settings->model);
     loop_run(s->loop);
-    if (s->status == -EIO && err) *err = s->failure;
+    if ((s->status == -EIO || s->status == -ENODEV) && err) *err = s->failure;
     return s->status;
 }
 

@@ -31,6 +31,7 @@ struct tenants;
 enum server_state {
     SERVER_LOADING,
     SERVER_SERVING,
+    SERVER_FAILED, /* so is the engine: answers, unhealthy, until its deadline */
     SERVER_LEAVING,
     SERVER_LAST_CALL,
     SERVER_DRAINING,
@@ -74,7 +75,8 @@ int server_open(struct server **ret, const struct settings *settings, struct err
 void server_close(struct server *s); /* NULL is allowed */
 
 /* Serves until a signal has ended it; ready is called once the model is loaded. Returns 0, -EINTR
- * after a second signal, or -EIO: the model cannot be loaded, err says why. */
+ * after a second signal, -EIO: the model cannot be loaded, or -ENODEV: what it ran on has failed;
+ * err says why in the last two cases. */
 int server_run(struct server *s, void (*ready)(struct server *s), struct error *err);
 
 int server_port(const struct server *s);

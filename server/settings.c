@@ -89,6 +89,9 @@ static const struct setting table[] = {
     {"stall-timeout", "SECONDS",
      "an engine with work and no step for so long is unhealthy; 0: never", NUMBER(stall_timeout),
      60, 0, 86400},
+    {"failure-delay", "SECONDS",
+     "how long to answer, unhealthy, after the engine has failed; then the status is 3",
+     NUMBER(failure_delay), 10, 0, 86400},
     {"queue-timeout", "SECONDS", "longest wait of a request for its first step; 0 is no limit",
      NUMBER(queue_timeout), 0, 0, 86400},
     {"first-token-timeout", "SECONDS", "longest wait for a first token; 0 is no limit",
@@ -239,7 +242,10 @@ int settings_parse(struct settings *ret, int argc, char **argv, struct error *er
                         .parser = parse_option,
                         .args_doc = "[MODEL]",
                         .doc = "Serve a model over HTTP with OpenAI's API."
-                               "\vEvery flag has a variable: --max-body is GPTQT_MAX_BODY."};
+                               "\vEvery flag has a variable: --max-body is GPTQT_MAX_BODY.\n\n"
+                               "Exit status: 0 after a signal, 1 for failures and after a second "
+                               "signal, 2 for wrong usage, 3 when the engine failed while serving "
+                               "(a GPU was lost): start it again."};
     struct settings parsed;
     set_defaults(&parsed);
     int r = read_environment(&parsed, err);

@@ -34,6 +34,7 @@ struct settings {
     const char *unix_socket, *unix_socket_mode, *tls_cert, *tls_key; /* NULL = none */
     int64_t header_timeout, body_timeout;                            /* seconds; 0 = no limit */
     int64_t drain_delay, stall_timeout;                              /* seconds; 0 stall = never */
+    int64_t failure_delay;                                           /* seconds */
     const char *api_keys, *api_key;             /* a file, one key; NULL = everybody may ask */
     int64_t max_waiting_tokens, max_ttft;       /* ms; 0 = no limit */
     int64_t queue_timeout, first_token_timeout; /* seconds; 0 = no limit */

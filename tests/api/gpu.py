@@ -116,7 +116,7 @@ def without_a_driver_auto_is_the_cpu_and_cuda_an_error():
 
 
 def a_device_that_fails_ends_requests_and_turns_health():
-    with Server("--backend", "cuda-emu", GPTQT_EMU_FAIL_LAUNCH="200") as server:
+    with Server("--backend", "cuda-emu", "--failure-delay", "3600", GPTQT_EMU_FAIL_LAUNCH="200") as server:
         body = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0}
         status, text = server.ask("/v1/completions", body)
         assert status == 500 and json.loads(text)["error"]["message"], (status, text)
@@ -126,6 +126,16 @@ def a_device_that_fails_ends_requests_and_turns_health():
         status, text = server.ask("/v1/completions", body)
         assert status >= 500, (status, text)
         server.end()
+
+
+def after_a_failure_the_process_ends_with_a_status_of_its_own():
+    with Server("--backend", "cuda-emu", "--failure-delay", "1", GPTQT_EMU_FAIL_LAUNCH="200") as server:
+        body = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0}
+        status, text = server.ask("/v1/completions", body)
+        assert status == 500 and "launch failure" in text, (status, text)
+        server.process.wait(timeout=60)  # nobody tells it to
+        status, log = server.end()
+        assert status == 3 and "the engine has failed" in log and "launch failure" in log, (status, log)
 
 
 def a_device_without_room_says_what_it_lacks():
@@ -172,7 +182,8 @@ def what_is_taken_at_the_start_is_all_that_is_ever_needed():
 def main():
     tests = [the_gpu_answers_as_the_cpu_does, without_a_plugin_auto_is_the_cpu_and_cuda_an_error,
              without_a_device_auto_is_the_cpu_and_cuda_an_error, without_a_driver_auto_is_the_cpu_and_cuda_an_error,
-             a_device_that_fails_ends_requests_and_turns_health, a_device_without_room_says_what_it_lacks,
+             a_device_that_fails_ends_requests_and_turns_health,
+             after_a_failure_the_process_ends_with_a_status_of_its_own, a_device_without_room_says_what_it_lacks,
              without_room_for_a_context_the_start_says_which_option_is_wrong,
              what_is_taken_at_the_start_is_all_that_is_ever_needed]
     print(f"TAP version 13\n1..{len(tests)}")
