@@ -128,16 +128,15 @@ static __device__ __forceinline__ void copy_wait(int but) {
 #endif
 #else
 namespace emu {
-/* Every half in fp32, made on first use. */
-inline const float *half_values() {
-    static float *table = [] {
-        static float t[1 << 16];
-        for (uint32_t i = 0; i < 1 << 16; i++) t[i] = f16_to_f32((uint16_t)i);
-        return t;
-    }();
-    return table;
-}
-inline float half_of(uint32_t pair, int i) { return half_values()[pair >> 16 * i & 0xffff]; }
+/* Every half in fp32, made when the library is loaded. */
+struct half_table {
+    float of[1 << 16];
+    half_table() {
+        for (uint32_t i = 0; i < 1 << 16; i++) of[i] = f16_to_f32((uint16_t)i);
+    }
+};
+inline const half_table halves;
+inline float half_of(uint32_t pair, int i) { return halves.of[pair >> 16 * i & 0xffff]; }
 
 inline void mma_at(place at, float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1) {
     const uint32_t mine[6] = {a[0], a[1], a[2], a[3], b0, b1};

@@ -11,6 +11,7 @@
 
 #include "kernels/cuda/emu/emu.h"
 #include "kernels/cuda/emu/fiber.h"
+#include "kernels/cuda/emu/races.h"
 
 namespace emu {
 
@@ -57,6 +58,16 @@ char *dynamic_bytes;
 std::deque<std::vector<copy>> copies[MAX_FIBERS]; /* the last group is still open */
 uint64_t random_state;
 
+/* Addresses that stand for an order. A barrier takes two in turns: who leaves late must not see as
+ * ordered what others do before the next. Each block has its own, or one block's barriers would
+ * order its accesses with those of a later block. */
+char launch_begins, launch_ends;
+struct orders {
+    uint64_t barrier[2], warp[MAX_FIBERS / WARP][2];
+};
+orders *block_orders;
+int barrier_turn;
+
 uint64_t draw() {
     random_state ^= random_state << 13;
     random_state ^= random_state >> 7;
@@ -78,7 +89,7 @@ void wait_as(state what, place at) {
     int me = current;
     threads[me].what = what;
     threads[me].at = at;
-    fiber_yield(false);
+    fiber_yield();
     current = me;
     here.thread = dim3((unsigned)me);
 }
@@ -88,18 +99,29 @@ void wake(int i) {
     ready.push_back(i);
 }
 
-void enter(int i) {
+void thread_begin(int i) {
+    unseen here_on;
     current = i;
     here.thread = dim3((unsigned)i);
     copies[i].assign(1, {});
-    (*body)();
+    order_take(&launch_begins);
+}
+
+void thread_end(int i) {
+    unseen here_on;
+    order_give(&launch_ends);
     for (const std::vector<copy> &group : copies[i])
         if (!group.empty())
             fault(threads[i].at, "a thread ended with copies that nobody waited for");
     threads[i].what = DONE;
     n_done++;
     if (n_waiting) fault(barrier_at, "a thread ended before a barrier that others wait at");
-    fiber_yield(true);
+}
+
+void enter(int i) {
+    thread_begin(i);
+    (*body)();
+    thread_end(i);
 }
 
 int next_ready() {
@@ -116,7 +138,9 @@ int next_ready() {
 
 void run_block() {
     ready.clear();
-    n_waiting = n_done = 0;
+    n_waiting = n_done = barrier_turn = 0;
+    block_orders = new orders;
+    fiber_next_set();
     for (int w = 0; w < n_threads / WARP; w++) warps[w].arrived = 0;
     for (int i = 0; i < n_threads; i++) {
         fiber_start(i, enter);
@@ -141,6 +165,7 @@ void run_block() {
     }
     allocated.clear();
     arrays.clear();
+    delete block_orders;
 }
 
 } // namespace
@@ -163,30 +188,51 @@ bool fence_is_whole(const void *fence, size_t bytes) {
     return true;
 }
 
-int lane() { return current % WARP; }
+int lane() {
+    unseen here_on;
+    return current % WARP;
+}
+
+/* Called by the last to arrive, who does not get to go on first. */
+static void leave_barrier() {
+    n_waiting = 0;
+    barrier_turn ^= 1;
+    for (int i = 0; i < n_threads; i++)
+        if (threads[i].what == AT_BARRIER) wake(i);
+    int me = current;
+    wake(me);
+    fiber_yield();
+    current = me;
+    here.thread = dim3((unsigned)me);
+}
 
 void block_barrier(place at) {
+    unseen here_on;
+    uint64_t *order = &block_orders->barrier[barrier_turn];
     if (n_done) fault(at, "a thread ended before this barrier");
     if (n_waiting && !same(at, barrier_at))
         fault(at, "threads of the block are at different barriers (%s:%d)", barrier_at.file,
               barrier_at.line);
     barrier_at = at;
-    if (++n_waiting < n_threads) {
+    order_give(order);
+    if (++n_waiting < n_threads)
         wait_as(AT_BARRIER, at);
-        return;
-    }
-    n_waiting = 0;
-    for (int i = 0; i < n_threads; i++)
-        if (threads[i].what == AT_BARRIER) wake(i);
-    /* The last to arrive does not get to go on first. */
-    int me = current;
-    wake(me);
-    fiber_yield(false);
-    current = me;
-    here.thread = dim3((unsigned)me);
+    else
+        leave_barrier();
+    order_take(order);
+}
+
+void warp_barrier(place at) {
+    unseen here_on;
+    int w = current / WARP;
+    uint64_t *order = &block_orders->warp[w][warps[w].turn];
+    order_give(order);
+    warp_meet(at, 0xffffffffu, "", 1);
+    order_take(order);
 }
 
 void warp_meet(place at, uint32_t mask, const void *mine, size_t bytes) {
+    unseen here_on;
     warp &w = warps[current / WARP];
     int me = lane(), first = current - me;
     if (!(mask >> me & 1)) fault(at, "lane %d is not in its own mask %08x", me, mask);
@@ -213,6 +259,7 @@ void warp_meet(place at, uint32_t mask, const void *mine, size_t bytes) {
 }
 
 const void *warp_slot(place at, int from) {
+    unseen here_on;
     const thread &t = threads[current];
     if (from < 0 || from >= WARP || !(t.partners >> from & 1))
         fault(at, "lane %d reads lane %d, which is not in mask %08x", lane(), from, t.partners);
@@ -220,6 +267,7 @@ const void *warp_slot(place at, int from) {
 }
 
 void *shared_array(place at, size_t bytes) {
+    unseen here_on;
     char *&p = arrays[{at.file, at.line}];
     if (!p) p = poisoned(bytes);
     size_t all = 0;
@@ -230,27 +278,52 @@ void *shared_array(place at, size_t bytes) {
     return p;
 }
 
+/* The copy may be made at any time up to the wait: it must be in order at both ends. */
 void copy_later(void *to, const void *from, size_t bytes) {
+    seen_write(to, bytes);
+    if (from) seen_read(from, bytes);
+    unseen here_on;
     copies[current].back().push_back({to, from, bytes});
 }
 
-void copies_commit() { copies[current].emplace_back(); }
+void copies_commit() {
+    unseen here_on;
+    copies[current].emplace_back();
+}
+
+/* Takes the oldest group but the `but` last and the open one; false when there is none. */
+static bool take_group(int but, std::vector<copy> *group) {
+    unseen here_on;
+    std::deque<std::vector<copy>> &groups = copies[current];
+    if ((int)groups.size() - 1 <= but) return false;
+    *group = std::move(groups.front());
+    groups.pop_front();
+    return true;
+}
 
 void copies_wait(int but) {
-    std::deque<std::vector<copy>> &groups = copies[current];
-    for (; (int)groups.size() - 1 > but; groups.pop_front())
-        for (const copy &c : groups.front())
+    std::vector<copy> group;
+    while (take_group(but, &group))
+        for (const copy &c : group) {
+            seen_write(c.to, c.bytes);
+            unseen here_on;
             if (c.from)
                 memcpy(c.to, c.from, c.bytes);
             else
                 memset(c.to, 0, c.bytes);
+        }
 }
 
-void *shared_dynamic() { return dynamic_bytes; }
+void *shared_dynamic() {
+    unseen here_on;
+    return dynamic_bytes;
+}
 
 void run_grid(dim3 grid, int threads_per_block, size_t shared,
               const std::function<void()> &the_body) {
     static uint64_t launch;
+    order_give(&launch_begins);
+    unseen here_on;
     const char *seed = getenv("GPTQT_EMU_SEED");
     uint64_t base = seed ? (uint64_t)atoll(seed) : 0;
     random_state = base ? base * 0x9e3779b97f4a7c15u + ++launch : 0;
@@ -268,6 +341,7 @@ void run_grid(dim3 grid, int threads_per_block, size_t shared,
         dynamic_bytes = shared ? poisoned(shared) : nullptr;
         run_block();
     }
+    order_take(&launch_ends);
 }
 
 } // namespace emu

@@ -18,16 +18,25 @@
 namespace {
 
 enum { STACK = 128 * 1024, GUARD = 4096 };
+#if EMU_TSAN
+enum { SETS = 3, NO_ORDER = 1 };
+#else
+enum { SETS = 1 };
+#endif
 
 struct fiber {
     void *sp;
     char *stack;
     void (*entry)(int);
-    void *fake; /* the address sanitizer's */
+    void *fake;  /* the address sanitizer's */
+    void *clock; /* the thread sanitizer's; made once: reports get lost with those of ended ones */
 };
-fiber fibers[emu::MAX_FIBERS];
+fiber fibers[SETS * emu::MAX_FIBERS];
 void *scheduler_sp;
-int running;
+int set, running;
+#if EMU_TSAN
+void *scheduler_clock;
+#endif
 #if EMU_ASAN
 void *scheduler_fake;
 const void *scheduler_stack;
@@ -62,8 +71,10 @@ void begin() {
 #if EMU_ASAN
     __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_size);
 #endif
-    fibers[running].entry(running);
-    abort(); /* the entry's last act is fiber_yield(true) */
+    for (int i = running;;) {
+        fibers[i].entry(i % emu::MAX_FIBERS);
+        emu::fiber_yield();
+    }
 }
 
 char *stack_new() {
@@ -80,10 +91,16 @@ char *stack_new() {
 
 namespace emu {
 
+void fiber_next_set() { set = (set + 1) % SETS; }
+
 void fiber_start(int i, void (*entry)(int)) {
-    fiber &f = fibers[i];
-    if (!f.stack) f.stack = stack_new();
+    fiber &f = fibers[set * MAX_FIBERS + i];
     f.entry = entry;
+    if (f.stack) return; /* it waits in begin() */
+    f.stack = stack_new();
+#if EMU_TSAN
+    f.clock = __tsan_create_fiber(0);
+#endif
     void **top = reinterpret_cast<void **>(f.stack + STACK);
 #if defined(__x86_64__)
     *--top = nullptr; /* keeps the stack aligned as at a function's first instruction */
@@ -98,21 +115,29 @@ void fiber_start(int i, void (*entry)(int)) {
 }
 
 void fiber_resume(int i) {
-    running = i;
+    running = set * MAX_FIBERS + i;
+    fiber &f = fibers[running];
 #if EMU_ASAN
-    __sanitizer_start_switch_fiber(&scheduler_fake, fibers[i].stack, STACK);
+    __sanitizer_start_switch_fiber(&scheduler_fake, f.stack, STACK);
 #endif
-    emu_switch(&scheduler_sp, fibers[i].sp);
+#if EMU_TSAN
+    scheduler_clock = __tsan_get_current_fiber();
+    __tsan_switch_to_fiber(f.clock, NO_ORDER);
+#endif
+    emu_switch(&scheduler_sp, f.sp);
 #if EMU_ASAN
     __sanitizer_finish_switch_fiber(scheduler_fake, nullptr, nullptr);
 #endif
 }
 
-void fiber_yield(bool last) {
+void fiber_yield() {
+    unseen here_on;
     fiber &f = fibers[running];
-    (void)last;
 #if EMU_ASAN
-    __sanitizer_start_switch_fiber(last ? nullptr : &f.fake, scheduler_stack, scheduler_size);
+    __sanitizer_start_switch_fiber(&f.fake, scheduler_stack, scheduler_size);
+#endif
+#if EMU_TSAN
+    __tsan_switch_to_fiber(scheduler_clock, NO_ORDER);
 #endif
     emu_switch(&f.sp, scheduler_sp);
 #if EMU_ASAN

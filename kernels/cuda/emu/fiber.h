@@ -8,16 +8,21 @@
 #ifndef KERNELS_CUDA_EMU_FIBER_H
 #define KERNELS_CUDA_EMU_FIBER_H
 
+#include "kernels/cuda/emu/races.h"
+
 namespace emu {
 
 enum { MAX_FIBERS = 1024 };
 
-/* Makes fiber i begin at entry(i) when it is next resumed. */
+/* The fibers that the calls below number from now on. All accesses of one fiber are in order, so
+ * the thread sanitizer sees races between blocks only where neighbours run on different ones. */
+void fiber_next_set();
+/* Makes fiber i run entry(i) when it is next resumed; its last entry has returned. */
 void fiber_start(int i, void (*entry)(int));
-/* From the scheduler: runs fiber i until it yields. */
+/* From the scheduler: runs fiber i until it yields, or its entry returns. */
 void fiber_resume(int i);
-/* From a fiber: back to the scheduler; last: it will not be resumed. */
-void fiber_yield(bool last);
+/* From a fiber: back to the scheduler. */
+void fiber_yield();
 
 } // namespace emu
 

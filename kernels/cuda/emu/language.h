@@ -60,6 +60,9 @@ void block_barrier(place at);
  * operation. */
 void warp_meet(place at, uint32_t mask, const void *mine, size_t bytes);
 const void *warp_slot(place at, int lane);
+/* All lanes meet, and what each wrote is there for the others. No other warp operation promises
+ * that, so no other orders memory for the thread sanitizer. */
+void warp_barrier(place at);
 
 /* Memory of this block for the array declared at this place; the same for all its threads. */
 void *shared_array(place at, size_t bytes);
@@ -90,7 +93,7 @@ int lane();
     type *name = static_cast<type *>(emu::shared_array(EMU_HERE, sizeof(type) * (n)))
 #define SHARED_DYNAMIC(type, name) type *name = static_cast<type *>(emu::shared_dynamic())
 #define block_sync()               emu::block_barrier(EMU_HERE)
-#define warp_sync()                emu::warp_meet(EMU_HERE, 0xffffffffu, "", 1)
+#define warp_sync()                emu::warp_barrier(EMU_HERE)
 #define warp_xor(value, lanes)     emu::shuffle(EMU_HERE, 0xffffffffu, (value), emu::lane() ^ (lanes))
 #define warp_from(value, from)     emu::shuffle(EMU_HERE, 0xffffffffu, (value), (from))
 
