@@ -1,7 +1,8 @@
 /* Checks a GPU plugin, emulated or real, against kernels/ref and sums in fp64:
- * gpu_check PLUGIN.so [WORD [N]]: the parts whose name has the word ("" is all of them); with N of
- * 0..7 every eighth of their cases only, so that eight runs, each under another schedule of the
- * emulation, make a whole. */
+ * gpu_check PLUGIN.so [WORD [N [small]]]: the parts whose name has the word ("" is all of them);
+ * with N of 0..7 every eighth of their cases only, so that eight runs, each under another schedule
+ * of the emulation, make a whole; small: every kernel in cases that take seconds, for many
+ * schedules and for sanitizers, some of them others for each N. */
 #include "tests/kernels/gpu.h"
 
 #include <dlfcn.h>
@@ -14,6 +15,9 @@ struct ops ref;
 static long n_expectations;
 static int n_failures;
 static int eighth = -1; /* of the cases; all when negative */
+static bool small;
+
+bool is_small(void) { return small; }
 
 bool is_left_out(int turn) { return eighth >= 0 && turn % 8 != eighth; }
 
@@ -126,8 +130,9 @@ static bool run_parts(const char *word) {
 }
 
 int main(int argc, char **argv) {
-    if (argc < 2) return fprintf(stderr, "usage: gpu_check PLUGIN.so [WORD [0..7]]\n"), 2;
+    if (argc < 2) return fprintf(stderr, "usage: gpu_check PLUGIN.so [WORD [0..7 [small]]]\n"), 2;
     if (argc > 3) eighth = atoi(argv[3]);
+    small = argc > 4 && !strcmp(argv[4], "small");
     void *library = dlopen(argv[1], RTLD_NOW);
     if (!library) return printf("Bail out! %s\n", dlerror()), 1;
     gpu_plugin_get *get;

@@ -27,6 +27,8 @@ extern struct ops ref;
 
 /* Whether a case belongs to another eighth than the one asked for. */
 bool is_left_out(int turn);
+/* Whether small cases are asked for. */
+bool is_small(void);
 void expect(bool good, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 /* (n) of the normal distribution; to be freed. */

@@ -133,15 +133,17 @@ static float *step(struct layer *l, int n, int at, bool waits) {
 }
 
 void check_steps(void) {
-    static const int counts[] = {2, 6, MOST, 2, 6};
+    static const int all[] = {2, 6, MOST, 2, 6}, few[] = {2, 6, 2};
+    const int *counts = is_small() ? few : all;
+    size_t n_counts = is_small() ? sizeof few / sizeof *few : sizeof all / sizeof *all;
     for (int turn = 0; turn < 4; turn++) {
         struct layer l, alone;
         enum bcq_kind kind = turn % 2 ? BCQ_FREE : BCQ_COMPACT;
-        if (is_left_out(turn)) continue;
+        if (is_small() ? is_left_out(turn) && is_left_out(turn + 4) : is_left_out(turn)) continue;
         layer_new(&l, kind, turn >= 2);
         layer_new(&alone, kind, turn >= 2);
         int at = 0;
-        for (size_t c = 0; c < sizeof counts / sizeof *counts; c++)
+        for (size_t c = 0; c < n_counts; c++)
             for (int round = 0; round < ROUNDS; round++) {
                 int n = counts[c];
                 float *together = step(&l, n, at, false), *one = step(&alone, n, at, true);
