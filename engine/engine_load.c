@@ -89,10 +89,11 @@ static int allocate_step(struct engine *e, struct error *err) {
     e->blocks = calloc(running, blocks * sizeof *e->blocks);
     e->firsts = calloc(running, sizeof *e->firsts);
     e->rows = calloc(rows, sizeof *e->rows);
+    e->best = calloc(rows, sizeof *e->best);
     e->logits = calloc(rows, vocab * sizeof *e->logits);
     e->hidden = calloc(rows, width * sizeof *e->hidden);
     if (!e->work || !e->tokens || !e->positions || !e->seqs || !e->blocks || !e->firsts ||
-        !e->rows || !e->logits || !e->hidden)
+        !e->rows || !e->best || !e->logits || !e->hidden)
         return error_set(err, -ENOMEM, "engine: out of memory");
     return 0;
 }
@@ -201,6 +202,7 @@ void engine_unload(struct engine *e) {
     free(e->blocks);
     free(e->firsts);
     free(e->rows);
+    free(e->best);
     free(e->logits);
     free(e->hidden);
 }

@@ -75,6 +75,7 @@ struct engine {
     int32_t *blocks;                /* (max_running, blocks of a full context) at most */
     int *firsts;                    /* (max_running) where the tokens of each share begin */
     int32_t *rows;                  /* (n_logit_rows) */
+    int32_t *best;                  /* (n_logit_rows) or, where the device chooses, ids */
     float *logits;                  /* (n_logit_rows, vocab) */
     float *hidden;                  /* (n_logit_rows, embed_dim) */
     int n_logit_rows;               /* results read at a time */

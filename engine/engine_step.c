@@ -140,6 +140,7 @@ struct reading {
     int n_shares;
     int share, row;     /* the next to be read */
     int loaded, n_used; /* rows in e->logits, and those of them that have been used */
+    bool chosen;        /* in e->best instead: the best tokens are all that is wanted */
 };
 
 /* The rows of a share: its last token, and each guess. */
@@ -149,6 +150,7 @@ static int rows_of(const struct scheduler_share *share) {
 
 static int load_rows(struct engine *e, struct reading *r, struct error *err) {
     int n = 0;
+    r->chosen = model_can_choose(e->model);
     while (r->share < r->n_shares && n < e->n_logit_rows) {
         const struct scheduler_share *share = &e->shares[r->share];
         const struct sequence *seq = e->owners[share->slot];
@@ -156,25 +158,33 @@ static int load_rows(struct engine *e, struct reading *r, struct error *err) {
             r->share++;
             r->row = 0;
         } else {
+            r->chosen = r->chosen && sequence_takes_best(seq);
             e->rows[n++] = e->firsts[r->share] + share->n - 1 + r->row++;
         }
     }
     r->loaded = n;
     r->n_used = 0;
+    if (r->chosen) return model_best(e->model, e->best, e->rows, n, err);
     return model_logits(e->model, e->logits, e->rows, n, err);
 }
 
-static int next_row(struct engine *e, struct reading *r, const float **ret, struct error *err) {
-    *ret = NULL;
+/* *ret: the row's place. */
+static int next_row(struct engine *e, struct reading *r, int *ret, struct error *err) {
+    *ret = 0;
     if (!e->model) return 0;
     int status = r->n_used == r->loaded ? load_rows(e, r, err) : 0;
-    if (status == 0) *ret = e->logits + (size_t)r->n_used++ * (size_t)e->shape.vocab;
+    if (status == 0) *ret = r->n_used++;
     return status;
 }
 
-static int push_token(struct engine *e, struct sequence *seq, const float *logits) {
-    struct sampler_result token;
-    if (e->model) return sequence_sample(seq, e->work, logits);
+static int push_token(struct engine *e, struct sequence *seq, const struct reading *r, int row) {
+    struct sampler_result token = {0};
+    if (e->model && r->chosen) {
+        token.id = e->best[row];
+        return sequence_push(seq, &token);
+    }
+    if (e->model)
+        return sequence_sample(seq, e->work, e->logits + (size_t)row * (size_t)e->shape.vocab);
     engine_null_result(&e->null, e->null.token, sequence_n_top(seq), &token);
     return sequence_push(seq, &token);
 }
@@ -183,15 +193,14 @@ static int push_token(struct engine *e, struct sequence *seq, const float *logit
  * chosen as it would have been without guesses. Returns how many tokens there are more. */
 static int sample_rows(struct engine *e, struct sequence *seq, int n_guesses, struct reading *r,
                        int *ret_status, struct error *err) {
-    const float *logits;
-    int n = 0;
+    int n = 0, row;
     bool right = true;
     *ret_status = 0;
     for (int i = 0; i <= n_guesses; i++) {
-        int status = next_row(e, r, &logits, err);
+        int status = next_row(e, r, &row, err);
         if (status < 0) return status;
         if (!right) continue;
-        *ret_status = push_token(e, seq, logits);
+        *ret_status = push_token(e, seq, r, row);
         n += *ret_status == 0;
         right = *ret_status == 0 && !seq->ended && i < n_guesses &&
                 seq->tokens[seq->n_tokens - 1] == seq->guesses[i];

@@ -310,26 +310,39 @@ static struct buffer *head_input(struct model *m, const int32_t *rows, int n_row
     return m->head_e;
 }
 
+static void queue_logits(struct model *m, const int32_t *rows, int n_rows) {
+    struct buffer *in = head_input(m, rows, n_rows);
+    struct linear_call head = {.dst = m->logits, .w = m->weights.head};
+    backend_linear(m->be, &head, 1, in);
+}
+
+bool model_can_choose(const struct model *m) { return m->be->ops->best != NULL; }
+
+int model_best(struct model *m, int32_t *ids, const int32_t *rows, int n_rows, struct error *err) {
+    queue_logits(m, rows, n_rows);
+    return backend_best(m->be, ids, m->logits, n_rows, m->weights.config->vocab, err);
+}
+
 /* The last position of the context, n times over. */
-static int rehearse_step(struct model *m, struct batch *batch, int n_tokens, struct error *err) {
+static int rehearse_step(struct model *m, struct batch *batch, int n_tokens, int32_t *ids,
+                         struct error *err) {
     int rows = n_tokens < m->options.max_logit_rows ? n_tokens : m->options.max_logit_rows;
     batch->n_tokens = n_tokens;
     model_forward(m, batch);
-    struct buffer *in = head_input(m, batch->seqs, rows);
-    struct linear_call head = {.dst = m->logits, .w = m->weights.head};
-    backend_linear(m->be, &head, 1, in);
+    if (model_can_choose(m)) return model_best(m, ids, batch->seqs, rows, err);
+    queue_logits(m, batch->seqs, rows);
     return backend_sync(m->be, err);
 }
 
 /* What a step needs may depend on how many tokens it has in other ways than growing with them:
  * every power of two is tried. A pool of one block will do, nothing being computed. */
-static int rehearse(struct model *m, struct batch *batch, struct error *err) {
+static int rehearse(struct model *m, struct batch *batch, int32_t *ids, struct error *err) {
     int r = model_make_kv(m, 1, err);
     if (r < 0) return r;
     backend_rehearse(m->be, true);
-    r = rehearse_step(m, batch, m->options.max_batch_tokens, err);
+    r = rehearse_step(m, batch, m->options.max_batch_tokens, ids, err);
     for (int n = 1; n < m->options.max_batch_tokens && r == 0; n *= 2)
-        r = rehearse_step(m, batch, n, err);
+        r = rehearse_step(m, batch, n, ids, err);
     backend_rehearse(m->be, false);
     backend_kv_free(m->be, m->kv);
     m->kv = NULL;
@@ -343,7 +356,8 @@ int model_reserve(struct model *m, int n_seqs, int context, struct error *err) {
     if (!m->be->ops->rehearse) return 0;
     int32_t *zeros = calloc(n > seqs * blocks ? n : seqs * blocks, sizeof *zeros);
     int32_t *positions = malloc(n * sizeof *positions);
-    int r = zeros && positions ? 0 : error_set(err, -ENOMEM, "model: out of memory");
+    int32_t *ids = malloc(n * sizeof *ids);
+    int r = zeros && positions && ids ? 0 : error_set(err, -ENOMEM, "model: out of memory");
     for (size_t i = 0; i < n && positions; i++) positions[i] = context - 1;
     struct batch batch = {.tokens = zeros,
                           .positions = positions,
@@ -351,9 +365,10 @@ int model_reserve(struct model *m, int n_seqs, int context, struct error *err) {
                           .blocks = zeros,
                           .n_seqs = n_seqs,
                           .max_blocks = (int)blocks};
-    if (r == 0) r = rehearse(m, &batch, err);
+    if (r == 0) r = rehearse(m, &batch, ids, err);
     free(zeros);
     free(positions);
+    free(ids);
     return r;
 }
 
@@ -363,9 +378,7 @@ int model_logits(struct model *m, float *logits, const int32_t *rows, int n_rows
     for (int done = 0; done < n_rows;) {
         int n = n_rows - done;
         if (n > m->options.max_logit_rows) n = m->options.max_logit_rows;
-        struct buffer *in = head_input(m, rows + done, n);
-        struct linear_call head = {.dst = m->logits, .w = m->weights.head};
-        backend_linear(m->be, &head, 1, in);
+        queue_logits(m, rows + done, n);
         int r = backend_buffer_read(m->be, logits + (size_t)done * vocab, m->logits, 0,
                                     (size_t)n * vocab, err);
         if (r < 0) return r;

@@ -87,6 +87,11 @@ void model_forward(struct model *m, const struct batch *batch);
 int model_logits(struct model *m, float *logits, const int32_t *rows, int n_rows,
                  struct error *err);
 
+/* Whether the back end can choose the best token, and the ids of it for the same rows, at most
+ * max_logit_rows: no logits travel. As the sampler does at temperature 0. */
+bool model_can_choose(const struct model *m);
+int model_best(struct model *m, int32_t *ids, const int32_t *rows, int n_rows, struct error *err);
+
 /* The final hidden state (after the last norm, before the output matrix) of the same rows. */
 int model_hidden(struct model *m, float *hidden, const int32_t *rows, int n_rows,
                  struct error *err);

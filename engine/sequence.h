@@ -97,6 +97,9 @@ struct engine_token sequence_token(const struct sequence *s, const struct sample
 /* Best tokens to report with each, as n_top in struct sampler_call. */
 int sequence_n_top(const struct sequence *s);
 
+/* The best token it is, and nothing else is asked for. */
+bool sequence_takes_best(const struct sequence *s);
+
 /* One more token, wherever it comes from. */
 int sequence_push(struct sequence *s, const struct sampler_result *token);
 

@@ -142,6 +142,9 @@ struct backend_ops {
     void (*gather)(struct backend *be, struct buffer *dst, const struct buffer *src,
                    const int32_t *rows, int n_rows, int width);
     int (*sync)(struct backend *be, struct error *err);
+    /* NULL where results are the host's anyway: */
+    int (*best)(struct backend *be, int32_t *ids, const struct buffer *x, int n_rows, int width,
+                struct error *err);
     /* NULL where memory is the host's: */
     void (*memory)(struct backend *be, struct backend_memory *ret);
     void (*rehearse)(struct backend *be, bool on);
@@ -246,6 +249,12 @@ static inline void backend_gather(struct backend *be, struct buffer *dst, const 
 /* Waits until everything queued is done. */
 static inline int backend_sync(struct backend *be, struct error *err) {
     return be->ops->sync(be, err);
+}
+/* ids[i]: the column of the largest of row i of x (n_rows, width), the lowest among equals. NaN counts
+ * as minus infinity, plus infinity as the largest float. Waits. Only where ops->best is there. */
+static inline int backend_best(struct backend *be, int32_t *ids, const struct buffer *x, int n_rows,
+                               int width, struct error *err) {
+    return be->ops->best(be, ids, x, n_rows, width, err);
 }
 /* False where memory is the host's. */
 static inline bool backend_get_memory(struct backend *be, struct backend_memory *ret) {

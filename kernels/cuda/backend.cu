@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "kernels/cuda/best.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/plugin.h"
 
@@ -83,6 +84,20 @@ static int buffer_read(struct backend *be, float *dst, const struct buffer *src,
     return gpu_sync(be, err);
 }
 
+static int gpu_best(struct backend *be, int32_t *ids, const struct buffer *x, int n_rows, int width,
+                    struct error *err) {
+    struct gpu *gpu = gpu_of(be);
+    size_t bytes = (size_t)n_rows * sizeof *ids;
+    queue_flush(gpu);
+    if (n_rows > 0 && gpu_grow(gpu, &gpu->ids, bytes)) {
+        int32_t *found = static_cast<int32_t *>(gpu->ids.data);
+        if (gpu_good(gpu, best_run(found, x->data, n_rows, width, gpu->stream), "best"))
+            gpu_good(gpu, cudaMemcpyAsync(ids, found, bytes, cudaMemcpyDeviceToHost, gpu->stream),
+                     "reading ids");
+    }
+    return gpu_sync(be, err);
+}
+
 static void buffer_write(struct backend *be, struct buffer *dst, size_t offset, const float *src,
                          size_t n) {
     struct gpu *gpu = gpu_of(be);
@@ -147,6 +162,7 @@ static struct backend_ops make_ops() {
     ops.add = queue_add;
     ops.gather = queue_gather;
     ops.sync = gpu_sync;
+    ops.best = gpu_best;
     ops.memory = gpu_memory;
     ops.rehearse = gpu_rehearse;
     return ops;

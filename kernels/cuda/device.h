@@ -85,7 +85,7 @@ struct gpu {
     int n_tokens, n_rows, longest; /* longest: the largest position + 1 */
     struct batch_tables batch;
     const int32_t *tokens;
-    struct room batch_room, rows_room, pieces;
+    struct room batch_room, rows_room, pieces, ids;
     struct room columns[N_PACK_ORDERS], groups, sums, unscale[N_PACK_ORDERS];
     struct constant constants[N_CONSTANTS];
     int next_constant;

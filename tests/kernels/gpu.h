@@ -63,5 +63,6 @@ void check_norm(void);
 void check_elements(void);
 void check_embed(void);
 void check_rope(void);
+void check_best(void);
 
 #endif

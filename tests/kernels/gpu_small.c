@@ -1,4 +1,6 @@
 /* Norms, lookups, rotations and elementwise operations, against kernels/ref. */
+#include <float.h>
+
 #include "tests/kernels/gpu.h"
 
 void check_norm(void) {
@@ -129,4 +131,60 @@ void check_rope(void) {
     free(y);
     free(x);
     backend_buffer_free(be, buf);
+}
+
+/* As the sampler has it. */
+static int32_t best_of(const float *x, int width) {
+    int32_t best = 0;
+    float most = -INFINITY;
+    for (int i = 0; i < width; i++) {
+        float v = isnan(x[i]) ? -INFINITY : x[i] > FLT_MAX ? FLT_MAX : x[i];
+        if (v > most) {
+            most = v;
+            best = i;
+        }
+    }
+    return best;
+}
+
+static void fill_best(float *x, int row, int width, uint64_t seed) {
+    static const float fills[] = {NAN, -INFINITY, INFINITY, 0, -3, FLT_MAX, -FLT_MAX, 1e-45f};
+    enum { N_FILLS = sizeof fills / sizeof *fills };
+    float *some = normal((size_t)width, seed + (uint64_t)row);
+    int last = width - 1, mid = width / 2;
+    for (int i = 0; i < width; i++) x[i] = row < N_FILLS ? fills[row] : some[i];
+    if (row == 8) x[last] = INFINITY;
+    if (row == 9) x[mid] = x[last] = 9; /* ties */
+    if (row == 10) x[0] = NAN, x[last] = FLT_MAX, x[mid] = INFINITY;
+    if (row == 11)
+        for (int i = 0; i < width; i++) x[i] = i % 3 ? -0.0f : 0.0f;
+    if (row == 12)
+        for (int i = 0; i < width; i++) x[i] = i % 3 == 1 ? 0.0f : -0.0f;
+    if (row == 13)
+        for (int i = 0; i < width; i++) x[i] = -(float)(i + 1);
+    if (row == 14)
+        for (int i = 0; i < width; i++) x[i] = i == last ? -FLT_MAX : i % 2 ? NAN : -INFINITY;
+    free(some);
+}
+
+void check_best(void) {
+    static const int widths[] = {1, 2, 31, 255, 256, 257, 1009, 4999};
+    enum { N = 20 };
+    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) {
+        int width = widths[i];
+        float *x = malloc((size_t)(N * width) * sizeof *x);
+        int32_t ids[N + 1];
+        struct error err;
+        for (int row = 0; row < N; row++) fill_best(x + row * width, row, width, i);
+        struct buffer *b = buffer_of(x, (size_t)(N * width));
+        ids[N] = -7;
+        expect(backend_best(be, ids, b, N, width, &err) == 0, "best of %d", width);
+        for (int row = 0; row < N; row++) {
+            int32_t want = best_of(x + row * width, width);
+            expect(ids[row] == want, "best of row %d of %d: %d for %d", row, width, ids[row], want);
+        }
+        expect(ids[N] == -7, "best wrote past its rows");
+        backend_buffer_free(be, b);
+        free(x);
+    }
 }
