@@ -10,9 +10,7 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/pack_weight.h"
 #include "kernels/cuda/plugin.h"
-#if GPTQT_HAVE_CUBLAS
-#include <cublas_v2.h>
-#endif
+#include "tests/bench/gpu_cublas.h"
 
 extern "C" const struct gpu_plugin *gptqt_gpu_plugin(void);
 
@@ -188,16 +186,10 @@ static void bench_linear(enum weight_form form, int bits, int rows, int cols,
     for (struct weight *p : w) gpu_weight_free(be, p);
 }
 
-#if GPTQT_HAVE_CUBLAS
 static void bench_cublas(int rows, int cols, const std::vector<int> &batches) {
-    static cublasHandle_t handle;
-    if (!handle) {
-        if (cublasCreate(&handle) != CUBLAS_STATUS_SUCCESS) return;
-        cublasSetStream(handle, gpu->stream);
-        static void *space;
-        must(cudaMalloc(&space, 64 << 20), "cublas");
-        cublasSetWorkspace(handle, space, 64 << 20);
-    }
+    static struct gpu_cublas cublas;
+    static bool open = gpu_cublas_open(&cublas, gpu->stream);
+    if (!open) return;
     size_t bytes = (size_t)rows * (size_t)cols * 2;
     size_t copies = std::max<size_t>(4, ((size_t)240 << 20) / bytes);
     std::vector<void *> w;
@@ -205,13 +197,10 @@ static void bench_cublas(int rows, int cols, const std::vector<int> &batches) {
     for (int n : batches) {
         void *x = random_halves((size_t)n * (size_t)cols),
              *y = random_halves((size_t)n * (size_t)rows);
-        float one = 1, zero = 0;
         int each = n > 64 ? 4 : (int)w.size();
         double s = time_of(each, [&]() {
             for (int i = 0; i < each; i++)
-                cublasGemmEx(handle, CUBLAS_OP_T, CUBLAS_OP_N, rows, n, cols, &one, w[(size_t)i],
-                             CUDA_R_16F, cols, x, CUDA_R_16F, cols, &zero, y, CUDA_R_16F, rows,
-                             CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT);
+                gpu_cublas_product(&cublas, rows, n, cols, w[(size_t)i], x, y);
         });
         printf("cublas-fp16,%dx%d,,n%d,%.2f,us,%.0f,GB/s,%.1f,%% of copy,%.1f,TFLOP/s\n", rows,
                cols, n, s * 1e6, (double)bytes / s / 1e9, 100 * (double)bytes / s / 1e9 / copy_gbs,
@@ -222,7 +211,6 @@ static void bench_cublas(int rows, int cols, const std::vector<int> &batches) {
     }
     for (void *p : w) cudaFree(p);
 }
-#endif
 
 static void bench_attention(int n_seqs, int context, int n, int heads, int kv_heads, int dim) {
     int max_blocks = (context + n) / 16 + 1;
@@ -323,9 +311,7 @@ static void bench_all_ways() {
     const std::vector<int> counts = {1, 8, 16, 32, 64, 128, 512};
     for (int s = 0; s < 4; s++) {
         bench_ways(FORM_COMPACT, 3, shapes[s][0], shapes[s][1]);
-#if GPTQT_HAVE_CUBLAS
         bench_cublas(shapes[s][0], shapes[s][1], counts);
-#endif
     }
     bench_ways(FORM_COMPACT, 2, 11008, 4096);
     bench_ways(FORM_COMPACT, 4, 11008, 4096);
@@ -378,18 +364,14 @@ int main(int argc, char **argv) {
         for (enum weight_form form : {FORM_COMPACT, FORM_PLANES})
             bench_linear(form, 4, rows, cols, quick ? one : all);
         bench_linear(FORM_HALVES, 0, rows, cols, quick ? one : all);
-#if GPTQT_HAVE_CUBLAS
         bench_cublas(rows, cols, quick ? some : all);
-#endif
     }
     const std::vector<int> long_ones =
         quick ? std::vector<int>{512} : std::vector<int>{128, 512, 2048};
     for (int s = 0; s < (quick ? 2 : 5); s++) {
         for (enum weight_form form : {FORM_COMPACT, FORM_PLANES, FORM_HALVES})
             bench_linear(form, 3, shapes[s][0], shapes[s][1], long_ones);
-#if GPTQT_HAVE_CUBLAS
         bench_cublas(shapes[s][0], shapes[s][1], long_ones);
-#endif
     }
     bench_attention(1, 512, 1, 32, 8, 128);
     bench_attention(1, 4096, 1, 32, 8, 128);
