@@ -22,12 +22,11 @@ template <int BITS, bool SHAPES> struct compact_form {
     template <int TILES> using sums = part_sums<8, TILES>; /* 4 of q v x, 4 of p x for a tile */
 
     /* Blocks of few_tokens() for a multiprocessor, which bound its registers: three hide the loads
-     * of weights better than two, four spill. */
-    template <int TILES> static constexpr int blocks() {
-        return TILES > 2                           ? 1
-               : TILES == 1 && BITS < 4 && !SHAPES ? 3
-               : TILES == 1 || BITS < 4            ? 2
-                                                   : 1;
+     * of weights better than two; more would spill. */
+    template <int TILES, bool STAGED> static constexpr __host__ __device__ int blocks() {
+        return TILES == 1 && STAGED && BITS < 4 && !SHAPES               ? 3
+               : TILES == 1 || (TILES == 2 && STAGED && !(BITS == 4 && SHAPES)) ? 2
+                                                                         : 1;
     }
 
     struct words {
@@ -44,9 +43,10 @@ template <int BITS, bool SHAPES> struct compact_form {
 
     static __host__ __device__ __forceinline__ int units(int cols) { return pairs_of(cols); }
 
-    __device__ __forceinline__ compact_form(const struct product_set &set, const struct product &p,
-                                            int tile, int lane_)
-        : shape_levels(p.levels), lane(lane_) {
+    __device__ __forceinline__ void start(const struct product_set &set, const struct product &p,
+                                          int tile, int lane_) {
+        shape_levels = p.levels;
+        lane = lane_;
         unit0 = p.data + (size_t)tile * (size_t)units(set.cols) * (WORDS * 32);
 #pragma unroll
         for (int high = 0; high < 2; high++)
@@ -80,8 +80,6 @@ template <int BITS, bool SHAPES> struct compact_form {
             w.shape[1] = s.y;
         }
     }
-
-    __device__ __forceinline__ void begin(int, int) {}
 
     /* Eight codes in nibbles, of steps 2 n and 2 n + 1. */
     static __device__ __forceinline__ uint32_t nibbles(const uint32_t *w, int n) {
@@ -175,16 +173,17 @@ template <int BITS, bool SHAPES> struct compact_form {
             expand_betas(a, w.p[0], w.p[1]);
 #pragma unroll
             for (int tile = 0; tile < TILES; tile++) {
-                uint2 b = columns.group(u, tile);
+                uint4 b = columns.group(u, tile);
                 mma(sum.v + tile * 8 + 4, a, b.x, b.y);
+                mma(sum.v + tile * 8 + 4, a, b.z, b.w);
             }
         }
     }
 
     /* Sums of q v x and of p x. */
-    static __device__ __forceinline__ void fold(float out[FOLDS], const float *v, int high) {
-        out[0] = v[2 * high] + v[2 * high + 1];
-        out[1] = v[4 + 2 * high] + v[5 + 2 * high];
+    static __device__ __forceinline__ void fold(float out[FOLDS], const float *v, int corner) {
+        out[0] = v[corner];
+        out[1] = v[4 + corner];
     }
     static __device__ __forceinline__ float merge(float total, const struct product &p, int row,
                                                   int i, float v) {

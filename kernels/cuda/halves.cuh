@@ -14,7 +14,9 @@ struct halves_form {
     enum { CHUNKS = 1, MANY = 8, FOLDS = 1 };
     template <int TILES> using sums = part_sums<4, TILES>;
 
-    template <int TILES> static constexpr int blocks() { return 2; }
+    template <int TILES, bool STAGED> static constexpr __host__ __device__ int blocks() {
+        return 2;
+    }
 
     struct words {
         uint4 step[STEPS];
@@ -25,9 +27,9 @@ struct halves_form {
 
     static __host__ __device__ __forceinline__ int units(int cols) { return chunks_of(cols); }
 
-    __device__ __forceinline__ halves_form(const struct product_set &set, const struct product &p,
-                                           int tile, int lane_)
-        : lane(lane_) {
+    __device__ __forceinline__ void start(const struct product_set &set, const struct product &p,
+                                          int tile, int lane_) {
+        lane = lane_;
         unit0 = reinterpret_cast<const uint4 *>(p.data) +
                 (size_t)tile * (size_t)units(set.cols) * (STEPS * 32);
     }
@@ -37,8 +39,6 @@ struct halves_form {
         for (int s = 0; s < STEPS; s++)
             w.step[s] = load_once(unit0 + ((size_t)u * STEPS + (size_t)s) * 32 + lane);
     }
-
-    __device__ __forceinline__ void begin(int, int) {}
 
     template <int TILES, class COLUMNS>
     __device__ __forceinline__ void multiply(sums<TILES> &sum, const words &w, int u, int,
@@ -56,8 +56,8 @@ struct halves_form {
             }
     }
 
-    static __device__ __forceinline__ void fold(float out[FOLDS], const float *v, int high) {
-        out[0] = v[2 * high] + v[2 * high + 1];
+    static __device__ __forceinline__ void fold(float out[FOLDS], const float *v, int corner) {
+        out[0] = v[corner];
     }
     static __device__ __forceinline__ float merge(float total, const struct product &, int, int,
                                                   float v) {

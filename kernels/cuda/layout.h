@@ -8,9 +8,8 @@
  *
  * Weights lie in units: 16 rows by UNIT inputs, in the order that the 32 lanes of a warp take them
  * as the A side of mma(): lane 4 g + t has rows g and g + 8. A row tile's units follow each other.
- * Inputs lie as the B side, two columns for a token: x as a half, and what the half lost (x is
- * first scaled by a power of two of its token's). Which input belongs to which lane is free as
- * long as both sides agree; there are two orders. Within a chunk of 128, lane t's weights of
+ * Inputs lie as the B side, a column for a token: x as a half, after a power of two of the token's own.
+ * Which input belongs to which lane is free as long as both sides agree; there are two orders. Within a chunk of 128, lane t's weights of
  * step s (of 8), register r and half h are those of input
  *   PACK_SPREAD   16 s + 4 t + 2 r + h, so that each step is 16 consecutive inputs;
  *   PACK_OWNED    32 t + 4 s + 2 r + h, so that each lane has whole groups of 16 to itself. */
@@ -25,7 +24,7 @@ enum {
     TILE_ROWS = 16,
     PARTS = 8,    /* sums over inputs are cut in as many, whatever the batch */
     STEPS = 8,    /* of mma() in a chunk */
-    TILE_COLS = 8 /* columns of one mma(): 4 tokens */
+    TILE_COLS = 8 /* columns of one mma(): a token each */
 };
 
 #if defined(__CUDACC__)

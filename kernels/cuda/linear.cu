@@ -52,11 +52,11 @@ static bool room_for(struct gpu *gpu, struct input_room *room, enum pack_order o
     size_t chunks = pack_chunks(cols), each = (size_t)n_cols * 4;
     if (!gpu_grow(gpu, &gpu->columns[order], chunks * 4 * each * sizeof(uint4)) ||
         !gpu_grow(gpu, &gpu->unscale[order], (size_t)n * sizeof(float)) ||
-        !gpu_grow(gpu, &gpu->groups, chunks / 2 * each * sizeof(uint2)) ||
+        !gpu_grow(gpu, &gpu->groups, chunks / 2 * each * sizeof(uint4)) ||
         !gpu_grow(gpu, &gpu->sums, chunks * 15 * (size_t)n * sizeof(float)))
         return false;
     *room = input_room{static_cast<uint4 *>(gpu->columns[order].data),
-                       static_cast<uint2 *>(gpu->groups.data), static_cast<float *>(gpu->sums.data),
+                       static_cast<uint4 *>(gpu->groups.data), static_cast<float *>(gpu->sums.data),
                        static_cast<float *>(gpu->unscale[order].data), n_cols};
     struct ready_input *ready = &gpu->ready;
     ready->packed[order] =

@@ -144,26 +144,27 @@ static __device__ __forceinline__ void split(float v, uint32_t *high, uint32_t *
     *low = to_half(v - from_half(*high));
 }
 
+/* x as products see it: scaled, and rounded to a half. */
+static __device__ __forceinline__ float rounded(float x, float scale) {
+    return from_half(to_half(x * scale));
+}
+
 /* Eight inputs of a lane, scaled: pair of steps and lane say which. */
 template <bool STAGED>
-static __device__ void pack_eight(uint32_t high[4], uint32_t low[4], const input_row<STAGED> &row,
-                                  float scale, enum pack_order order, int chunk, int pair, int t) {
+static __device__ __forceinline__ uint4 pack_eight(const input_row<STAGED> &row, float scale,
+                                                   enum pack_order order, int chunk, int pair,
+                                                   int t) {
     int k = chunk * CHUNK + (order == PACK_SPREAD ? 32 * pair + 4 * t : 32 * t + 8 * pair);
     float4 v0 = row.get(k), v1 = row.get(order == PACK_SPREAD ? k + 16 : k + 4);
     float v[8] = {v0.x, v0.y, v0.z, v0.w, v1.x, v1.y, v1.z, v1.w};
+    uint32_t w[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        uint32_t h[2], l[2];
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float x = v[2 * i + half] * scale;
-            /* The power of two of the bit that the weight is, see planes.cu. */
-            if (order == PACK_SPREAD) x *= power_of_two(-((4 * pair + i) & 7));
-            split(x, &h[half], &l[half]);
-        }
-        high[i] = h[0] | h[1] << 16;
-        low[i] = l[0] | l[1] << 16;
+        /* The power of two of the bit that the weight is, see planes.cu. */
+        float own = order == PACK_SPREAD ? scale * power_of_two(-((4 * pair + i) & 7)) : scale;
+        w[i] = to_half(v[2 * i] * own) | to_half(v[2 * i + 1] * own) << 16;
     }
+    return uint4{w[0], w[1], w[2], w[3]};
 }
 
 template <bool STAGED>
@@ -172,15 +173,16 @@ static __device__ __forceinline__ float sum_of_16(const input_row<STAGED> &row, 
     float s = 0;
     for (int i = 0; i < 16; i += 4) {
         float4 v = row.get(k + i);
-        s += v.x * scale;
-        s += v.y * scale;
-        s += v.z * scale;
-        s += v.w * scale;
+        s += rounded(v.x, scale);
+        s += rounded(v.y, scale);
+        s += rounded(v.z, scale);
+        s += rounded(v.w, scale);
     }
     return s;
 }
 
-/* Sums of groups of 16 as columns; the chunks come in pairs; lane t has groups 2t, 2t + 1 of both. */
+/* Sums of groups of 16 as columns, each as a half and what that lost; the chunks come in pairs; lane
+ * t has groups 2t, 2t + 1 of both. */
 template <bool STAGED>
 static __device__ void pack_groups(const struct input_room &to, const input_row<STAGED> &row,
                                    float scale, int chunks, size_t token) {
@@ -195,9 +197,8 @@ static __device__ void pack_groups(const struct input_room &to, const input_row<
             high[c] = h[0] | h[1] << 16;
             low[c] = l[0] | l[1] << 16;
         }
-        uint2 *at = to.group_cols + ((size_t)pair * (size_t)to.n_cols + 2 * token) * 4 + t;
-        at[0] = uint2{high[0], high[1]};
-        at[4] = uint2{low[0], low[1]};
+        to.group_cols[((size_t)pair * (size_t)to.n_cols + token) * 4 + t] =
+            uint4{high[0], high[1], low[0], low[1]};
     }
 }
 
@@ -244,12 +245,8 @@ static __global__ void __launch_bounds__(MOST_THREADS) input_kernel(const struct
     if (threadIdx.x == 0 && token < a.n) to.unscale[token] = power_of_two(-e);
     for (int i = (int)threadIdx.x; i < chunks * 16; i += (int)blockDim.x) {
         int t = i % 4, pair = i / 4 % 4, chunk = i / 16;
-        uint32_t high[4], low[4];
-        pack_eight(high, low, row, scale, a.order, chunk, pair, t);
-        uint4 *at = to.columns +
-                    ((size_t)(chunk * 4 + pair) * (size_t)to.n_cols + 2 * (size_t)token) * 4 + t;
-        at[0] = uint4{high[0], high[1], high[2], high[3]};
-        at[4] = uint4{low[0], low[1], low[2], low[3]};
+        to.columns[((size_t)(chunk * 4 + pair) * (size_t)to.n_cols + (size_t)token) * 4 + t] =
+            pack_eight(row, scale, a.order, chunk, pair, t);
     }
     if (a.order == PACK_OWNED)
         pack_groups(to, row, scale, chunks, (size_t)token);
@@ -261,7 +258,7 @@ template <int MADE>
 static cudaError_t launch(const struct input_args *a, size_t most, cudaStream_t stream) {
     size_t floats = pack_chunks(a->cols) * CHUNK, shared = (floats + floats / 16 * PAD) * 4;
     int threads = a->cols <= 512 ? 128 : a->cols <= 2048 ? 256 : a->cols <= 8192 ? 512 : 1024;
-    dim3 grid((unsigned)(a->to.columns ? a->to.n_cols / 2 : a->n));
+    dim3 grid((unsigned)(a->to.columns ? a->to.n_cols : a->n));
     /* A little is left for what the kernel has of its own. */
     if (shared + 512 > (most > (size_t)FREE ? most : (size_t)FREE))
         return gpu_launch(input_kernel<MADE, false>, grid, threads, 0, stream, *a);

@@ -4,11 +4,13 @@
  * Borrows   what the arguments name, during the launch.
  * Thread    the back end's.
  * Fails     returns the launch's code.
- * Cost      a pass over x, kept in shared memory where it fits; 4 bytes are written for an input.
+ * Cost      a pass over x, kept in shared memory where it fits; 2 bytes are written for an input.
  *
- * x is multiplied by the power of two that brings the token's largest value to 2^13, so that a half
- * and the half that it lost give about 22 bits of each input, whatever their size. A norm or a gate
- * before a product runs in the same launch; its results are the same bits without the packing. */
+ * x is multiplied by the power of two that brings the token's largest value to 2^13 and becomes a
+ * half, whatever its size: 11 bits, as activations have in every fp16 server. Sums of inputs, which meet
+ * offsets, are those of the rounded inputs, so that a product is W x~ as exactly as sums in fp32 are.
+ * A norm or a gate before a product runs in the same launch; its results are the same bits without the
+ * packing. */
 #ifndef KERNELS_CUDA_PACK_INPUT_H
 #define KERNELS_CUDA_PACK_INPUT_H
 
@@ -18,7 +20,7 @@
 /* Where it goes; sizes as struct packed_input says, for cols rounded up to pairs of chunks. */
 struct input_room {
     uint4 *columns;    /* NULL: nothing is packed */
-    uint2 *group_cols; /* PACK_OWNED */
+    uint4 *group_cols; /* PACK_OWNED */
     float *sums;       /* PACK_SPREAD */
     float *unscale;
     int n_cols;
@@ -28,7 +30,7 @@ struct input_room {
 static inline __host__ __device__ size_t pack_chunks(int cols) {
     return 2 * (((size_t)cols + 2 * CHUNK - 1) / (2 * CHUNK));
 }
-static inline int pack_columns(int n) { return (2 * n + TILE_COLS - 1) / TILE_COLS * TILE_COLS; }
+static inline int pack_columns(int n) { return (n + TILE_COLS - 1) / TILE_COLS * TILE_COLS; }
 
 enum input_made {
     INPUT_AS_IS,

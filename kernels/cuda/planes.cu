@@ -7,9 +7,11 @@
 template <int BITS, int STEPS_EACH> struct planes_form {
     enum { CHUNKS = 1, MANY = BITS > 2 ? 4 : 8, STRETCHES = STEPS / STEPS_EACH };
     enum { PARAMS = (BITS + 2) / 2, FOLDS = 1 };
-    template <int TILES> using sums = part_sums<2, TILES>; /* rows g and g + 8 of a token */
+    template <int TILES> using sums = part_sums<4, TILES>;
 
-    template <int TILES> static constexpr int blocks() { return 2; }
+    template <int TILES, bool STAGED> static constexpr __host__ __device__ int blocks() {
+        return 2;
+    }
 
     struct words {
         uint32_t plane[2 * BITS]; /* (row g or g + 8, plane) */
@@ -21,9 +23,10 @@ template <int BITS, int STEPS_EACH> struct planes_form {
 
     static __host__ __device__ __forceinline__ int units(int cols) { return chunks_of(cols); }
 
-    __device__ __forceinline__ planes_form(const struct product_set &set, const struct product &p,
-                                           int tile, int lane_)
-        : lane(lane_), n_chunks(chunks_of(set.cols)) {
+    __device__ __forceinline__ void start(const struct product_set &set, const struct product &p,
+                                          int tile, int lane_) {
+        lane = lane_;
+        n_chunks = chunks_of(set.cols);
         size_t unit = (size_t)tile * (size_t)n_chunks;
         unit0 = p.data + unit * (2 * BITS * 32);
         params0 = p.params + unit * (STRETCHES * TILE_ROWS * PARAMS);
@@ -54,8 +57,6 @@ template <int BITS, int STEPS_EACH> struct planes_form {
                     w.param[s][high][i] =
                         __ldg(param + (s * TILE_ROWS + lane / 4 + 8 * high) * PARAMS + i);
     }
-
-    __device__ __forceinline__ void begin(int, int) {}
 
     /* i = BITS: beta. */
     static __device__ __forceinline__ float param_of(const uint32_t *param, int i) {
@@ -109,8 +110,9 @@ template <int BITS, int STEPS_EACH> struct planes_form {
 #pragma unroll
                         for (int i = 0; i < BITS; i++) beta -= param_of(param, i);
 #pragma unroll
-                        for (int tile = 0; tile < TILES; tile++) {
-                            int token = first / 2 + tile * 4 + lane % 4;
+                        for (int i = 0; i < 2 * TILES; i++) {
+                            int tile = i / 2, corner = 2 * high + i % 2;
+                            int token = first + tile * TILE_COLS + lane % 4 * 2 + i % 2;
                             float v = 0;
                             if (token < x.n_tokens)
                                 v = beta *
@@ -118,10 +120,10 @@ template <int BITS, int STEPS_EACH> struct planes_form {
                                           (size_t)(u * STRETCHES + stretch) * (size_t)x.n_tokens +
                                           token);
 #pragma unroll
-                            for (int i = 0; i < BITS; i++)
-                                v = fmaf(param_of(param, i) * 33554432.f, /* 2 * 2^24 */
-                                         acc[i][tile][2 * high] + acc[i][tile][2 * high + 1], v);
-                            sum.v[tile * 2 + high] += v;
+                            for (int plane = 0; plane < BITS; plane++)
+                                v = fmaf(param_of(param, plane) * 33554432.f, /* 2 * 2^24 */
+                                         acc[plane][tile][corner], v);
+                            sum.v[tile * 4 + corner] += v;
                         }
                     }
                 }
@@ -129,8 +131,8 @@ template <int BITS, int STEPS_EACH> struct planes_form {
         }
     }
 
-    static __device__ __forceinline__ void fold(float out[FOLDS], const float *v, int high) {
-        out[0] = v[high];
+    static __device__ __forceinline__ void fold(float out[FOLDS], const float *v, int corner) {
+        out[0] = v[corner];
     }
     static __device__ __forceinline__ float merge(float total, const struct product &, int, int,
                                                   float v) {

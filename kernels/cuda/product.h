@@ -17,13 +17,13 @@
 
 enum {
     MAX_SET = 4,
-    FEW_TOKENS = 16 /* the most that a block for few tokens takes */
+    FEW_TOKENS = 32 /* the most that a block for few tokens takes */
 };
 
 /* A packed input; see layout.h. */
 struct packed_input {
     const uint4 *columns;    /* (chunks, 4 pairs of steps, n_cols, 4 lanes) */
-    const uint2 *group_cols; /* OWNED: (pairs, n_cols, 4 lanes), sums of 16 inputs / 16 */
+    const uint4 *group_cols; /* OWNED: (pairs, n_cols, 4 lanes), sums of 16 inputs / 16, two halves each */
     const float *sums;       /* SPREAD: 4 levels of (stretches, n_tokens), of 16, 32, 64, 128 */
     const float *unscale;    /* (n_tokens) */
     int n_cols;              /* a multiple of TILE_COLS */
