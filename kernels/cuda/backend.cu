@@ -181,6 +181,7 @@ static int open_device(struct gpu *gpu, struct error *err) {
     if (code != cudaSuccess)
         return error_set(err, -ENODEV, "the GPU does not start: %s", cudaGetErrorString(code));
     gpu->processors = prop.multiProcessorCount;
+    gpu->wide = prop.major == 9 && prop.minor == 0;
     gpu->shared = prop.sharedMemPerBlockOptin;
     gpu->queue.plain = getenv("GPTQT_GPU_NO_GRAPHS") != NULL;
 #if defined(__CUDACC__)

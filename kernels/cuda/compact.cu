@@ -1,8 +1,11 @@
-/* Products of a few tokens with compact matrices. */
+/* Products with compact matrices. */
 #include "kernels/cuda/compact.cuh"
 
 template <int BITS>
 static cudaError_t run(bool shapes, struct product_set *set, cudaStream_t stream) {
+    if (set->x.wide)
+        return shapes ? wide_launch<compact_form<BITS, true>>(set, stream)
+                      : wide_launch<compact_form<BITS, false>>(set, stream);
     return shapes ? product_launch<compact_form<BITS, true>>(set, stream)
                   : product_launch<compact_form<BITS, false>>(set, stream);
 }

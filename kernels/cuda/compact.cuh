@@ -12,21 +12,22 @@
 #ifndef KERNELS_CUDA_COMPACT_CUH
 #define KERNELS_CUDA_COMPACT_CUH
 
-#include "kernels/cuda/product.cuh"
+#include "kernels/cuda/wide.cuh"
 
 enum { LEVEL_ZERO = 64 /* a level's byte is v + 64 */ };
 
 template <int BITS, bool SHAPES> struct compact_form {
     enum { CHUNKS = 2, MANY = 8, LEVEL_WORDS = BITS == 4 ? 4 : 2 };
     enum { WORDS = 4 * BITS + 3 + (SHAPES ? 2 : 0), FOLDS = 2 };
+    static constexpr bool OFFSETS = true;                  /* p x has sums of its own */
     template <int TILES> using sums = part_sums<8, TILES>; /* 4 of q v x, 4 of p x for a tile */
 
     /* Blocks of few_tokens() for a multiprocessor, which bound its registers: three hide the loads
      * of weights better than two; more would spill. */
     template <int TILES, bool STAGED> static constexpr __host__ __device__ int blocks() {
-        return TILES == 1 && STAGED && BITS < 4 && !SHAPES               ? 3
+        return TILES == 1 && STAGED && BITS < 4 && !SHAPES                      ? 3
                : TILES == 1 || (TILES == 2 && STAGED && !(BITS == 4 && SHAPES)) ? 2
-                                                                         : 1;
+                                                                                : 1;
     }
 
     struct words {
@@ -150,6 +151,16 @@ template <int BITS, bool SHAPES> struct compact_form {
         }
     }
 
+    /* The A sides of a chunk's steps 2 n and 2 n + 1, and of a unit's p. */
+    __device__ __forceinline__ void sides(uint32_t a[2][4], const words &w, int c, int n) const {
+        group_tables tables;
+        tables_of(tables, w, c, n / 2);
+        expand(a, w, tables, c, n);
+    }
+    __device__ __forceinline__ void offset_sides(uint32_t a[4], const words &w) const {
+        expand_betas(a, w.p[0], w.p[1]);
+    }
+
     template <int TILES, class COLUMNS>
     __device__ __forceinline__ void multiply(sums<TILES> &sum, const words &w, int u, int c,
                                              const COLUMNS &columns, const struct packed_input &,
@@ -185,9 +196,11 @@ template <int BITS, bool SHAPES> struct compact_form {
         out[0] = v[corner];
         out[1] = v[4 + corner];
     }
-    static __device__ __forceinline__ float merge(float total, const struct product &p, int row,
-                                                  int i, float v) {
-        return fmaf(__ldg(p.scales + 2 * row + i), v, total);
+    static __device__ __forceinline__ float factor(const struct product &p, int row, int i) {
+        return __ldg(p.scales + 2 * row + i);
+    }
+    static __device__ __forceinline__ float merge(float total, float factor, float v) {
+        return fmaf(factor, v, total);
     }
 };
 

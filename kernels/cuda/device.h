@@ -71,6 +71,7 @@ struct ready_input {
     const float *x; /* NULL: none */
     struct packed_input packed[N_PACK_ORDERS];
     bool done[N_PACK_ORDERS];
+    int width; /* of PACK_OWNED: tokens of a block of warp groups, 0: for the others */
 };
 
 struct gpu {
@@ -78,6 +79,7 @@ struct gpu {
     cudaStream_t stream;
     int processors;
     size_t shared; /* the most that a block may ask for */
+    bool wide;     /* has the instructions of hopper.h */
     int rc;
     struct error failure;
     size_t used[N_GPU_USES]; /* bytes */

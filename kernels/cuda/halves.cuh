@@ -8,10 +8,11 @@
 #ifndef KERNELS_CUDA_HALVES_CUH
 #define KERNELS_CUDA_HALVES_CUH
 
-#include "kernels/cuda/product.cuh"
+#include "kernels/cuda/wide.cuh"
 
 struct halves_form {
     enum { CHUNKS = 1, MANY = 8, FOLDS = 1 };
+    static constexpr bool OFFSETS = false;
     template <int TILES> using sums = part_sums<4, TILES>;
 
     template <int TILES, bool STAGED> static constexpr __host__ __device__ int blocks() {
@@ -40,6 +41,18 @@ struct halves_form {
             w.step[s] = load_once(unit0 + ((size_t)u * STEPS + (size_t)s) * 32 + lane);
     }
 
+    __device__ __forceinline__ void sides(uint32_t a[2][4], const words &w, int, int n) const {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint4 &v = w.step[2 * n + i];
+            a[i][0] = v.x;
+            a[i][1] = v.y;
+            a[i][2] = v.z;
+            a[i][3] = v.w;
+        }
+    }
+    __device__ __forceinline__ void offset_sides(uint32_t[4], const words &) const {}
+
     template <int TILES, class COLUMNS>
     __device__ __forceinline__ void multiply(sums<TILES> &sum, const words &w, int u, int,
                                              const COLUMNS &columns, const struct packed_input &,
@@ -59,10 +72,8 @@ struct halves_form {
     static __device__ __forceinline__ void fold(float out[FOLDS], const float *v, int corner) {
         out[0] = v[corner];
     }
-    static __device__ __forceinline__ float merge(float total, const struct product &, int, int,
-                                                  float v) {
-        return total + v;
-    }
+    static __device__ __forceinline__ float factor(const struct product &, int, int) { return 1; }
+    static __device__ __forceinline__ float merge(float total, float, float v) { return total + v; }
 };
 
 #endif

@@ -16,11 +16,55 @@ static cudaError_t product_run(const struct product_kind *kind, struct product_s
     return halves_run(set, stream);
 }
 
-/* GPTQT_GPU_WAY=few or many overrules the choice, for tests and measurements. */
-static enum product_way way_of() {
+/* GPTQT_GPU_WAY=few, many, wide, wide32, wide64 or wide128 overrules the choice, for tests and
+ * measurements. */
+static enum product_way way_of(int *width) {
     const char *way = getenv("GPTQT_GPU_WAY");
+    *width = 0;
     if (!way) return WAY_BEST;
+    if (!strncmp(way, "wide", 4)) {
+        *width = atoi(way + 4);
+        return WAY_WIDE;
+    }
     return !strcmp(way, "few") ? WAY_FEW : !strcmp(way, "many") ? WAY_MANY : WAY_BEST;
+}
+
+/* Microseconds of an H200 for n tokens in slices of FEW_TOKENS, and in blocks of warp groups of the best
+ * width; measured (SPEED.md). Wide blocks need fewer expansions of weights, narrow ones fill the card. */
+static double few_time(int tiles, int cols, int n, int processors) {
+    int slices = (n + FEW_TOKENS - 1) / FEW_TOKENS;
+    return 6 + slices * 0.0365 * tiles * cols / 4096 * 132 / processors;
+}
+
+static double wide_time(int rows, int cols, int n, int processors, int *width) {
+    static const struct {
+        int width;
+        double unit; /* for 256 inputs of a wave of blocks */
+    } ways[] = {{32, 2.2}, {64, 2.5}, {128, 3.2}};
+    double least = 0;
+    int blocks = (rows + WIDE_BLOCK_ROWS - 1) / WIDE_BLOCK_ROWS;
+    for (const auto &way : ways) {
+        long all = (long)blocks * ((n + way.width - 1) / way.width);
+        long waves = (all + processors - 1) / processors;
+        double time = 4 + (double)waves * way.unit * pairs_of(cols);
+        if (least > 0 && time >= least) continue;
+        least = time;
+        *width = way.width;
+    }
+    return least;
+}
+
+/* Tokens of a block when inputs of these calls are packed for warp groups, 0 when they are not. */
+static int width_for(const struct gpu *gpu, enum pack_order order, const struct linear_call *calls,
+                     int n_calls) {
+    int forced, best = 0, rows = 0, n = gpu->n_rows, cols = calls[0].w->cols;
+    enum product_way way = way_of(&forced);
+    if (!gpu->wide || order != PACK_OWNED || (way != WAY_BEST && way != WAY_WIDE)) return 0;
+    for (int i = 0; i < n_calls; i++) rows += calls[i].w->rows;
+    double wide = wide_time(rows, cols, n, gpu->processors, &best);
+    if (way == WAY_WIDE) return forced ? forced : best;
+    if (n <= FEW_TOKENS || wide > few_time(tiles_of(rows), cols, n, gpu->processors)) return 0;
+    return best;
 }
 
 static bool same_kind(const struct product_kind *a, const struct product_kind *b) {
@@ -47,8 +91,10 @@ static enum pack_order order_of(const struct weight *w) {
 }
 
 /* Room for n inputs in an order. */
-static bool room_for(struct gpu *gpu, struct input_room *room, enum pack_order order, int cols) {
-    int n = gpu->n_rows, n_cols = pack_columns(n);
+static bool room_for(struct gpu *gpu, struct input_room *room, enum pack_order order, int cols,
+                     int width) {
+    bool wide = width > 0;
+    int n = gpu->n_rows, n_cols = pack_columns(n, wide);
     size_t chunks = pack_chunks(cols), each = (size_t)n_cols * 4;
     if (!gpu_grow(gpu, &gpu->columns[order], chunks * 4 * each * sizeof(uint4)) ||
         !gpu_grow(gpu, &gpu->unscale[order], (size_t)n * sizeof(float)) ||
@@ -56,11 +102,15 @@ static bool room_for(struct gpu *gpu, struct input_room *room, enum pack_order o
         !gpu_grow(gpu, &gpu->sums, chunks * 15 * (size_t)n * sizeof(float)))
         return false;
     *room = input_room{static_cast<uint4 *>(gpu->columns[order].data),
-                       static_cast<uint4 *>(gpu->groups.data), static_cast<float *>(gpu->sums.data),
-                       static_cast<float *>(gpu->unscale[order].data), n_cols};
+                       static_cast<uint4 *>(gpu->groups.data),
+                       static_cast<float *>(gpu->sums.data),
+                       static_cast<float *>(gpu->unscale[order].data),
+                       n_cols,
+                       wide};
     struct ready_input *ready = &gpu->ready;
+    ready->width = width;
     ready->packed[order] =
-        packed_input{room->columns, room->group_cols, room->sums, room->unscale, n_cols, n};
+        packed_input{room->columns, room->group_cols, room->sums, room->unscale, n_cols, n, wide};
     return true;
 }
 
@@ -72,17 +122,18 @@ bool linear_input(struct gpu *gpu, struct input_args *args, const struct linear_
             return false;
     if (n_calls < 1) return false;
     args->order = order_of(calls[0].w);
-    if (!room_for(gpu, &args->to, args->order, args->cols)) return false;
+    int width = width_for(gpu, args->order, calls, n_calls);
+    if (!room_for(gpu, &args->to, args->order, args->cols, width)) return false;
     gpu->ready.done[args->order] = true;
     gpu->ready.done[args->order == PACK_OWNED ? PACK_SPREAD : PACK_OWNED] = false;
     return true;
 }
 
 /* x in the order that w takes, once for each order of a call. */
-static bool pack(struct gpu *gpu, enum pack_order order, const float *x, int cols) {
+static bool pack(struct gpu *gpu, enum pack_order order, const float *x, int cols, int width) {
     struct input_args args = {};
     if (gpu->ready.done[order]) return true;
-    if (!room_for(gpu, &args.to, order, cols)) return false;
+    if (!room_for(gpu, &args.to, order, cols, width)) return false;
     args.made = INPUT_AS_IS;
     args.order = order;
     args.x = x;
@@ -108,13 +159,15 @@ void gpu_linear(struct gpu *gpu, const struct linear_call *calls, int n_calls, c
             continue;
         }
         enum pack_order order = order_of(w);
-        if (!pack(gpu, order, x, w->cols)) return;
+        if (!pack(gpu, order, x, w->cols, width_for(gpu, order, calls, n_calls))) return;
         struct product_set set = {};
         set.x = ready->packed[order];
         set.cols = w->cols;
         set.processors = gpu->processors;
         set.shared = gpu->shared;
-        set.way = way_of();
+        int forced;
+        set.way = way_of(&forced);
+        set.width = ready->width;
         while (i < n_calls && set.n < MAX_SET && same_kind(&calls[i].w->kind, &w->kind))
             set.each[set.n++] = product_of(&calls[i++]);
         gpu_good(gpu, product_run(&w->kind, &set, gpu->stream), "a product");

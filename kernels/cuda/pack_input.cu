@@ -167,6 +167,17 @@ static __device__ __forceinline__ uint4 pack_eight(const input_row<STAGED> &row,
     return uint4{w[0], w[1], w[2], w[3]};
 }
 
+/* A lane's four words into four slabs, each of which has all lanes' words of a column together. */
+static __device__ __forceinline__ void put_slabs(uint4 *slabs, uint4 v, size_t slab, int n_cols,
+                                                 size_t token, int t) {
+    uint32_t *to = reinterpret_cast<uint32_t *>(slabs + slab * (size_t)n_cols + token) + t;
+    size_t pitch = (size_t)n_cols * 4;
+    to[0] = v.x;
+    to[pitch] = v.y;
+    to[2 * pitch] = v.z;
+    to[3 * pitch] = v.w;
+}
+
 template <bool STAGED>
 static __device__ __forceinline__ float sum_of_16(const input_row<STAGED> &row, int k,
                                                   float scale) {
@@ -197,8 +208,11 @@ static __device__ void pack_groups(const struct input_room &to, const input_row<
             high[c] = h[0] | h[1] << 16;
             low[c] = l[0] | l[1] << 16;
         }
-        to.group_cols[((size_t)pair * (size_t)to.n_cols + token) * 4 + t] =
-            uint4{high[0], high[1], low[0], low[1]};
+        uint4 v = uint4{high[0], high[1], low[0], low[1]};
+        if (to.wide)
+            put_slabs(to.group_cols, v, (size_t)pair * 4, to.n_cols, token, t);
+        else
+            to.group_cols[((size_t)pair * (size_t)to.n_cols + token) * 4 + t] = v;
     }
 }
 
@@ -245,8 +259,12 @@ static __global__ void __launch_bounds__(MOST_THREADS) input_kernel(const struct
     if (threadIdx.x == 0 && token < a.n) to.unscale[token] = power_of_two(-e);
     for (int i = (int)threadIdx.x; i < chunks * 16; i += (int)blockDim.x) {
         int t = i % 4, pair = i / 4 % 4, chunk = i / 16;
-        to.columns[((size_t)(chunk * 4 + pair) * (size_t)to.n_cols + (size_t)token) * 4 + t] =
-            pack_eight(row, scale, a.order, chunk, pair, t);
+        uint4 v = pack_eight(row, scale, a.order, chunk, pair, t);
+        size_t at = (size_t)(chunk * 4 + pair);
+        if (to.wide)
+            put_slabs(to.columns, v, at * 4, to.n_cols, (size_t)token, t);
+        else
+            to.columns[(at * (size_t)to.n_cols + (size_t)token) * 4 + t] = v;
     }
     if (a.order == PACK_OWNED)
         pack_groups(to, row, scale, chunks, (size_t)token);

@@ -24,13 +24,19 @@ struct input_room {
     float *sums;       /* PACK_SPREAD */
     float *unscale;
     int n_cols;
+    bool wide; /* columns as wide.cuh takes them */
 };
+
+enum { WIDE_COLS = 128, WIDE_BLOCK_ROWS = 128 }; /* columns and rows of its widest block */
 
 /* An even number of chunks. */
 static inline __host__ __device__ size_t pack_chunks(int cols) {
     return 2 * (((size_t)cols + 2 * CHUNK - 1) / (2 * CHUNK));
 }
-static inline int pack_columns(int n) { return (n + TILE_COLS - 1) / TILE_COLS * TILE_COLS; }
+static inline int pack_columns(int n, bool wide) {
+    int each = wide ? (int)WIDE_COLS : (int)TILE_COLS;
+    return (n + each - 1) / each * each;
+}
 
 enum input_made {
     INPUT_AS_IS,

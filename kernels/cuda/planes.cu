@@ -134,10 +134,8 @@ template <int BITS, int STEPS_EACH> struct planes_form {
     static __device__ __forceinline__ void fold(float out[FOLDS], const float *v, int corner) {
         out[0] = v[corner];
     }
-    static __device__ __forceinline__ float merge(float total, const struct product &, int, int,
-                                                  float v) {
-        return total + v;
-    }
+    static __device__ __forceinline__ float factor(const struct product &, int, int) { return 1; }
+    static __device__ __forceinline__ float merge(float total, float, float v) { return total + v; }
 };
 
 template <int BITS>

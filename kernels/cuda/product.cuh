@@ -12,7 +12,7 @@
  * A form is a row tile of a matrix. It supplies: CHUNKS in a unit, MANY tiles of columns for a warp with many
  * tokens, load() of a lane's words, multiply() of a unit into sums, fold() of a part's sums into FOLDS
  * numbers for one corner of mma()'s result (corner 2 h + j: row g + 8 h, column 2 t + j), and merge() of
- * these numbers into the total, part after part. */
+ * these numbers, each with its factor() of the row, into the total, part after part. */
 #ifndef KERNELS_CUDA_PRODUCT_CUH
 #define KERNELS_CUDA_PRODUCT_CUH
 
@@ -81,8 +81,7 @@ struct columns_of_part {
 
     /* Bytes for a part of so many units. */
     static __host__ __device__ __forceinline__ size_t bytes(int units, int per_unit, int used) {
-        return (size_t)units * (size_t)used * 4 *
-               (4 * (size_t)per_unit + 1) * sizeof(uint4);
+        return (size_t)units * (size_t)used * 4 * (4 * (size_t)per_unit + 1) * sizeof(uint4);
     }
     __device__ __forceinline__ void bring(const struct packed_input &x, int u0, int u1, int first,
                                           int lane) {
@@ -177,16 +176,16 @@ static __device__ __forceinline__ void few_merge(const struct product_set &set, 
         for (int q = 0; q < PARTS; q++)
 #pragma unroll
             for (int f = 0; f < FOLDS; f++)
-                total = FORM::merge(total, p, row, f,
+                total = FORM::merge(total, FORM::factor(p, row, f),
                                     parts[((q * TILES * 4 + i) * FOLDS + f) * 32 + lane]);
         put(p, set.x.n_tokens, row, token, total * set.x.unscale[token]);
     }
 }
 
 template <class FORM, int TILES, class COLUMNS>
-static __device__ __forceinline__ void
-few_tiles(const struct product_set &set, few_stream<FORM> &stream, const COLUMNS &columns,
-          int first, float *parts, int part) {
+static __device__ __forceinline__ void few_tiles(const struct product_set &set,
+                                                 few_stream<FORM> &stream, const COLUMNS &columns,
+                                                 int first, float *parts, int part) {
     constexpr int EACH = FORM::template sums<1>::N, FOLDS = FORM::FOLDS;
     constexpr int SIZE = PARTS * TILES * 4 * FOLDS * 32;
     int lane = stream.lane;
@@ -274,7 +273,7 @@ static __device__ __forceinline__ void merge_part(float *total, const float *v,
         FORM::fold(out, v + i / 4 * EACH, i % 4);
 #pragma unroll
         for (int f = 0; f < FORM::FOLDS; f++)
-            total[i] = FORM::merge(total[i], p, row < p.rows ? row : 0, f, out[f]);
+            total[i] = FORM::merge(total[i], FORM::factor(p, row < p.rows ? row : 0, f), out[f]);
     }
 }
 
@@ -420,8 +419,7 @@ static cudaError_t product_launch(struct product_set *set, cudaStream_t stream) 
     }
     if (n <= TILE_COLS) return few_launch<FORM, 1>(tiles, 1, set, stream);
     if (n <= 2 * TILE_COLS) return few_launch<FORM, 2>(tiles, 1, set, stream);
-    if (few)
-        return few_launch<FORM, 4>(tiles, (n + FEW_TOKENS - 1) / FEW_TOKENS, set, stream);
+    if (few) return few_launch<FORM, 4>(tiles, (n + FEW_TOKENS - 1) / FEW_TOKENS, set, stream);
     int width = TILE_COLS * FORM::MANY;
     dim3 grid((unsigned)first, (unsigned)((n + width - 1) / width));
     return gpu_launch(many_tokens<FORM>, grid, WARPS * 32, 0, stream, *set);

@@ -22,12 +22,15 @@ enum {
 
 /* A packed input; see layout.h. */
 struct packed_input {
-    const uint4 *columns;    /* (chunks, 4 pairs of steps, n_cols, 4 lanes) */
-    const uint4 *group_cols; /* OWNED: (pairs, n_cols, 4 lanes), sums of 16 inputs / 16, two halves each */
-    const float *sums;       /* SPREAD: 4 levels of (stretches, n_tokens), of 16, 32, 64, 128 */
-    const float *unscale;    /* (n_tokens) */
-    int n_cols;              /* a multiple of TILE_COLS */
+    const uint4 *columns; /* (chunks, 4 pairs of steps, n_cols, 4 lanes) */
+    const uint4
+        *group_cols; /* OWNED: (pairs, n_cols, 4 lanes), sums of 16 inputs / 16, two halves each */
+    const float *sums;    /* SPREAD: 4 levels of (stretches, n_tokens), of 16, 32, 64, 128 */
+    const float *unscale; /* (n_tokens) */
+    int n_cols;           /* a multiple of TILE_COLS, if wide of WIDE_COLS */
     int n_tokens;
+    bool
+        wide; /* for wide.cuh: columns (chunks, 8 steps, 2, n_cols), group_cols (pairs, 4, n_cols) */
 };
 
 struct product {
@@ -45,7 +48,8 @@ struct product {
 enum product_way {
     WAY_BEST, /* by a model of the device */
     WAY_FEW,  /* in slices of FEW_TOKENS */
-    WAY_MANY  /* blocks of 128 rows that share columns */
+    WAY_MANY, /* blocks of 128 rows that share columns */
+    WAY_WIDE  /* warp groups, where the card has them; never for planes */
 };
 
 struct product_set {
@@ -55,6 +59,7 @@ struct product_set {
     int processors; /* of the device */
     size_t shared;  /* the most that a block there may ask for */
     enum product_way way;
+    int width; /* of wide inputs: tokens of a block */
 };
 
 /* What tells one kernel from another. */

@@ -71,22 +71,25 @@ static __device__ __forceinline__ float from_half(uint32_t h) {
     asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"((uint16_t)h));
     return f;
 }
-/* Loads past the first cache that nobody will read again. */
+/* Loads past the first cache that nobody will read again. Volatile: they stay where they are written, a
+ * unit before they are needed; the compiler would move them down to their use. */
 static __device__ __forceinline__ uint4 load_once(const uint4 *p) {
     uint4 v;
-    asm("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
-        : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-        : "l"(p));
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
     return v;
 }
 static __device__ __forceinline__ uint2 load_once(const uint2 *p) {
     uint2 v;
-    asm("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];"
+                 : "=r"(v.x), "=r"(v.y)
+                 : "l"(p));
     return v;
 }
 static __device__ __forceinline__ uint32_t load_once(const uint32_t *p) {
     uint32_t v;
-    asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
     return v;
 }
 /* Copies from global to shared memory that a thread need not wait for: they belong to the group that

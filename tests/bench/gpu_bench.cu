@@ -292,14 +292,14 @@ static double way_time(const std::vector<struct weight *> &w, int n, const char 
 }
 
 static void bench_ways(enum weight_form form, int bits, int rows, int cols) {
-    static const char *const ways[] = {"few", "many"};
+    static const char *const ways[] = {"few", "many", "wide32", "wide64", "wide128"};
     std::vector<struct weight *> w;
     while (w.size() < 8) w.push_back(random_weight(form, bits, rows, cols));
-    for (int n : {1, 8, 16, 32, 64, 128, 512}) {
+    for (int n : {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 2048}) {
         printf("ways,%s,%dx%d,m%d,n%d,chosen,%.1f", name_of(form), rows, cols, bits, n,
                way_time(w, n, NULL));
         for (const char *way : ways)
-            if (n > FEW_TOKENS) printf(",%s,%.1f", way, way_time(w, n, way));
+            if (n > 8) printf(",%s,%.1f", way, way_time(w, n, way));
         printf("\n");
         fflush(stdout);
     }
@@ -307,8 +307,8 @@ static void bench_ways(enum weight_form form, int bits, int rows, int cols) {
 }
 
 static void bench_all_ways() {
-    const int shapes[][2] = {{4096, 4096}, {11008, 4096}, {4096, 11008}, {12288, 4096}};
-    const std::vector<int> counts = {1, 8, 16, 32, 64, 128, 512};
+    const int shapes[][2] = {{4096, 4096}, {11008, 4096}, {4096, 11008}, {22016, 4096}};
+    const std::vector<int> counts = {1, 8, 16, 32, 64, 128, 256, 512, 2048};
     for (int s = 0; s < 4; s++) {
         bench_ways(FORM_COMPACT, 3, shapes[s][0], shapes[s][1]);
         bench_cublas(shapes[s][0], shapes[s][1], counts);
@@ -338,10 +338,10 @@ int main(int argc, char **argv) {
         copy_gbs = 1;
         for (enum weight_form form : {FORM_COMPACT, FORM_PLANES}) {
             struct weight *w = random_weight(form, 3, 11008, 4096);
-            for (int n : {1, 8, 64}) {
+            for (int n : {1, 32, 64, 512}) {
                 struct buffer *x = random_buffer((size_t)n * 4096),
                               *y = random_buffer((size_t)n * 11008);
-                begin(n, 1, 0, 8);
+                begin(n, 1, 0, n / 16 + 1);
                 struct linear_call c = {y, w, NULL, ACT_NONE, false};
                 backend_linear(be, &c, 1, x);
             }

@@ -56,9 +56,9 @@ static inline bool gpu_cublas_open(struct gpu_cublas *to, cudaStream_t stream) {
 static inline void gpu_cublas_product(const struct gpu_cublas *b, int rows, int n, int cols,
                                       const void *w, const void *x, void *y) {
     float one = 1, zero = 0;
-    int rc = b->gemm(b->handle, BLAS_OP_T, BLAS_OP_N, rows, n, cols, &one, w, CUDA_R_16F, cols, x,
-                     CUDA_R_16F, cols, &zero, y, CUDA_R_16F, rows, BLAS_COMPUTE_32F,
-                     BLAS_GEMM_DEFAULT);
+    int rc =
+        b->gemm(b->handle, BLAS_OP_T, BLAS_OP_N, rows, n, cols, &one, w, CUDA_R_16F, cols, x,
+                CUDA_R_16F, cols, &zero, y, CUDA_R_16F, rows, BLAS_COMPUTE_32F, BLAS_GEMM_DEFAULT);
     if (rc) fprintf(stderr, "gpu_bench: cuBLAS returned %d\n", rc);
 }
 

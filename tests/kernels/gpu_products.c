@@ -55,8 +55,7 @@ static void rounded_row(float *to, const float *x, size_t cols) {
     float largest = 0;
     for (size_t k = 0; k < cols; k++) largest = fmaxf(largest, fabsf(x[k]));
     int e = largest > 0 ? 13 - ilogbf(largest) : 0;
-    for (size_t k = 0; k < cols; k++)
-        to[k] = ldexpf(f16_to_f32(f32_to_f16(ldexpf(x[k], e))), -e);
+    for (size_t k = 0; k < cols; k++) to[k] = ldexpf(f16_to_f32(f32_to_f16(ldexpf(x[k], e))), -e);
 }
 
 /* Products of x as it is, and of x as it is rounded. */

@@ -19,8 +19,8 @@ indices here;
 
 namespace {
 
-enum { WARP = 32, SLOT = 64, MOST_SHARED = 227 * 1024 };
-enum state { READY, AT_BARRIER, AT_WARP, DONE };
+enum { WARP = 32, GROUP = 128, SLOT = 64, MOST_SHARED = 227 * 1024 };
+enum state { READY, AT_BARRIER, AT_WARP, AT_GROUP, DONE };
 
 struct warp {
     uint32_t mask, arrived;
@@ -55,7 +55,10 @@ struct piece {
 };
 std::vector<piece> allocated;
 char *dynamic_bytes;
-std::deque<std::vector<copy>> copies[MAX_FIBERS]; /* the last group is still open */
+std::deque<std::vector<copy>> copies[MAX_FIBERS];  /* the last group is still open */
+std::map<phase_barrier *, std::vector<copy>> bulk; /* copies of phases that have not ended */
+int group_arrived[MAX_FIBERS / GROUP];
+int idle_turns; /* turns of waiting threads since a phase ended */
 uint64_t random_state;
 
 /* Addresses that stand for an order. A barrier takes two in turns: who leaves late must not see as
@@ -138,7 +141,9 @@ int next_ready() {
 
 void run_block() {
     ready.clear();
-    n_waiting = n_done = barrier_turn = 0;
+    n_waiting = n_done = barrier_turn = idle_turns = 0;
+    memset(group_arrived, 0, sizeof group_arrived);
+    bulk.clear();
     block_orders = new orders;
     fiber_next_set();
     for (int w = 0; w < n_threads / WARP; w++) warps[w].arrived = 0;
@@ -312,6 +317,67 @@ void copies_wait(int but) {
             else
                 memset(c.to, 0, c.bytes);
         }
+}
+
+/* The group's reads come before what any of its threads announces next. */
+void group_meet(place at) {
+    unseen here_on;
+    int group = current / GROUP;
+    order_give(&group_arrived[group]);
+    if (++group_arrived[group] < GROUP) {
+        wait_as(AT_GROUP, at);
+    } else {
+        group_arrived[group] = 0;
+        for (int i = group * GROUP; i < (group + 1) * GROUP; i++) {
+            if (i == current) continue;
+            if (threads[i].what != AT_GROUP || !same(threads[i].at, at))
+                fault(at, "warps of a group are at different operations");
+            wake(i);
+        }
+    }
+    order_take(&group_arrived[group]);
+}
+
+void phase_init_at(place, phase_barrier *b, int arrivals) {
+    unseen here_on;
+    *b = phase_barrier{arrivals, 0, 0, 0, 0};
+}
+
+void phase_arrive_at(place at, phase_barrier *b, size_t bytes) {
+    unseen here_on;
+    if (b->count < 1) fault(at, "a barrier that nobody has made");
+    if (++b->arrived > b->count) fault(at, "more arrivals than the %d of a phase", b->count);
+    b->expected += bytes;
+    order_give(b);
+}
+
+void copy_bulk(void *to, const void *from, size_t bytes, phase_barrier *b) {
+    unseen here_on;
+    b->brought += bytes;
+    bulk[b].push_back({to, from, bytes});
+}
+
+/* Ends the phase if everybody and all bytes are there. The copies are nobody's accesses. */
+static void phase_end(phase_barrier *b) {
+    if (b->arrived < b->count || b->brought != b->expected) return;
+    for (const copy &c : bulk[b]) memcpy(c.to, c.from, c.bytes);
+    bulk.erase(b);
+    *b = phase_barrier{b->count, 0, b->phase ^ 1, 0, 0};
+    idle_turns = 0;
+}
+
+void phase_wait_at(place at, phase_barrier *b, int parity) {
+    unseen here_on;
+    if (b->count < 1) fault(at, "a barrier that nobody has made");
+    for (phase_end(b); b->phase == parity; phase_end(b)) {
+        if (++idle_turns > 1 << 20) fault(at, "threads wait for a phase that does not end");
+        int me = current;
+        wake(me);
+        fiber_yield();
+        current = me;
+        here.thread = dim3((unsigned)me);
+    }
+    order_take(b);
 }
 
 void *shared_dynamic() {

@@ -74,6 +74,20 @@ void copy_later(void *to, const void *from, size_t bytes); /* from NULL: zeros *
 void copies_commit();
 void copies_wait(int but);
 
+/* The 4 warps of a group meet: what one has waited for, all have started. */
+void group_meet(place at);
+
+/* Barriers of phases, with the copies that belong to one; see hopper.h. Copies are made when the phase
+ * ends, which is when somebody waits for it. */
+struct phase_barrier {
+    int count, arrived, phase;
+    size_t expected, brought;
+};
+void phase_init_at(place at, phase_barrier *b, int arrivals);
+void phase_arrive_at(place at, phase_barrier *b, size_t bytes);
+void phase_wait_at(place at, phase_barrier *b, int parity);
+void copy_bulk(void *to, const void *from, size_t bytes, phase_barrier *b);
+
 template <class T> inline T shuffle(place at, uint32_t mask, T value, int lane) {
     T got;
     warp_meet(at, mask, &value, sizeof value);
