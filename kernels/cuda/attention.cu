@@ -1,19 +1,6 @@
-#include "kernels/cuda/attention.h"
-
-#include "kernels/cuda/ptx.h"
+#include "kernels/cuda/attention.cuh"
 
 enum { THREADS = 256, WARPS_IN_BLOCK = THREADS / 32, HEADS = 4, LANES_FOR_KEY = 4 };
-
-static __device__ __forceinline__ const int32_t *blocks_of(const struct batch_tables &batch,
-                                                           int token) {
-    return batch.blocks + (size_t)batch.seqs[token] * (size_t)batch.max_blocks;
-}
-
-static __device__ __forceinline__ size_t row_in(const struct kv_pool &kv, int block, int position,
-                                                int head, int is_value) {
-    size_t plane = ((size_t)block * (size_t)kv.n_kv_heads + (size_t)head) * 2 + (size_t)is_value;
-    return (plane * KV_TOKENS + (size_t)(position % KV_TOKENS)) * (size_t)kv.padded;
-}
 
 static __device__ __forceinline__ size_t row_of(const struct kv_pool &kv,
                                                 const struct batch_tables &batch, int token,
@@ -121,7 +108,7 @@ static __global__ void __launch_bounds__(THREADS) piece_kernel(struct attention_
     int head0 = kv_head * per_kv + in_group;
     int n_heads = per_kv - in_group < HEADS ? per_kv - in_group : HEADS;
     int pos = a.batch.positions[token];
-    int first = a.window > 0 && pos >= a.window ? pos - a.window + 1 : 0;
+    int first = first_seen(a.window, pos);
     int start = (int)blockIdx.z * SPLIT, begin = first > start ? first : start;
     int end = pos + 1 < start + SPLIT ? pos + 1 : start + SPLIT, n = end - begin;
     if (n <= 0) return; /* the whole block */
@@ -217,10 +204,7 @@ static __global__ void __launch_bounds__(THREADS) piece_kernel(struct attention_
                     v / total[h];
             continue;
         }
-        float *piece =
-            a.pieces +
-            (((size_t)blockIdx.x * (size_t)a.n_heads + head) * (size_t)a.n_splits + blockIdx.z) *
-                (size_t)(kv.padded + 2);
+        float *piece = piece_of(a, token, (int)head, (int)blockIdx.z);
         piece[dim] = v;
         if (dim == 0) {
             piece[kv.padded] = top[h];
@@ -229,29 +213,54 @@ static __global__ void __launch_bounds__(THREADS) piece_kernel(struct attention_
     }
 }
 
+/* Puts pieces together in order, THREADS of them at a time: the largest score up to each, by a scan,
+ * gives each its factors. */
 static __global__ void __launch_bounds__(THREADS) merge_kernel(struct attention_args a) {
     kernel_begin();
+    SHARED_ARRAY(float, most, THREADS);
+    SHARED_ARRAY(float, old, THREADS);
+    SHARED_ARRAY(float, next, THREADS);
     int token = a.first_token + (int)blockIdx.x, head = (int)blockIdx.y, stride = a.kv.padded + 2;
-    int pos = a.batch.positions[token];
-    int first = a.window > 0 && pos >= a.window ? pos - a.window + 1 : 0;
-    int s0 = first / SPLIT, s1 = pos / SPLIT;
-    const float *pieces = a.pieces + ((size_t)blockIdx.x * (size_t)a.n_heads + (size_t)head) *
-                                         (size_t)a.n_splits * (size_t)stride;
-    float most = -INFINITY;
-#pragma unroll 8
-    for (int s = s0; s <= s1; s++) most = fmaxf(most, pieces[(size_t)s * stride + a.kv.padded]);
-    for (int d = (int)threadIdx.x; d < a.kv.head_dim; d += THREADS) {
-        float sum = 0, total = 0;
-#pragma unroll 8
-        for (int s = s0; s <= s1; s++) {
-            const float *piece = pieces + (size_t)s * stride;
-            float w = s0 == s1 ? 1 : expf(piece[a.kv.padded] - most);
-            sum = fmaf(w, piece[d], sum);
-            total = fmaf(w, piece[a.kv.padded + 1], total);
+    int pos = a.batch.positions[token], thread = (int)threadIdx.x, d = thread;
+    int s0 = first_seen(a.window, pos) / SPLIT, s1 = pos / SPLIT + 1;
+    const float *pieces = piece_of(a, token, head, 0);
+    float sum = 0, total = 0, before = -INFINITY; /* the largest score of the rounds before */
+    for (int first = s0; first < s1; first += THREADS) {
+        int n = s1 - first < THREADS ? s1 - first : THREADS;
+        float own = -INFINITY;
+        if (thread < n) own = pieces[(size_t)(first + thread) * (size_t)stride + a.kv.padded];
+        float largest = fmaxf(own, before);
+        for (int step = 1; step < THREADS; step *= 2) {
+            most[thread] = largest;
+            block_sync();
+            if (thread >= step) largest = fmaxf(largest, most[thread - step]);
+            block_sync();
         }
-        a.dst[((size_t)token * (size_t)a.n_heads + (size_t)head) * (size_t)a.kv.head_dim + d] =
-            sum / total;
+        most[thread] = largest;
+        block_sync();
+        if (thread < n) {
+            old[thread] = expf((thread ? most[thread - 1] : before) - largest);
+            next[thread] = expf(own - largest);
+        }
+        before = most[n - 1];
+        block_sync();
+        if (d < a.kv.head_dim)
+#pragma unroll 8
+            for (int s = 0; s < n; s++) {
+                const float *piece = pieces + (size_t)(first + s) * (size_t)stride;
+                sum = combined(sum, old[s], piece[d], next[s]);
+                total = combined(total, old[s], piece[a.kv.padded + 1], next[s]);
+            }
+        block_sync(); /* the factors have been read */
     }
+    if (d < a.kv.head_dim)
+        a.dst[((size_t)token * (size_t)a.n_heads + (size_t)head) * (size_t)a.kv.head_dim +
+              (size_t)d] = sum / total;
+}
+
+cudaError_t attention_merge_run(const struct attention_args *a, int n, cudaStream_t stream) {
+    dim3 grid((unsigned)n, (unsigned)a->n_heads);
+    return gpu_launch(merge_kernel, grid, THREADS, 0, stream, *a);
 }
 
 cudaError_t attention_run(const struct attention_args *a, int n, cudaStream_t stream) {
@@ -260,6 +269,5 @@ cudaError_t attention_run(const struct attention_args *a, int n, cudaStream_t st
     cudaError_t rc = a->kv.is_half ? gpu_launch(piece_kernel<true>, grid, THREADS, 0, stream, *a)
                                    : gpu_launch(piece_kernel<false>, grid, THREADS, 0, stream, *a);
     if (rc != cudaSuccess || a->n_splits == 1) return rc;
-    dim3 merge((unsigned)n, (unsigned)a->n_heads);
-    return gpu_launch(merge_kernel, merge, THREADS, 0, stream, *a);
+    return attention_merge_run(a, n, stream);
 }

@@ -109,18 +109,40 @@ static void buffer_write(struct backend *be, struct buffer *dst, size_t offset, 
                  "writing inputs");
 }
 
-/* Tokens, positions, sequences and block tables travel in one copy. */
+/* Tiles of up to TILE_TOKENS tokens of one sequence each, in the order of the batch; returns how many.
+ * open: (n_seqs) words of scratch. */
+static int make_tiles(int32_t *tiles, int32_t *open, const struct batch *batch) {
+    int n = 0;
+    for (int s = 0; s < batch->n_seqs; s++) open[s] = 0; /* places taken so far, of all its tiles */
+    for (int t = 0; t < batch->n_tokens; t++) {
+        int32_t *taken = &open[batch->seqs[t]];
+        /* A sequence's last tile is found by its number, kept above the count. */
+        int tile = *taken / TILE_TOKENS, place = *taken % TILE_TOKENS;
+        if (!place) {
+            tile = n++;
+            for (int i = 0; i < TILE_TOKENS; i++) tiles[tile * TILE_TOKENS + i] = -1;
+        } else {
+            tile--;
+        }
+        tiles[tile * TILE_TOKENS + place] = t;
+        *taken = place + 1 == TILE_TOKENS ? 0 : (tile + 1) * TILE_TOKENS + place + 1;
+    }
+    return n;
+}
+
+/* Tokens, positions, sequences, tiles and block tables travel in one copy. */
 static void gpu_begin(struct backend *be, const struct batch *batch) {
     struct gpu *gpu = gpu_of(be);
-    size_t n = (size_t)batch->n_tokens, blocks = (size_t)batch->n_seqs * (size_t)batch->max_blocks;
-    size_t words = 3 * n + blocks;
+    size_t n = (size_t)batch->n_tokens, n_seqs = (size_t)batch->n_seqs;
+    size_t blocks = n_seqs * (size_t)batch->max_blocks;
+    size_t most = (3 + TILE_TOKENS) * n + blocks + n_seqs;
     queue_flush(gpu);
     gpu->n_tokens = gpu->n_rows = batch->n_tokens;
     gpu->longest = 0;
     for (size_t i = 0; i < n; i++)
         if (batch->positions[i] >= gpu->longest) gpu->longest = batch->positions[i] + 1;
-    if (!words || !gpu_grow(gpu, &gpu->batch_room, words * sizeof(int32_t))) return;
-    int32_t *all = static_cast<int32_t *>(malloc(words * sizeof *all));
+    if (!most || !gpu_grow(gpu, &gpu->batch_room, most * sizeof(int32_t))) return;
+    int32_t *all = static_cast<int32_t *>(malloc(most * sizeof *all));
     if (!all) {
         gpu->rc = error_set(&gpu->failure, -ENOMEM, "no memory for a batch of %zu tokens", n);
         return;
@@ -128,7 +150,9 @@ static void gpu_begin(struct backend *be, const struct batch *batch) {
     memcpy(all, batch->tokens, n * sizeof *all);
     memcpy(all + n, batch->positions, n * sizeof *all);
     memcpy(all + 2 * n, batch->seqs, n * sizeof *all);
-    if (blocks) memcpy(all + 3 * n, batch->blocks, blocks * sizeof *all);
+    int n_tiles = make_tiles(all + 3 * n, all + most - n_seqs, batch);
+    size_t at = 3 * n + (size_t)n_tiles * TILE_TOKENS, words = at + blocks;
+    if (blocks) memcpy(all + at, batch->blocks, blocks * sizeof *all);
     int32_t *to = static_cast<int32_t *>(gpu->batch_room.data);
     /* From pageable memory: the bytes have been taken when this returns. */
     gpu_good(gpu,
@@ -136,7 +160,7 @@ static void gpu_begin(struct backend *be, const struct batch *batch) {
              "a batch's tables");
     free(all);
     gpu->tokens = to;
-    gpu->batch = batch_tables{to + n, to + 2 * n, to + 3 * n, batch->max_blocks};
+    gpu->batch = batch_tables{to + n, to + 2 * n, to + at, to + 3 * n, batch->max_blocks, n_tiles};
 }
 
 static struct backend_ops make_ops() {

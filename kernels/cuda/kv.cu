@@ -69,6 +69,36 @@ void gpu_kv_store(struct gpu *gpu, const struct store_step *s) {
              "storing keys");
 }
 
+/* On tensor cores. Pieces of a context go to blocks of their own where tiles alone would not fill half of
+ * the card (8 warps a multiprocessor) and there is room for what they leave. */
+static void attend_in_tiles(struct gpu *gpu, struct attention_args *args, size_t each) {
+    long warps = (long)gpu->batch.n_tiles * args->kv.n_kv_heads;
+    size_t bytes = (size_t)gpu->n_tokens * each;
+    bool walk = args->n_splits == 1 || warps >= 4L * gpu->processors || bytes > PIECES_BYTES;
+    if (!walk) {
+        if (!gpu_grow(gpu, &gpu->pieces, bytes)) return;
+        args->pieces = static_cast<float *>(gpu->pieces.data);
+    }
+    if (gpu_good(gpu, attention_tiles_run(args, walk, gpu->stream), "attention") && !walk)
+        gpu_good(gpu, attention_merge_run(args, gpu->n_tokens, gpu->stream), "attention");
+}
+
+/* On ordinary instructions, in slices of tokens whose pieces have room. */
+static void attend_by_token(struct gpu *gpu, struct attention_args *args, size_t each) {
+    int slice = gpu->n_tokens;
+    if (each) {
+        if ((size_t)slice * each > PIECES_BYTES) slice = (int)(PIECES_BYTES / each);
+        if (slice < 1) slice = 1;
+        if (!gpu_grow(gpu, &gpu->pieces, (size_t)slice * each)) return;
+        args->pieces = static_cast<float *>(gpu->pieces.data);
+    }
+    for (int t = 0; t < gpu->n_tokens && !gpu->rc; t += slice) {
+        args->first_token = t;
+        int n = gpu->n_tokens - t < slice ? gpu->n_tokens - t : slice;
+        gpu_good(gpu, attention_run(args, n, gpu->stream), "attention");
+    }
+}
+
 void gpu_attention(struct gpu *gpu, const struct attention_step *s) {
     struct attention_args args = {};
     if (gpu->n_tokens <= 0) return;
@@ -82,18 +112,10 @@ void gpu_attention(struct gpu *gpu, const struct attention_step *s) {
     args.slopes = s->slopes;
     args.n_splits = splits_of(gpu->longest);
     size_t each = attention_floats(args.n_heads, args.n_splits, args.kv.padded) * sizeof(float);
-    int slice = gpu->n_tokens;
-    if (each) {
-        if ((size_t)slice * each > PIECES_BYTES) slice = (int)(PIECES_BYTES / each);
-        if (slice < 1) slice = 1;
-        if (!gpu_grow(gpu, &gpu->pieces, (size_t)slice * each)) return;
-        args.pieces = static_cast<float *>(gpu->pieces.data);
-    }
-    for (int t = 0; t < gpu->n_tokens && !gpu->rc; t += slice) {
-        args.first_token = t;
-        int n = gpu->n_tokens - t < slice ? gpu->n_tokens - t : slice;
-        gpu_good(gpu, attention_run(&args, n, gpu->stream), "attention");
-    }
+    if (attention_in_tiles(&args.kv))
+        attend_in_tiles(gpu, &args, each);
+    else
+        attend_by_token(gpu, &args, each);
 }
 
 /* Computed by the first rope() of a list, found again by the others. */

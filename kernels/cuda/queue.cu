@@ -36,6 +36,7 @@ static struct queue_key key_of(const struct gpu *gpu) {
     key.n_rows = gpu->n_rows;
     key.n_splits = splits_of(gpu->longest);
     key.max_blocks = gpu->batch.max_blocks;
+    key.n_tiles = gpu->batch.n_tiles;
     key.tokens = gpu->tokens;
     return key;
 }

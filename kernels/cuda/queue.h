@@ -28,7 +28,7 @@ enum { N_GRAPHS = 32 };
 
 /* What graphs depend on beside the list. */
 struct queue_key {
-    int n_tokens, n_rows, n_splits, max_blocks;
+    int n_tokens, n_rows, n_splits, max_blocks, n_tiles;
     const void *tokens;
 };
 
