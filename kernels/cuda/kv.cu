@@ -5,7 +5,7 @@
 #include "kernels/cuda/elementwise.h"
 
 enum {
-    PIECES_BYTES = 32 << 20 /* of attention over cut contexts; more only when one token needs it */
+    PIECES_BYTES = 64 << 20 /* of attention over cut contexts; more only when one token needs it */
 };
 
 static bool multiply(size_t *product, size_t factor) {
@@ -69,17 +69,17 @@ void gpu_kv_store(struct gpu *gpu, const struct store_step *s) {
              "storing keys");
 }
 
-/* On tensor cores. Pieces of a context go to blocks of their own where tiles alone would not fill half of
- * the card (8 warps a multiprocessor) and there is room for what they leave. */
+/* On tensor cores. A warp walks a context where tiles are full, as a prompt's are; else pieces go to
+ * blocks of their own, unless there is no room for what they leave. */
 static void attend_in_tiles(struct gpu *gpu, struct attention_args *args, size_t each) {
-    long warps = (long)gpu->batch.n_tiles * args->kv.n_kv_heads;
     size_t bytes = (size_t)gpu->n_tokens * each;
-    bool walk = args->n_splits == 1 || warps >= 4L * gpu->processors || bytes > PIECES_BYTES;
-    if (!walk) {
+    bool walk = gpu->n_tokens > 4 * gpu->batch.n_tiles || bytes > PIECES_BYTES;
+    if (!walk && bytes) {
         if (!gpu_grow(gpu, &gpu->pieces, bytes)) return;
         args->pieces = static_cast<float *>(gpu->pieces.data);
     }
-    if (gpu_good(gpu, attention_tiles_run(args, walk, gpu->stream), "attention") && !walk)
+    if (gpu_good(gpu, attention_tiles_run(args, walk, gpu->stream), "attention") && !walk &&
+        args->n_splits > 1)
         gpu_good(gpu, attention_merge_run(args, gpu->n_tokens, gpu->stream), "attention");
 }
 
