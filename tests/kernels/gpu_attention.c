@@ -9,48 +9,82 @@ struct attention_case {
     enum dtype type;
 };
 
-/* Attention of all tokens of two sequences fed `chunk` positions at a time. */
-static float *attend(const struct attention_case *a, const float *q, const float *k,
-                     const float *v) {
-    int dim = a->dim, n_layers = 2, layer = 1;
-    size_t q_width = (size_t)(a->n_heads * dim), kv_width = (size_t)(a->kv_heads * dim);
-    struct kv_spec spec = {n_layers, a->kv_heads, dim, 2 * N_BLOCKS, a->type};
+/* In which order a batch has the tokens of its two sequences: in turn, or one after the other. */
+enum arrangement { IN_TURN, IN_RUNS };
+
+/* The place among all tokens (2 i + s for position i of sequence s) of a batch's token t. */
+static size_t place_of(enum arrangement order, int at, int n, int t) {
+    if (order == IN_TURN) return (size_t)(2 * at + t);
+    return (size_t)(2 * (at + t % (n / 2)) + t / (n / 2));
+}
+
+/* Rows of the batch's tokens, gathered from those of all. */
+static struct buffer *rows_of(const float *all, size_t width, enum arrangement order, int at,
+                              int n) {
+    float *rows = malloc((size_t)n * width * sizeof *rows);
+    for (int t = 0; t < n; t++)
+        memcpy(rows + (size_t)t * width, all + place_of(order, at, n, t) * width,
+               width * sizeof *rows);
+    struct buffer *b = buffer_of(rows, (size_t)n * width);
+    free(rows);
+    return b;
+}
+
+/* Attention of n tokens from position `at` on. */
+static void attend_some(const struct attention_case *a, struct kv *kv, float *out, const float *q,
+                        const float *k, const float *v, enum arrangement order, int at, int n) {
+    enum { LAYER = 1 };
+    size_t q_width = (size_t)(a->n_heads * a->dim), kv_width = (size_t)(a->kv_heads * a->dim);
+    float slopes[32];
+    for (int i = 0; i < 32; i++) slopes[i] = 0.5f / (float)(i + 1);
+    struct some_batch b;
+    batch_of(&b, n, at);
+    for (int t = 0; t < n; t++) {
+        size_t place = place_of(order, at, n, t);
+        b.seqs[t] = (int32_t)(place % 2);
+        b.positions[t] = (int32_t)(place / 2);
+    }
+    struct buffer *bq = rows_of(q, q_width, order, at, n), *bk = rows_of(k, kv_width, order, at, n);
+    struct buffer *bv = rows_of(v, kv_width, order, at, n);
+    struct buffer *dst = buffer_of(NULL, (size_t)n * q_width);
+    backend_begin(be, &b.batch);
+    backend_kv_store(be, kv, LAYER, bk, bv);
+    const struct attention_call call = {dst,
+                                        bq,
+                                        kv,
+                                        LAYER,
+                                        a->n_heads,
+                                        a->window,
+                                        1 / sqrtf((float)a->dim),
+                                        a->slopes ? slopes : NULL};
+    backend_attention(be, &call);
+    float *y = read_all(dst, (size_t)n * q_width);
+    for (int t = 0; t < n; t++)
+        memcpy(out + place_of(order, at, n, t) * q_width, y + (size_t)t * q_width,
+               q_width * sizeof *y);
+    free(y);
+    backend_buffer_free(be, bq);
+    backend_buffer_free(be, bk);
+    backend_buffer_free(be, bv);
+    backend_buffer_free(be, dst);
+}
+
+/* Attention of all tokens of two sequences fed `chunk` positions at a time, those from position `singly`
+ * on one at a time. */
+static float *attend(const struct attention_case *a, const float *q, const float *k, const float *v,
+                     enum arrangement order, int singly) {
+    struct kv_spec spec = {2, a->kv_heads, a->dim, 2 * N_BLOCKS, a->type};
     struct kv *kv = NULL;
     struct error err;
     if (backend_kv_new(be, &kv, &spec, &err)) {
         printf("Bail out! %s\n", err.text);
         exit(1);
     }
-    float slopes[32];
-    for (int i = 0; i < 32; i++) slopes[i] = 0.5f / (float)(i + 1);
-    float *out = malloc((size_t)(2 * a->length) * q_width * sizeof *out);
-    for (int at = 0; at < a->length; at += a->chunk) {
-        int n = (a->length - at < a->chunk ? a->length - at : a->chunk) * 2;
-        struct some_batch b;
-        batch_of(&b, n, at);
-        size_t from = (size_t)(2 * at);
-        struct buffer *bq = buffer_of(q + from * q_width, (size_t)n * q_width);
-        struct buffer *bk = buffer_of(k + from * kv_width, (size_t)n * kv_width);
-        struct buffer *bv = buffer_of(v + from * kv_width, (size_t)n * kv_width);
-        struct buffer *dst = buffer_of(NULL, (size_t)n * q_width);
-        backend_begin(be, &b.batch);
-        backend_kv_store(be, kv, layer, bk, bv);
-        struct attention_call call = {dst,
-                                      bq,
-                                      kv,
-                                      layer,
-                                      a->n_heads,
-                                      a->window,
-                                      1 / sqrtf((float)dim),
-                                      a->slopes ? slopes : NULL};
-        backend_attention(be, &call);
-        float *y = read_all(dst, (size_t)n * q_width);
-        memcpy(out + from * q_width, y, (size_t)n * q_width * sizeof *y);
-        free(y);
-        backend_buffer_free(be, bq);
-        backend_buffer_free(be, bk);
-        backend_buffer_free(be, bv);
-        backend_buffer_free(be, dst);
+    float *out = malloc((size_t)(2 * a->length * a->n_heads * a->dim) * sizeof *out);
+    for (int at = 0, n; at < a->length; at += n) {
+        int end = at < singly && singly < a->length ? singly : a->length;
+        n = at >= singly ? 1 : end - at < a->chunk ? end - at : a->chunk;
+        attend_some(a, kv, out, q, k, v, order, at, 2 * n);
     }
     backend_kv_free(be, kv);
     return out;
@@ -123,6 +157,9 @@ void check_attention(void) {
         {20, 2, 10, 100, 290, 150, true, DTYPE_F32}, {1, 1, 1, 0, 18, 3, false, DTYPE_F32},
         {32, 1, 3, 0, 800, 160, false, DTYPE_F16},   {16, 1, 2, 0, 140, 70, true, DTYPE_F16},
         {64, 1, 1, 0, 135, 130, false, DTYPE_F32},
+        {64, 2, 16, 0, 140, 70, false, DTYPE_F16},
+        {128, 1, 3, 50, 150, 140, true, DTYPE_F16},  {80, 1, 20, 0, 140, 31, false, DTYPE_F16},
+        {64, 1, 4, 0, 300, 190, true, DTYPE_F16},
     };
     enum { SMALL = 10000 }; /* values of all heads */
     check_refusal();
@@ -133,17 +170,21 @@ void check_attention(void) {
         float *q = normal((size_t)(n * a->n_heads * a->dim), 21);
         float *k = normal((size_t)(n * a->kv_heads * a->dim), 22);
         float *v = normal((size_t)(n * a->kv_heads * a->dim), 23);
-        float *got = attend(a, q, k, v);
+        float *got = attend(a, q, k, v, IN_TURN, a->length);
         for (int t = 0; t < n; t += t < 8 || t > n - 8 ? 1 : 13) {
             double d = attention_error(a, q, k, v, got, t);
             expect(d <= 1e-5, "attention case %zu token %d: %g", c, t, d);
         }
-        struct attention_case other = *a;
-        other.chunk = a->chunk > 20 ? a->chunk - 13 : 1;
-        float *again = attend(&other, q, k, v);
-        expect(!memcmp(got, again, (size_t)(n * a->n_heads * a->dim) * sizeof *got),
-               "attention case %zu depends on how the prompt is cut", c);
-        free(again);
+        for (int i = 0; i < 3; i++) { /* cut otherwise; the last positions decoded; in runs */
+            struct attention_case other = *a;
+            if (i == 0) other.chunk = a->chunk > 20 ? a->chunk - 13 : 1;
+            float *again = attend(&other, q, k, v, i < 2 ? IN_TURN : IN_RUNS,
+                                  i == 1 ? a->length - 3 : a->length);
+            expect(!memcmp(got, again, (size_t)(n * a->n_heads * a->dim) * sizeof *got),
+                   "attention case %zu depends on %s", c,
+                   i < 2 ? "how the prompt is cut" : "the order of tokens");
+            free(again);
+        }
         free(got);
         free(q);
         free(k);
