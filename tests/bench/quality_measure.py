@@ -212,8 +212,10 @@ def quantize(row, out, result, seconds):
     command = [QUANTIZE, row.model.path, out, "--bits", str(row.bits), *row.flags]
     if not row.own_text:
         command += ["--calibration", row.model.calibration]
-    if row.model.common and "--static" in row.flags and not missing_flag(["--moments"]):
-        # The original's second moments are the same for all of these rows.
+    whole_blocks = {"--learn-transform", "--hessian", "--learn-clip", "--tune"} & set(row.flags)
+    if row.model.common and "--static" in row.flags and not whole_blocks and not missing_flag(["--moments"]):
+        # The original's second moments are the same for all of these rows; methods that look at whole blocks
+        # need its states as well.
         command += ["--moments", os.path.join(WORK, f"{row.model.name}-moments")]
     before = result.pop("stopped", {"wall": 0, "cpu": 0, "mib": 0})
     try:
