@@ -108,7 +108,7 @@ static bool room_for(struct gpu *gpu, struct input_room *room, enum pack_order o
                        n_cols,
                        wide};
     struct ready_input *ready = &gpu->ready;
-    ready->width = width;
+    if (order == PACK_OWNED) ready->width = width;
     ready->packed[order] =
         packed_input{room->columns, room->group_cols, room->sums, room->unscale, n_cols, n, wide};
     return true;
