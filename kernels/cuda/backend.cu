@@ -7,6 +7,14 @@
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/plugin.h"
 
+/* Whether this build has code for sm_90a: what a driver makes of older PTX on such a card has none of
+ * hopper.h's instructions. */
+#if !defined(__CUDACC__)
+#define GPTQT_CUDA_HOPPER 1
+#elif !defined(GPTQT_CUDA_HOPPER)
+#define GPTQT_CUDA_HOPPER 0
+#endif
+
 #if defined(__CUDACC__)
 bool gpu_mute;
 bool gpu_overlap;
@@ -110,13 +118,13 @@ static void buffer_write(struct backend *be, struct buffer *dst, size_t offset, 
 }
 
 /* Tiles of up to TILE_TOKENS tokens of one sequence each, in the order of the batch; returns how many.
- * open: (n_seqs) words of scratch. */
+ * open: (n_seqs) words of scratch: TILE_TOKENS (tile + 1) + places taken of the sequence's last tile, 0 when
+ * that is full or there is none. */
 static int make_tiles(int32_t *tiles, int32_t *open, const struct batch *batch) {
     int n = 0;
-    for (int s = 0; s < batch->n_seqs; s++) open[s] = 0; /* places taken so far, of all its tiles */
+    for (int s = 0; s < batch->n_seqs; s++) open[s] = 0;
     for (int t = 0; t < batch->n_tokens; t++) {
         int32_t *taken = &open[batch->seqs[t]];
-        /* A sequence's last tile is found by its number, kept above the count. */
         int tile = *taken / TILE_TOKENS, place = *taken % TILE_TOKENS;
         if (!place) {
             tile = n++;
@@ -205,7 +213,7 @@ static int open_device(struct gpu *gpu, struct error *err) {
     if (code != cudaSuccess)
         return error_set(err, -ENODEV, "the GPU does not start: %s", cudaGetErrorString(code));
     gpu->processors = prop.multiProcessorCount;
-    gpu->wide = prop.major == 9 && prop.minor == 0;
+    gpu->wide = GPTQT_CUDA_HOPPER && prop.major == 9 && prop.minor == 0;
     gpu->shared = prop.sharedMemPerBlockOptin;
     gpu->queue.plain = getenv("GPTQT_GPU_NO_GRAPHS") != NULL;
 #if defined(__CUDACC__)
