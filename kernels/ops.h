@@ -89,6 +89,12 @@ struct attention_ops {
     /* out, q: (n_rep, head_dim). Online softmax over blocks in order: the result depends on
      * first, pos and the stored values alone. Tolerance 2e-6 of max|v|. */
     void (*attention)(float *out, const float *q, const struct attn_call *call, float *scratch);
+    /* The same of n tokens at positions call->pos.., bit for bit as attention() of each; rows of q
+     * and out are ld floats apart. A token sees the last `window` positions, all if that is 0;
+     * call->first is not used. NULL: not faster. */
+    size_t (*many_scratch)(int n_rep, int head_dim);
+    void (*attention_many)(float *out, const float *q, size_t ld, int n,
+                           const struct attn_call *call, int window, float *scratch);
     /* Puts one token's k or v row (n_kv_heads, head_dim) at position slot of its block. */
     void (*kv_store)(const struct kv_layer *kv, int block, int slot, const float *k,
                      const float *v);

@@ -25,16 +25,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/avx512/math.h"
 #include "kernels/weights.h"
-
-#define AVX512_INLINE static inline __attribute__((always_inline))
-
-/* Accumulators stay in registers only where every loop over them is unrolled. */
-#ifdef __clang__
-#define AVX512_UNROLL _Pragma("clang loop unroll(full)")
-#else
-#define AVX512_UNROLL _Pragma("GCC unroll 16")
-#endif
 
 /* Keeps gcc 12 from gathering the loads and prefetches of several steps, which costs a fifth
  * of the speed out of cache. */

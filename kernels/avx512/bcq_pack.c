@@ -13,33 +13,6 @@ struct source {
     int n_rows; /* that the matrix has in it */
 };
 
-/* out[i]: word i of the 16 rows whose word 0 to 15 are in r. */
-AVX512_INLINE void transpose(__m512i r[16]) {
-    __m512i t[16];
-    AVX512_UNROLL for (int i = 0; i < 8; i++) {
-        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-    AVX512_UNROLL for (int i = 0; i < 4; i++) {
-        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-    AVX512_UNROLL for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
-        t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-        t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-        t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-    }
-    AVX512_UNROLL for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-        r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-        r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
-    }
-}
-
 /* Words of two runs, bits in order, to code words: nibble b of the first run goes to the low
  * half of byte b, of the second to the high half. */
 AVX512_INLINE __m512i code_words(__m512i v) {
@@ -74,7 +47,7 @@ static void load_words(__m512i out[16], const struct source *s, int unit, int pl
     else {
         out[i] = _mm512_setzero_si512();
     }
-    transpose(out);
+    avx512_transpose(out);
 }
 
 /* ---- compact ---- */
@@ -193,8 +166,8 @@ static void load_fields(struct fields *out, const struct source *s, int unit, in
         out->q[i] = _mm512_permutex2var_epi8(vq, low, vp);
         out->high[i] = _mm512_permutexvar_epi8(high, vp);
     }
-    transpose(out->q);
-    transpose(out->high);
+    avx512_transpose(out->q);
+    avx512_transpose(out->high);
 }
 
 /* to | (v & mask) */
@@ -366,7 +339,7 @@ static void half_params(const struct source *s, int unit, const uint16_t *from, 
             v[i] = _mm512_maskz_loadu_epi16(i < s->n_rows - 16 * unit ? halves : 0, row);
             ahead(row, row_halves * sizeof *row);
         }
-        transpose(v);
+        avx512_transpose(v);
         for (int i = 0; i < avx512_min(left, 32); i++) {
             put_half(s, unit, group, param + at,
                      i % 2 ? _mm512_srli_epi32(v[i / 2], 16) : v[i / 2]);

@@ -14,9 +14,45 @@
 #include <immintrin.h>
 #include <stddef.h>
 
+#define AVX512_INLINE static inline __attribute__((always_inline))
+
+/* Accumulators stay in registers only where every loop over them is unrolled. */
+#ifdef __clang__
+#define AVX512_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define AVX512_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 /* The first n of sixteen lanes; all for n >= 16. */
 static inline __mmask16 avx512_mask(size_t n) {
     return n < 16 ? (__mmask16)((1u << n) - 1) : (__mmask16)0xffff;
+}
+
+/* r[i]: word i of the 16 rows whose words 0 to 15 are in r. */
+AVX512_INLINE void avx512_transpose(__m512i r[16]) {
+    __m512i t[16];
+    AVX512_UNROLL for (int i = 0; i < 8; i++) {
+        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+    }
+    AVX512_UNROLL for (int i = 0; i < 4; i++) {
+        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
+        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
+        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
+    }
+    AVX512_UNROLL for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
+        t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
+        t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
+        t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
+    }
+    AVX512_UNROLL for (int i = 0; i < 4; i++) {
+        r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
+        r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
+        r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
+        r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
+    }
 }
 
 /* e^x to 1.2e-7 of its value; infinite and zero where fp32 ends. x = n ln 2 + r with |r| <= 0.35,

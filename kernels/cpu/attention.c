@@ -36,7 +36,10 @@ int cpu_kv_new(struct backend *be, struct kv **ret, const struct kv_spec *spec, 
     size_t layer_bytes = 0, total = 0, threads = (size_t)pool_threads(cpu->pool);
     int rc = check(spec, &layer_bytes, &total, err);
     if (rc) return rc;
-    size_t floats = ops_of(cpu, spec->type)->attention_scratch(CPU_MAX_REP, spec->head_dim);
+    const struct attention_ops *ops = ops_of(cpu, spec->type);
+    size_t floats = ops->attention_scratch(CPU_MAX_REP, spec->head_dim);
+    size_t many = ops->attention_many ? ops->many_scratch(CPU_MAX_REP, spec->head_dim) : 0;
+    if (many > floats) floats = many;
     floats = (floats + 15) / 16 * 16; /* each thread's part aligned */
     size_t have = cpu->attention_floats * threads * sizeof(float);
     void *scratch = cpu->attention;
@@ -96,18 +99,31 @@ void cpu_kv_store(struct backend *be, struct kv *kv, int layer, const struct buf
 struct attention_job {
     struct kv_layer layer;
     const struct attention_call *call;
-    int n_rep;   /* query heads of one ops.attention() */
-    int n_parts; /* such groups for a token */
+    int n_rep;    /* query heads of one ops.attention() */
+    int n_parts;  /* such groups for a token */
+    int n_tokens; /* neighbours in the batch that are one row of work */
 };
 
-static void attend(struct cpu *cpu, const struct attention_job *job, int token, int part,
+/* Tokens from `token` on, before end, that follow each other in one sequence. */
+static int run_length(const struct batch *b, int token, int end) {
+    int n = 1;
+    while (token + n < end && b->seqs[token + n] == b->seqs[token] &&
+           b->positions[token + n] == b->positions[token] + n)
+        n++;
+    return n;
+}
+
+/* n tokens in a run; of its heads those of a part. */
+static void attend(struct cpu *cpu, const struct attention_job *job, int token, int n, int part,
                    float *scratch) {
     const struct attention_call *c = job->call;
+    const struct attention_ops *ops = ops_of(cpu, job->layer.type);
     int per_kv = c->n_heads / job->layer.n_kv_heads;
     int parts = (per_kv + job->n_rep - 1) / job->n_rep;
     int kv_head = part / parts, from = part % parts * job->n_rep;
     int head = kv_head * per_kv + from, pos = cpu->batch.positions[token];
-    size_t at = ((size_t)token * (size_t)c->n_heads + (size_t)head) * (size_t)job->layer.head_dim;
+    size_t ld = (size_t)c->n_heads * (size_t)job->layer.head_dim;
+    size_t at = (size_t)token * ld + (size_t)head * (size_t)job->layer.head_dim;
     struct attn_call one = {
         .kv = &job->layer,
         .blocks = blocks_of(&cpu->batch, token),
@@ -118,7 +134,10 @@ static void attend(struct cpu *cpu, const struct attention_job *job, int token, 
         .scale = c->scale,
         .slopes = c->slopes ? c->slopes + head : NULL,
     };
-    ops_of(cpu, job->layer.type)->attention(c->dst->data + at, c->q->data + at, &one, scratch);
+    if (n == 1)
+        ops->attention(c->dst->data + at, c->q->data + at, &one, scratch);
+    else
+        ops->attention_many(c->dst->data + at, c->q->data + at, ld, n, &one, c->window, scratch);
 }
 
 /* Late tokens see the longest contexts and go first, which leaves the short ones to even out
@@ -126,8 +145,25 @@ static void attend(struct cpu *cpu, const struct attention_job *job, int token, 
 static void attend_rows(struct cpu *cpu, const void *arg, int thread, int row0, int row1) {
     const struct attention_job *job = arg;
     float *scratch = cpu->attention + (size_t)thread * cpu->attention_floats;
-    for (int i = row0; i < row1; i++)
-        attend(cpu, job, cpu->batch.n_tokens - 1 - i / job->n_parts, i % job->n_parts, scratch);
+    for (int i = row0; i < row1; i++) {
+        int end = cpu->batch.n_tokens - i / job->n_parts * job->n_tokens;
+        int token = end > job->n_tokens ? end - job->n_tokens : 0;
+        for (int n; token < end; token += n) {
+            n = job->n_tokens > 1 ? run_length(&cpu->batch, token, end) : 1;
+            attend(cpu, job, token, n, i % job->n_parts, scratch);
+        }
+    }
+}
+
+/* As many tokens as fill attention_many(), but chunks of work enough to even out the threads. */
+static int tokens_together(const struct cpu *cpu, const struct attention_job *job) {
+    const struct batch *b = &cpu->batch;
+    int most = CPU_ATTENTION_ROWS / job->n_rep, runs = 0;
+    if (!ops_of(cpu, job->layer.type)->attention_many) return 1;
+    for (int t = 0; t < b->n_tokens; t += run_length(b, t, b->n_tokens)) runs++;
+    if (runs == b->n_tokens) return 1;
+    int64_t each = (int64_t)b->n_tokens * job->n_parts / (4 * (int64_t)pool_threads(cpu->pool));
+    return each < 1 ? 1 : each < most ? (int)each : most;
 }
 
 void cpu_attention(struct backend *be, const struct attention_call *call) {
@@ -141,11 +177,12 @@ void cpu_attention(struct backend *be, const struct attention_call *call) {
            (int64_t)n * kv_heads * ((per_kv + job.n_rep - 1) / job.n_rep) < 2 * threads)
         job.n_rep = (job.n_rep + 1) / 2;
     job.n_parts = kv_heads * ((per_kv + job.n_rep - 1) / job.n_rep);
+    job.n_tokens = tokens_together(cpu, &job);
     size_t longest = 0;
     for (int t = 0; t < n; t++)
         if ((size_t)cpu->batch.positions[t] > longest) longest = (size_t)cpu->batch.positions[t];
-    size_t cost = (longest + 1) * (size_t)job.layer.head_dim * (size_t)job.n_rep;
-    cpu_for_rows(cpu, n * job.n_parts, cost, attend_rows, &job);
+    size_t cost = (longest + 1) * (size_t)(job.layer.head_dim * job.n_rep * job.n_tokens);
+    cpu_for_rows(cpu, (n + job.n_tokens - 1) / job.n_tokens * job.n_parts, cost, attend_rows, &job);
 }
 
 struct angles_job {

@@ -26,6 +26,7 @@ enum {
     CPU_SLICE = 128,   /* tokens of linear() at a time: their tables stay in the caches */
     CPU_TMP = 1 << 16, /* floats of a thread's scratch; >= CPU_SLICE * any row_block */
     CPU_MAX_REP = 8,   /* query heads in one call of ops.attention */
+    CPU_ATTENTION_ROWS = 96, /* query heads times tokens of one ops.attention_many() */
     CPU_CHUNKS = 8,    /* chunks of work for each thread */
     CPU_ANGLES = 4     /* rotation schemes that a batch keeps angles for */
 };

@@ -93,6 +93,7 @@ static void kv_store(const struct kv_layer *kv, int block, int slot, const float
 }
 
 void ref_attention_init(struct ops *ops) {
-    ops->float_kv = (struct attention_ops){attention_scratch, attention, kv_store};
+    ops->float_kv = (struct attention_ops){
+        .attention_scratch = attention_scratch, .attention = attention, .kv_store = kv_store};
     ops->int8_kv = ops->float_kv;
 }

@@ -1,4 +1,5 @@
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "tests/kernels/check.h"
@@ -89,6 +90,79 @@ static void check_unseen(struct check *c, struct pool *p, const struct attn_call
     fence_free(&after);
 }
 
+/* Tokens together give the bits of each alone; what lies behind the last is not looked at. */
+static void check_many(struct check *c, struct pool *p, const struct attn_call *first, int n,
+                       int window) {
+    const struct attention_ops *ops = kv_ops(c->ops, p->layer.type);
+    size_t row = (size_t)first->n_rep * (size_t)p->layer.head_dim, ld = row + 3;
+    if (!ops->attention_many) return;
+    struct attn_call call = *first;
+    struct fence q = check_floats((size_t)n * ld, INPUT_NORMAL, 99);
+    struct fence out = fence_new((size_t)n * ld * sizeof(float), sizeof(float));
+    struct fence scratch =
+        fence_new(ops->many_scratch(call.n_rep, p->layer.head_dim) * sizeof(float), 64);
+    int32_t *table = malloc((size_t)((call.pos + n - 1) / KV_BLOCK_TOKENS + 1) * sizeof *table);
+    for (int i = 0; i <= (call.pos + n - 1) / KV_BLOCK_TOKENS; i++) table[i] = p->table[i];
+    call.blocks = table;
+    ops->attention_many(out.p, q.p, ld, n, &call, window, scratch.p);
+    check_expect(c, fence_intact(&out) && fence_intact(&scratch), "%d tokens: wrote outside", n);
+    for (int t = 0; t < n; t++, call.pos++) {
+        call.first = window > 0 && call.pos >= window ? call.pos - window + 1 : 0;
+        struct fence alone = run(c->ops, &call, (float *)q.p + (size_t)t * ld);
+        check_expect(c, check_same(alone.p, (float *)out.p + (size_t)t * ld, row),
+                     "dim %d rep %d: token %d of %d from %d, window %d, differs alone",
+                     p->layer.head_dim, call.n_rep, t, n, first->pos, window);
+        fence_free(&alone);
+    }
+    free(table);
+    fence_free(&q);
+    fence_free(&out);
+    fence_free(&scratch);
+}
+
+/* Tokens before, in and behind a span's end, with heads that fill groups of rows and not; a
+ * window that ends before a span, in it, behind it. */
+static void check_all_many(struct check *c, struct pool *p, const float *slopes) {
+    static const int cases[][4] = {/* first position, tokens, heads of a KV head, window */
+                                   {0, 2, 1, 0},     {0, 192, 3, 0},  {63, 2, 4, 0},
+                                   {40, 61, 8, 0},   {7, 120, 1, 5},  {0, 80, 2, 64},
+                                   {100, 33, 3, 70}, {64, 64, 11, 1}, {15, 3, 5, 16}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const int *k = cases[i];
+        struct attn_call call = {.kv = &p->layer,
+                                 .blocks = p->table,
+                                 .kv_head = (int)(i % KV_HEADS),
+                                 .n_rep = k[2],
+                                 .pos = k[0],
+                                 .scale = i % 2 ? 0.3f : 4,
+                                 .slopes = i % 3 ? NULL : slopes};
+        check_many(c, p, &call, k[1], k[3]);
+    }
+}
+
+/* A value that is not finite reaches the tokens behind it alone. */
+static void check_many_later(struct check *c, enum dtype type) {
+    struct pool p;
+    float row[KV_HEADS * 64];
+    pool_init(&p, c->ops, type, 64);
+    for (int i = 0; i < KV_HEADS * 64; i++) row[i] = i % 3 ? INFINITY : NAN;
+    kv_ops(c->ops, type)->kv_store(&p.layer, p.table[5], 3, row, row);
+    struct attn_call call = {.kv = &p.layer, .blocks = p.table, .n_rep = 3, .pos = 40, .scale = 1};
+    check_many(c, &p, &call, 43, 0); /* up to that position */
+    const struct attention_ops *ops = kv_ops(c->ops, type);
+    if (ops->attention_many) {
+        struct fence q = check_floats(60 * 192, INPUT_NOT_FINITE, 5),
+                     out = fence_new(60 * 192 * 4, 4);
+        struct fence scratch = fence_new(ops->many_scratch(3, 64) * sizeof(float), 64);
+        ops->attention_many(out.p, q.p, 192, 60, &call, 0, scratch.p);
+        check_expect(c, fence_intact(&out), "wrote outside");
+        fence_free(&q);
+        fence_free(&out);
+        fence_free(&scratch);
+    }
+    fence_free(&p.data);
+}
+
 static void check_pool(struct check *c, enum dtype type, int dim) {
     static const int reps[] = {1, 2, 3, 4, 5, 7, 8, MAX_REP};
     static const int spans[][2] = {{0, 0},  {0, 14},  {0, 15},   {0, 16},  {0, 191}, {5, 5},
@@ -113,6 +187,7 @@ static void check_pool(struct check *c, enum dtype type, int dim) {
     }
     struct attn_call call = {
         .kv = &p.layer, .blocks = p.table, .n_rep = 2, .first = 21, .pos = 70, .scale = 0.1f};
+    check_all_many(c, &p, slopes);
     if (dim <= 64) check_unseen(c, &p, &call);
     check_expect(c, fence_intact(&p.data), "dim %d: wrote outside the pool", dim);
     fence_free(&p.data);
@@ -141,6 +216,9 @@ void check_attention(struct check *c) {
         check_pool(c, DTYPE_I8, dims[i]);
     }
     check_not_finite(c);
+    check_many_later(c, DTYPE_F16);
+    check_many_later(c, DTYPE_F32);
+    check_many_later(c, DTYPE_I8);
 }
 
 /* The stored bytes are the reference's. */
