@@ -7,41 +7,47 @@
 
 #include <string.h>
 
+#include "kernels/amx/expand.h"
 #include "kernels/avx512/bcq_tile.h"
 #include "kernels/ops.h"
 
-enum {
-    UNITS = AVX512_BCQ_UNITS,
-    TILE = 16,  /* tokens, rows of weights, and lines of a tile */
-    HALVES = 2, /* of a span: a tile has 64 inputs */
-    LINE = 64   /* bytes */
-};
+enum { UNITS = AVX512_BCQ_UNITS, TILE = AMX_TILE, HALVES = AMX_HALVES, LINE = AMX_LINE };
 
-/* Tile registers: sums, of x's and w's bytes, then what is multiplied. Macros, because gcc's intrinsics
- * make text of them. */
-#define LOW_LOW   0
-#define LOW_HIGH  1
-#define HIGH_LOW  2
-#define HIGH_HIGH 3
-#define X_LOW     4
-#define X_HIGH    5
-#define W_LOW     6
-#define W_HIGH    7
+/* Tile registers: sums of low by low bytes, of low by high and high by low, of high by high; x's low and
+ * high bytes of both halves; what it is multiplied by. Macros, because gcc's intrinsics make text of
+ * them. */
+#define LOW      0
+#define MIDDLE   1
+#define HIGH     2
+#define X_LOW_0  3
+#define X_HIGH_0 4
+#define X_LOW_1  5
+#define X_HIGH_1 6
+#define W        7
 
 /* gcc 12 does not know that loading a tile reads memory. */
 #define AMX_BEFORE_LOADS() __asm__ volatile("" ::: "memory")
 
-/* A unit's half span as a tile: line 4 * run + j has inputs j, j + 4, j + 8 and j + 12 of each row. */
-struct expanded {
-    __m512i low[UNITS][HALVES][TILE], high[UNITS][HALVES][TILE];
-};
-
 struct sums {
-    __m512i of[4][TILE];
+    __m512i low[TILE], middle[TILE], high[TILE];
 };
 
-/* All eight tiles are 16 lines of 64 bytes. */
-static void configure(void) {
+/* p + 16 of up to 64 spans: 16 halves, a chunk of spans, are a tile. */
+enum { OFFSET_SPANS = 64 };
+struct offsets {
+    __m512i p16[HALVES * OFFSET_SPANS][UNITS];
+};
+
+/* Of a block and its tokens, by 16 rows. */
+struct totals {
+    __m512 y[AVX512_TILE_TOKENS][UNITS];
+    struct offsets offsets;
+    /* Sums over offsets of matrices that have more spans than those. */
+    __m512i low[AVX512_TILE_TOKENS][UNITS], high[AVX512_TILE_TOKENS][UNITS];
+};
+
+/* Tiles of W have 16 lines of 64 bytes, the others as many as a tile has tokens. */
+static void configure(int tokens) {
     struct {
         uint8_t palette, start, unused[14];
         uint16_t line_bytes[16];
@@ -51,194 +57,240 @@ static void configure(void) {
     config.palette = 1;
     for (int i = 0; i < 8; i++) {
         config.line_bytes[i] = LINE;
-        config.lines[i] = TILE;
+        config.lines[i] = (uint8_t)(i == W ? TILE : tokens);
     }
     /* gcc 12 takes the configuration for eight bytes. */
     __asm__ volatile("" : : "r"(&config) : "memory");
     _tile_loadconfig(&config);
 }
 
-/* Bytes of two vectors of words: a's to the lower byte of each, b's to the upper. */
-AVX512_INLINE __m512i join(__m512i a, __m512i b) {
-    return _mm512_ternarylogic_epi32(_mm512_set1_epi16(0xff), a, b, 0xca); /* low byte ? a : b */
-}
+/* Where the sums of a tile of tokens with a unit are added: rows of y are UNITS vectors apart. old: 0 where
+ * y holds nothing yet. */
+struct add_to {
+    __m512 *y;
+    const float *scales;
+    __mmask16 old;
+};
 
-AVX512_INLINE void expand_unit(const int bits, struct expanded *out, __m512i (*p16)[UNITS],
-                               const uint8_t *at, __m512i fifth,
-                               const struct avx512_tile_unit *unit, int u, int halves) {
-    const __m512i half_step = _mm512_set1_epi16(128);
-    for (int half = 0; half < halves; half++, at += (2 * bits + 1) * LINE) {
-        struct avx512_tile_half h;
-        avx512_tile_read(bits, &h, at, fifth, unit->fifth_at[half]);
-        p16[half][u] = h.p16;
-        AVX512_UNROLL for (int run = 0; run < AVX512_TILE_RUNS; run++) {
-            __m512i w[8];
-            avx512_tile_weights(bits, w, &h, run, unit);
-            AVX512_UNROLL for (int j = 0; j < 4; j++) {
-                __m512i a = _mm512_add_epi16(w[j], half_step);
-                __m512i b = _mm512_add_epi16(w[j + 4], half_step);
-                out->low[u][half][4 * run + j] = join(w[j], _mm512_slli_epi16(w[j + 4], 8));
-                out->high[u][half][4 * run + j] = join(_mm512_srli_epi16(a, 8), b);
-            }
-        }
+/* y += scale * sum for tokens t to t + n - 1. */
+AVX512_INLINE void add_some(const int parts, const struct sums *sums, struct add_to to, const int t,
+                            const int n) {
+    AVX512_UNROLL for (int i = t; i < t + n; i++) {
+        __m512i sum = _mm512_add_epi32(sums->low[i], _mm512_slli_epi32(sums->middle[i], 8));
+        if (parts == 2) sum = _mm512_add_epi32(sum, _mm512_slli_epi32(sums->high[i], 16));
+        to.y[i * UNITS] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(to.scales[i]),
+                                          _mm512_maskz_load_ps(to.old, &to.y[i * UNITS]));
     }
+    AMX_BEFORE_LOADS();
 }
 
-/* A block's span. at: its fifth bits. */
-AVX512_INLINE void expand(const int bits, struct expanded *out, __m512i (*p16)[UNITS],
-                          const uint8_t *at, const struct avx512_tile_unit *units, int halves) {
-    const __m512i fifth = avx512_load(at);
-    const uint8_t *code = at + LINE;
-    avx512_bcq_prefetch(at);
-    for (int u = 0; u < UNITS; u++, code += halves * (2 * bits + 1) * LINE)
-        expand_unit(bits, out, p16, code, fifth, &units[u], u, halves);
-}
+/* A half's products, tokens of the sums before in between: a store of a tile waits for its sums, and
+ * what follows it in the program finds little room to be done meanwhile. */
+#define HALF(parts, low_bytes, high_bytes, x_low, x_high, before, to, t, each)                     \
+    do {                                                                                           \
+        _tile_loadd(W, low_bytes, LINE);                                                           \
+        _tile_dpbssd(LOW, x_low, W);                                                               \
+        if (before) add_some(parts, before, to, t, each);                                          \
+        if (parts == 2) _tile_dpbssd(MIDDLE, x_high, W);                                           \
+        if (before) add_some(parts, before, to, t + each, each);                                   \
+        _tile_loadd(W, high_bytes, LINE);                                                          \
+        _tile_dpbssd(MIDDLE, x_low, W);                                                            \
+        if (before) add_some(parts, before, to, t + 2 * each, each);                               \
+        if (parts == 2) _tile_dpbssd(HIGH, x_high, W);                                             \
+        if (before) add_some(parts, before, to, t + 3 * each, each);                               \
+    } while (0)
 
-/* Products of 16 tokens with a unit's span. x: low bytes of the first token, high bytes at x + apart;
- * without those parts is 1. */
-AVX512_INLINE void multiply_tile(const int parts, struct sums *sums, const struct expanded *e,
-                                 int u, const int8_t *x, size_t apart, int halves) {
-    _tile_zero(LOW_LOW);
-    _tile_zero(LOW_HIGH);
-    if (parts == 2) {
-        _tile_zero(HIGH_LOW);
-        _tile_zero(HIGH_HIGH);
+/* Products of the tile of tokens in the registers with a unit's span. before: NULL or sums which are
+ * added meanwhile. */
+AVX512_INLINE void multiply_tile(const int parts, const int tokens, const int halves,
+                                 struct sums *sums, const struct amx_expanded *e, int u,
+                                 const struct sums *before, struct add_to to) {
+    _tile_zero(LOW);
+    _tile_zero(MIDDLE);
+    if (parts == 2) _tile_zero(HIGH);
+    if (halves == 2) {
+        HALF(parts, e->low[u][0], e->high[u][0], X_LOW_0, X_HIGH_0, before, to, 0, tokens / 8);
+        HALF(parts, e->low[u][1], e->high[u][1], X_LOW_1, X_HIGH_1, before, to, tokens / 2,
+             tokens / 8);
+    } else {
+        HALF(parts, e->low[u][0], e->high[u][0], X_LOW_0, X_HIGH_0, before, to, 0, tokens / 4);
     }
-    for (int half = 0; half < halves; half++) {
-        _tile_loadd(X_LOW, x + half * LINE, AVX512_BCQ_SPAN);
-        _tile_loadd(W_LOW, e->low[u][half], LINE);
-        _tile_dpbssd(LOW_LOW, X_LOW, W_LOW);
-        _tile_loadd(W_HIGH, e->high[u][half], LINE);
-        _tile_dpbssd(LOW_HIGH, X_LOW, W_HIGH);
-        if (parts == 1) continue;
-        _tile_loadd(X_HIGH, x + apart + half * LINE, AVX512_BCQ_SPAN);
-        _tile_dpbssd(HIGH_LOW, X_HIGH, W_LOW);
-        _tile_dpbssd(HIGH_HIGH, X_HIGH, W_HIGH);
-    }
-    _tile_stored(LOW_LOW, sums->of[LOW_LOW], LINE);
-    _tile_stored(LOW_HIGH, sums->of[LOW_HIGH], LINE);
-    if (parts == 1) return;
-    _tile_stored(HIGH_LOW, sums->of[HIGH_LOW], LINE);
-    _tile_stored(HIGH_HIGH, sums->of[HIGH_HIGH], LINE);
+    _tile_stored(LOW, sums->low, LINE);
+    _tile_stored(MIDDLE, sums->middle, LINE);
+    if (parts == 2) _tile_stored(HIGH, sums->high, LINE);
 }
 
-/* y += scale * sum for n tokens of a unit. */
-AVX512_INLINE void add_tile(const int parts, __m512 (*y)[UNITS], int u, const struct sums *sums,
-                            const float *scales, int n) {
-    for (int t = 0; t < n; t++) {
-        __m512i middle = sums->of[LOW_HIGH][t], sum = sums->of[LOW_LOW][t];
-        if (parts == 2) {
-            middle = _mm512_add_epi32(middle, sums->of[HIGH_LOW][t]);
-            sum = _mm512_add_epi32(sum, _mm512_slli_epi32(sums->of[HIGH_HIGH][t], 16));
-        }
-        sum = _mm512_add_epi32(sum, _mm512_slli_epi32(middle, 8));
-        y[t][u] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scales[t]), y[t][u]);
-    }
+/* x: low bytes of the first token, high bytes at x + apart. */
+AVX512_INLINE void load_inputs(const int parts, const int halves, const int8_t *x, size_t apart) {
+    _tile_loadd(X_LOW_0, x, AVX512_BCQ_SPAN);
+    if (parts == 2) _tile_loadd(X_HIGH_0, x + apart, AVX512_BCQ_SPAN);
+    if (halves == 1) return;
+    _tile_loadd(X_LOW_1, x + LINE, AVX512_BCQ_SPAN);
+    if (parts == 2) _tile_loadd(X_HIGH_1, x + apart + LINE, AVX512_BCQ_SPAN);
 }
 
-AVX512_INLINE void multiply(const int parts, struct avx512_tile_totals *totals,
-                            const struct avx512_bcq_tile *c, const struct expanded *e, int span,
-                            int t0, int n_tokens, int halves) {
+/* Whole tiles of tokens: what lies behind the last is memory, and its sums go nowhere. */
+AVX512_INLINE void multiply(const int parts, const int tokens, const int halves,
+                            struct totals *totals, const struct avx512_bcq_tile *c,
+                            const struct amx_expanded *e, int span, int t0, int n_tokens) {
     const struct avx512_bcq_many many =
         avx512_bcq_many_at(c->act, c->act_bits, c->shape->spans, c->n, span);
     const size_t apart = avx512_bcq_n16(c->n) * AVX512_BCQ_SPAN;
-    const int8_t *x = many.whole;
+    const int8_t *x = (const int8_t *)many.whole + (size_t)t0 * AVX512_BCQ_SPAN;
+    struct add_to to = {NULL, NULL, span > 0 ? 0xffff : 0};
+    struct sums sums[2];
     AMX_BEFORE_LOADS();
-    for (int t = 0; t < n_tokens; t += TILE)
-        for (int u = 0; u < UNITS; u += 2) {
-            struct sums sums[2];
-            for (int k = 0; k < 2; k++)
-                multiply_tile(parts, &sums[k], e, u + k, x + (size_t)(t0 + t) * AVX512_BCQ_SPAN,
-                              apart, halves);
-            for (int k = 0; k < 2; k++)
-                add_tile(parts, &totals->y[t], u + k, &sums[k], many.scales + t0 + t,
-                         avx512_min(n_tokens - t, TILE));
-        }
-}
-
-/* Sums of (p + 16) * x over a chunk of spans: 64 runs are a tile's inputs. */
-static void add_offsets(struct avx512_tile_totals *totals, const struct avx512_bcq_tile *c,
-                        const struct avx512_tile_offsets *o, int span, int t0, int n_tokens) {
-    const struct avx512_bcq_many x =
-        avx512_bcq_many_at(c->act, c->act_bits, c->shape->spans, c->n, span);
-    AMX_BEFORE_LOADS();
-    for (int u = 0; u < UNITS; u++) {
-        _tile_loadd(W_LOW, &o->p16[0][u], sizeof o->p16[0]);
-        for (int t = 0; t < n_tokens; t += TILE) {
-            struct sums sums;
-            _tile_loadd(X_LOW, x.sums[0][t0 + t], LINE);
-            _tile_loadd(X_HIGH, x.sums[1][t0 + t], LINE);
-            _tile_zero(LOW_LOW);
-            _tile_zero(HIGH_LOW);
-            _tile_dpbssd(LOW_LOW, X_LOW, W_LOW);
-            _tile_dpbssd(HIGH_LOW, X_HIGH, W_LOW);
-            _tile_stored(LOW_LOW, sums.of[LOW_LOW], LINE);
-            _tile_stored(HIGH_LOW, sums.of[HIGH_LOW], LINE);
-            for (int i = 0; i < avx512_min(n_tokens - t, TILE); i++) {
-                __m512i *low = &totals->low[t + i][u], *high = &totals->high[t + i][u];
-                *low = _mm512_add_epi32(*low, sums.of[LOW_LOW][i]);
-                *high = _mm512_add_epi32(*high, sums.of[HIGH_LOW][i]);
-            }
+    for (int t = 0; t < n_tokens; t += tokens) {
+        load_inputs(parts, halves, x + (size_t)t * AVX512_BCQ_SPAN, apart);
+        AVX512_UNROLL for (int u = 0; u < UNITS; u++) {
+            if (u == 0 && t == 0)
+                multiply_tile(parts, tokens, halves, &sums[0], e, u, NULL, to);
+            else
+                multiply_tile(parts, tokens, halves, &sums[u % 2], e, u, &sums[(u + 1) % 2], to);
+            to.y = &totals->y[t][u];
+            to.scales = many.scales + t0 + t;
         }
     }
+    add_some(parts, &sums[1], to, 0, tokens);
 }
 
-AVX512_INLINE void block(const int bits, const int parts, const struct avx512_bcq_tile *c,
-                         struct avx512_tile_totals *totals, int b, int t0, int n_tokens) {
+/* Sums of (p + 16) * x over spans [first, end) of a tile of tokens and a unit: 64 runs are a tile's inputs.
+ * They go on from those in totals where first is not 0. */
+AVX512_INLINE void add_offsets(struct sums *to, const struct totals *totals,
+                               const struct avx512_bcq_tile *c, int first, int end, int t0, int t,
+                               int u) {
+    _tile_zero(LOW);
+    _tile_zero(HIGH);
+    if (first > 0) {
+        _tile_loadd(LOW, &totals->low[t][u], sizeof totals->low[0]);
+        _tile_loadd(HIGH, &totals->high[t][u], sizeof totals->high[0]);
+    }
+    for (int span = first; span < end; span += AVX512_BCQ_CHUNK) {
+        const struct avx512_bcq_many x =
+            avx512_bcq_many_at(c->act, c->act_bits, c->shape->spans, c->n, span);
+        _tile_loadd(W, &totals->offsets.p16[HALVES * (span - first)][u],
+                    sizeof totals->offsets.p16[0]);
+        _tile_loadd(X_LOW_0, x.sums[0][t0 + t], LINE);
+        _tile_loadd(X_HIGH_0, x.sums[1][t0 + t], LINE);
+        _tile_dpbssd(LOW, X_LOW_0, W);
+        _tile_dpbssd(HIGH, X_HIGH_0, W);
+    }
+    _tile_stored(LOW, to->low, LINE);
+    _tile_stored(HIGH, to->high, LINE);
+}
+
+/* Of all spans but the last ones. */
+static void keep_offsets(struct totals *totals, const struct avx512_bcq_tile *c, int first, int end,
+                         int t0, int n_tokens, int tokens) {
+    AMX_BEFORE_LOADS();
+    for (int t = 0; t < n_tokens; t += tokens)
+        for (int u = 0; u < UNITS; u++) {
+            struct sums sums;
+            add_offsets(&sums, totals, c, first, end, t0, t, u);
+            for (int i = 0; i < tokens; i++) {
+                totals->low[t + i][u] = sums.low[i];
+                totals->high[t + i][u] = sums.high[i];
+            }
+        }
+}
+
+static void finish(struct totals *totals, const struct avx512_bcq_tile *c, const uint8_t *block,
+                   int b, int first, int t0, int n_tokens, int tokens) {
+    const struct avx512_bcq_token *of_tokens = c->act;
+    const struct avx512_bcq_panel to = {
+        .y = c->y + (size_t)t0 * c->ldy + b * AVX512_BCQ_ROWS,
+        .ldy = c->ldy,
+        .n_rows = avx512_min(c->rows - b * AVX512_BCQ_ROWS, AVX512_BCQ_ROWS)};
+    struct avx512_compact_scales scales[UNITS];
+    AMX_BEFORE_LOADS();
+    for (int u = 0; u < UNITS; u++) scales[u] = avx512_compact_scales(block, u);
+    for (int t = 0; t < n_tokens; t += tokens)
+        for (int u = 0; u < UNITS; u++) {
+            struct sums sums;
+            add_offsets(&sums, totals, c, first, c->shape->spans, t0, t, u);
+            for (int i = 0; i < avx512_min(n_tokens - t, tokens); i++) {
+                const struct avx512_bcq_token *token = &of_tokens[t0 + t + i];
+                struct avx512_compact_sums s = avx512_compact_begin(token);
+                s.y = totals->y[t + i][u];
+                s.low = _mm512_add_epi32(s.low, sums.low[i]);
+                s.high = _mm512_add_epi32(s.high, sums.high[i]);
+                avx512_bcq_store(&to, u, t + i, avx512_compact_end(&scales[u], &s, token->scale));
+            }
+        }
+}
+
+AVX512_INLINE void block(const int bits, const int parts, const int tokens,
+                         const struct avx512_bcq_tile *c, struct totals *totals, int b, int t0,
+                         int n_tokens) {
     const struct avx512_bcq_shape *s = c->shape;
     const uint8_t *block = c->packed + (size_t)b * s->block_bytes, *at = block + s->head;
     const int n_halves = (s->words + 1) / 2;
-    struct expanded e;
-    struct avx512_tile_unit units[UNITS];
-    avx512_tile_units(bits, units, block);
-    avx512_tile_begin(totals, c, t0, n_tokens);
-    for (int first = 0; first < s->spans; first += AVX512_BCQ_CHUNK) {
-        struct avx512_tile_offsets o;
-        memset(&o, 0, sizeof o); /* whatever stands behind the last span's sums counts nothing */
-        int end = avx512_min(first + AVX512_BCQ_CHUNK, s->spans);
-        for (int span = first; span < end; span++) {
-            int halves = avx512_min(n_halves - 2 * span, HALVES);
-            expand(bits, &e, o.p16 + 2 * (span - first), at, units, halves);
-            multiply(parts, totals, c, &e, span, t0, n_tokens, halves);
-            at += LINE + (size_t)halves * UNITS * (2 * (size_t)bits + 1) * LINE;
+    struct amx_expanded e;
+    struct amx_select select;
+    struct amx_unit units[UNITS];
+    int first = 0; /* span of the first offsets */
+    amx_select_init(bits, &select);
+    for (int u = 0; u < UNITS; u++) amx_unit_init(bits, &units[u], &select, block, u);
+    for (int span = 0; span < s->spans; span++) {
+        const int halves = avx512_min(n_halves - HALVES * span, HALVES);
+        if (span - first == OFFSET_SPANS) {
+            keep_offsets(totals, c, first, span, t0, n_tokens, tokens);
+            first = span;
         }
-        add_offsets(totals, c, &o, first, t0, n_tokens);
+        amx_expand(bits, &e, totals->offsets.p16 + HALVES * (span - first), at, units, &select,
+                   halves);
+        if (halves == 2)
+            multiply(parts, tokens, 2, totals, c, &e, span, t0, n_tokens);
+        else
+            multiply(parts, tokens, 1, totals, c, &e, span, t0, n_tokens);
+        at += LINE + (size_t)halves * UNITS * (2 * (size_t)bits + 1) * LINE;
     }
-    avx512_tile_end(totals, c, block, b, t0, n_tokens);
+    /* Whatever stands behind the last span's sums counts nothing. */
+    const int end = n_halves - HALVES * first, tiles = HALVES * AVX512_BCQ_CHUNK;
+    for (int half = end; half % tiles; half++)
+        memset(totals->offsets.p16[half], 0, sizeof totals->offsets.p16[half]);
+    finish(totals, c, block, b, first, t0, n_tokens, tokens);
 }
 
-#define KERNEL(bits, parts)                                                                        \
-    static __attribute__((noinline)) void block_##bits##_##parts(                                  \
-        const struct avx512_bcq_tile *c, struct avx512_tile_totals *totals, int b, int t0,         \
-        int n_tokens) {                                                                            \
-        block(bits, parts, c, totals, b, t0, n_tokens);                                            \
+typedef void block_function(const struct avx512_bcq_tile *c, struct totals *totals, int b, int t0,
+                            int n_tokens);
+
+#define KERNEL(bits, parts, tokens)                                                                \
+    static __attribute__((noinline)) void block_##bits##_##parts##_##tokens(                       \
+        const struct avx512_bcq_tile *c, struct totals *totals, int b, int t0, int n_tokens) {     \
+        block(bits, parts, tokens, c, totals, b, t0, n_tokens);                                    \
     }
-KERNEL(1, 1)
-KERNEL(2, 1)
-KERNEL(3, 1)
-KERNEL(4, 1)
-KERNEL(1, 2)
-KERNEL(2, 2)
-KERNEL(3, 2)
-KERNEL(4, 2)
+#define KERNELS(bits) KERNEL(bits, 1, 8) KERNEL(bits, 1, 16) KERNEL(bits, 2, 8) KERNEL(bits, 2, 16)
+KERNELS(1)
+KERNELS(2)
+KERNELS(3)
+KERNELS(4)
+
+static block_function *kernel(int bits, int parts, int tokens) {
+    static block_function *const blocks[BCQ_MAX_BITS][2][2] = {
+        {{block_1_1_8, block_1_1_16}, {block_1_2_8, block_1_2_16}},
+        {{block_2_1_8, block_2_1_16}, {block_2_2_8, block_2_2_16}},
+        {{block_3_1_8, block_3_1_16}, {block_3_2_8, block_3_2_16}},
+        {{block_4_1_8, block_4_1_16}, {block_4_2_8, block_4_2_16}}};
+    return blocks[bits - 1][parts - 1][tokens / 8 - 1];
+}
 
 static void mul_tiles(const struct avx512_bcq_tile *c) {
-    static void (*const blocks[2][BCQ_MAX_BITS])(const struct avx512_bcq_tile *,
-                                                 struct avx512_tile_totals *, int, int, int) = {
-        {block_1_1, block_2_1, block_3_1, block_4_1}, {block_1_2, block_2_2, block_3_2, block_4_2}};
-    const int parts = avx512_bcq_parts(c->act_bits);
-    struct avx512_tile_totals totals;
-    configure();
+    const int tokens = c->n <= TILE / 2 ? TILE / 2 : TILE;
+    block_function *multiply_block = kernel(c->shape->bits, avx512_bcq_parts(c->act_bits), tokens);
+    struct totals totals;
+    configure(tokens);
     for (int t0 = 0; t0 < c->n; t0 += AVX512_TILE_TOKENS)
         for (int b = c->b0; b < c->b1; b++)
-            blocks[parts - 1][c->shape->bits - 1](c, &totals, b, t0,
-                                                  avx512_min(c->n - t0, AVX512_TILE_TOKENS));
+            multiply_block(c, &totals, b, t0, avx512_min(c->n - t0, AVX512_TILE_TOKENS));
     /* Tiles in use cost every switch of threads, and a core its deeper sleep. */
     _tile_release();
 }
 
+/* Eight tokens take the time of four by look-ups, of rounded inputs that of seven, or twelve at 4 planes. */
 static bool takes_tiles(const struct bcq_spec *w, int act_bits, int n) {
-    return avx512_bcq_form(w) == AVX512_BCQ_COMPACT && n >= (act_bits > 8 ? 7 : 14);
+    if (avx512_bcq_form(w) != AVX512_BCQ_COMPACT) return false;
+    return n >= (act_bits > 8 ? 5 : w->bits < 4 ? 7 : 12);
 }
 
 static void act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x, size_t ldx,

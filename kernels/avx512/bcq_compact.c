@@ -90,11 +90,12 @@ static void begin(int n, struct avx512_compact_sums (*sums)[AVX512_BCQ_COLUMNS],
 
 static void finish(int n, const struct avx512_bcq_panel *panel,
                    struct avx512_compact_sums (*sums)[AVX512_BCQ_COLUMNS]) {
-    for (int u = 0; u < AVX512_BCQ_UNITS; u++)
+    for (int u = 0; u < AVX512_BCQ_UNITS; u++) {
+        const struct avx512_compact_scales s = avx512_compact_scales(panel->block, u);
         for (int c = 0; c < n; c++)
-            avx512_bcq_store(
-                panel, u, c,
-                avx512_compact_end(panel->block, u, &sums[u][c], panel->tokens[c].scale));
+            avx512_bcq_store(panel, u, c,
+                             avx512_compact_end(&s, &sums[u][c], panel->tokens[c].scale));
+    }
 }
 
 static void load_units(int bits, struct unit *units, const uint8_t *block) {

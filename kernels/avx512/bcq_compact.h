@@ -58,17 +58,26 @@ AVX512_INLINE struct avx512_compact_sums avx512_compact_begin(const struct avx51
                                         .high = _mm512_set1_epi32(-16 * t->high)};
 }
 
-/* A unit's results from its totals. */
-AVX512_INLINE __m512 avx512_compact_end(const uint8_t *block, int unit,
-                                        const struct avx512_compact_sums *sums, float scale) {
+/* A unit's scales of codes (halved) and of offsets. */
+struct avx512_compact_scales {
+    __m512 code, offset;
+};
+
+AVX512_INLINE struct avx512_compact_scales avx512_compact_scales(const uint8_t *block, int unit) {
     const uint8_t *scales = block + 32 * unit;
     __m512 s0 = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)scales));
-    __m512 s1 = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(scales + 128)));
-    s0 = _mm512_mul_ps(s0, _mm512_set1_ps(0.5f));
+    return (struct avx512_compact_scales){
+        .code = _mm512_mul_ps(s0, _mm512_set1_ps(0.5f)),
+        .offset = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(scales + 128)))};
+}
+
+/* A unit's results from its totals. scale: of the token's sums over runs. */
+AVX512_INLINE __m512 avx512_compact_end(const struct avx512_compact_scales *s,
+                                        const struct avx512_compact_sums *sums, float scale) {
     __m512 bias = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums->high), _mm512_set1_ps(254.0f),
                                   _mm512_cvtepi32_ps(sums->low));
-    bias = _mm512_mul_ps(_mm512_mul_ps(bias, _mm512_set1_ps(scale)), s1);
-    return _mm512_fmadd_ps(sums->y, s0, bias);
+    bias = _mm512_mul_ps(_mm512_mul_ps(bias, _mm512_set1_ps(scale)), s->offset);
+    return _mm512_fmadd_ps(sums->y, s->code, bias);
 }
 
 #endif

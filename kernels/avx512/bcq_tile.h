@@ -114,12 +114,14 @@ AVX512_INLINE void avx512_tile_end(const struct avx512_tile_totals *totals,
         .y = c->y + (size_t)t0 * c->ldy + b * AVX512_BCQ_ROWS,
         .ldy = c->ldy,
         .n_rows = avx512_min(c->rows - b * AVX512_BCQ_ROWS, AVX512_BCQ_ROWS)};
-    for (int u = 0; u < AVX512_BCQ_UNITS; u++)
+    for (int u = 0; u < AVX512_BCQ_UNITS; u++) {
+        const struct avx512_compact_scales scales = avx512_compact_scales(block, u);
         for (int t = 0; t < n_tokens; t++) {
             const struct avx512_compact_sums s = {
                 .y = totals->y[t][u], .low = totals->low[t][u], .high = totals->high[t][u]};
-            avx512_bcq_store(&to, u, t, avx512_compact_end(block, u, &s, tokens[t0 + t].scale));
+            avx512_bcq_store(&to, u, t, avx512_compact_end(&scales, &s, tokens[t0 + t].scale));
         }
+    }
 }
 
 #endif
