@@ -151,8 +151,18 @@ static void send_bytes(struct client *c, const char *bytes, size_t n) {
 
 void client_send(struct client *c, const char *bytes) { send_bytes(c, bytes, strlen(bytes)); }
 
+/* Two strings a request: the replay on real engines (api/backends.py) reads them. */
+static void record(const char *method, const char *path, const char *body) {
+    const char *name = getenv("GPTQT_CLIENT_RECORD");
+    if (!name) return;
+    FILE *out = fopen(name, "a");
+    cr_assert(out && fprintf(out, "%s %s%c%s%c", method, path, 0, body, 0) > 0);
+    cr_assert(fclose(out) == 0);
+}
+
 void client_post(struct client *c, const char *path, const char *body) {
     char head[256];
+    record("POST", path, body);
     snprintf(head, sizeof head,
              "POST %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
              "Content-Length: %zu\r\n\r\n",
@@ -163,6 +173,7 @@ void client_post(struct client *c, const char *path, const char *body) {
 
 void client_get(struct client *c, const char *path) {
     char head[256];
+    record("GET", path, "");
     snprintf(head, sizeof head, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path);
     client_send(c, head);
 }

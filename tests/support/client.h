@@ -6,7 +6,8 @@
  * Fails     by failing the test; a server that is silent for 20 s fails it, too.
  * Cost      a process and a socket.
  *
- * Nothing here knows HTTP well: tests say what goes over the wire, byte by byte. */
+ * Nothing here knows HTTP well: tests say what goes over the wire, byte by byte. What client_post()
+ * and client_get() send is also written to the file that GPTQT_CLIENT_RECORD names. */
 #ifndef TESTS_SUPPORT_CLIENT_H
 #define TESTS_SUPPORT_CLIENT_H
 
