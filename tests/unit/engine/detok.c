@@ -7,21 +7,9 @@
 #include "engine/buf.h"
 #include "engine/tokenizer.h"
 #include "engine/utf8.h"
-#include "kernels/error.h"
 #include "tests/support/jsonl.h"
 #include "tests/support/random.h"
-
-static struct tokenizer *load(const char *name) {
-    char path[128];
-    size_t n;
-    struct tokenizer *t = NULL;
-    struct error err = {""};
-    snprintf(path, sizeof path, "tokenizers/%s/tokenizer.json", name);
-    char *json = jsonl_read(path, &n);
-    cr_assert_eq(tokenizer_parse(&t, json, n, &err), 0, "%s", err.text);
-    free(json);
-    return t;
-}
+#include "tests/support/tokenizers.h"
 
 /* The library's streaming decoder holds a whole token's text back while it ends inside a
  * character; ours must never be behind it. */
@@ -55,7 +43,7 @@ static void check_row(const struct tokenizer *t, const json_t *row, int line) {
 Test(detok, joined_pieces_are_the_decoded_text) {
     static const char *const names[] = {"smollm2", "gpt2"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-        struct tokenizer *t = load(names[i]);
+        struct tokenizer *t = tokenizers_load(names[i]);
         struct jsonl rows;
         json_t *row;
         char path[128];
