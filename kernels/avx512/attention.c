@@ -8,7 +8,7 @@ enum { HEADS = 4, MAX_REP = 8, SLOTS = 4 };
 
 /* One block as seen by a query: positions [low, high) of its 16 count. */
 struct block {
-    const char *k, *v, *next; /* next: the keys of the block after this one, or NULL */
+    const char *k, *v, *next; /* next: the keys of the second block after this one, or NULL */
     size_t plane;             /* bytes from keys to values */
     int low, high;
 };
@@ -41,7 +41,7 @@ static __m512 sum_each(const __m512 *a) {
                          _mm512_shuffle_f32x4(w[0], w[1], 0xdd));
 }
 
-/* Asks for slot j of the block after this one. */
+/* Asks for slot j of the second block after this one. */
 AVX512_INLINE void prefetch(const struct block *b, int j, size_t row_bytes) {
     if (!b->next) return;
     const char *k = b->next + (size_t)j * row_bytes, *v = k + b->plane;
@@ -193,7 +193,7 @@ static void look_at(struct span *s, const struct attn_call *c, int p0, size_t pl
         struct block *b = &s->blocks[v];
         *b = (struct block){.k = avx512_keys(c, i, plane), .plane = plane};
         b->v = b->k + plane;
-        b->next = left > KV_BLOCK_TOKENS ? avx512_keys(c, i + 1, plane) : NULL;
+        b->next = left > 2 * KV_BLOCK_TOKENS ? avx512_keys(c, i + 2, plane) : NULL;
         b->low = from > at ? from - at : 0;
         b->high = left < KV_BLOCK_TOKENS ? left : KV_BLOCK_TOKENS;
         if (c->kv->type != DTYPE_I8) continue;

@@ -207,7 +207,8 @@ int cpu_open(struct backend **ret, const char *level, int n_threads, struct erro
     if (rc) goto fail;
     n_threads = pool_threads(cpu->pool);
     cpu->tmp = memory_new(&cpu->memory, (size_t)n_threads * CPU_TMP * sizeof(float));
-    if (!cpu->tmp) {
+    cpu->packed = memory_new(&cpu->memory, (size_t)n_threads * sizeof *cpu->packed);
+    if (!cpu->tmp || !cpu->packed) {
         rc = error_set(err, -ENOMEM, "no memory for the scratch of %d threads", n_threads);
         goto fail;
     }

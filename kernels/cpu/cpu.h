@@ -23,12 +23,12 @@ struct pool;
 struct rotation_view;
 
 enum {
-    CPU_SLICE = 128,   /* tokens of linear() at a time: their tables stay in the caches */
-    CPU_TMP = 1 << 16, /* floats of a thread's scratch; >= CPU_SLICE * any row_block */
-    CPU_MAX_REP = 8,   /* query heads in one call of ops.attention */
+    CPU_SLICE = 128,         /* tokens of linear() at a time: their tables stay in the caches */
+    CPU_TMP = 1 << 16,       /* floats of a thread's scratch; >= CPU_SLICE * any row_block */
+    CPU_MAX_REP = 8,         /* query heads in one call of ops.attention */
     CPU_ATTENTION_ROWS = 96, /* query heads times tokens of one ops.attention_many() */
-    CPU_CHUNKS = 8,    /* chunks of work for each thread */
-    CPU_ANGLES = 4     /* rotation schemes that a batch keeps angles for */
+    CPU_CHUNKS = 8,          /* chunks of work for each thread */
+    CPU_ANGLES = 4           /* rotation schemes that a batch keeps angles for */
 };
 
 struct buffer {
@@ -71,6 +71,11 @@ struct cpu_angles {
     float *data;
 };
 
+/* The last job whose inputs a thread has packed for itself, alone in its cache line. */
+struct cpu_packed {
+    _Alignas(64) uint64_t job;
+};
+
 struct cpu {
     struct backend base;
     struct ops ops;
@@ -87,8 +92,10 @@ struct cpu {
     float *tmp; /* (threads, CPU_TMP) */
     void *act;  /* of a slice, for the widest weight */
     size_t act_bytes;
-    struct cpu_basis *bases; /* of rotations, see rotate.c */
-    void *turned;            /* a slice of rotated inputs, for the widest weight */
+    uint64_t n_jobs;           /* slices that linear() has begun */
+    struct cpu_packed *packed; /* (threads) */
+    struct cpu_basis *bases;   /* of rotations, see rotate.c */
+    void *turned;              /* a slice of rotated inputs, for the widest weight */
     size_t turned_bytes;
     void *unturned; /* a slice of products that are to be rotated back and added */
     size_t unturned_bytes;

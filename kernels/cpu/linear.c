@@ -11,7 +11,9 @@
 enum {
     MAX_CALLS = 8,
     SMALL_WORK = 1 << 18, /* weights times tokens: a few microseconds, one thread does it alone */
-    SMALL_PACK = 1 << 14  /* numbers to pack: the same */
+    /* Numbers to pack: a microsecond or two. Every thread makes tables of its own then, because waiting
+     * for another's and fetching them takes as long. */
+    SMALL_PACK = 1 << 12
 };
 
 struct linear_job {
@@ -26,6 +28,7 @@ struct linear_job {
     int t0, n_slice;             /* the slice of tokens in work */
     const float *slice;          /* (n_slice, cols) its inputs, rotated where the matrices are */
     int n_parts;                 /* of packing */
+    size_t own_act;              /* bytes of a thread's tables in cpu->act, 0: they are shared */
     int chunk_blocks[MAX_CALLS]; /* row blocks in a chunk of each call */
     int first_chunk[MAX_CALLS + 1];
 };
@@ -109,9 +112,40 @@ static void turn_all_back(const struct linear_job *job) {
     }
 }
 
-static void run_chunk(void *arg, int thread, int chunk) {
+static void pack(const struct linear_job *job, void *act, int part, int n_parts) {
+    job->bcq->act_pack(act, job->act_bits, job->spec, job->slice, (size_t)job->cols, job->n_slice,
+                       part, n_parts);
+}
+
+static void pack_part(void *arg, int thread, int part) {
+    const struct linear_job *job = arg;
+    (void)thread;
+    pack(job, job->cpu->act, part, job->n_parts);
+}
+
+/* The packed inputs for a thread. */
+static const void *act_of(const struct linear_job *job, int thread) {
+    struct cpu *cpu = job->cpu;
+    if (!job->own_act) return cpu->act;
+    void *act = (char *)cpu->act + (size_t)thread * job->own_act;
+    if (cpu->packed[thread].job != cpu->n_jobs) {
+        pack(job, act, 0, 1);
+        cpu->packed[thread].job = cpu->n_jobs;
+    }
+    return act;
+}
+
+/* Threads take chunks in turn. Turn i of n goes to where the thread was a round ago, so that what it
+ * has prefetched beyond the end of a chunk is its own next one, not that of another core. */
+static int place_of_turn(int i, int n, int n_threads) {
+    int each = n / n_threads, more = n % n_threads, thread = i % n_threads;
+    return thread * each + (thread < more ? thread : more) + i / n_threads;
+}
+
+static void run_chunk(void *arg, int thread, int turn) {
     const struct linear_job *job = arg;
     struct cpu *cpu = job->cpu;
+    int chunk = place_of_turn(turn, job->first_chunk[job->n_calls], pool_threads(cpu->pool));
     int i = 0, t0 = job->t0, n = job->n_slice;
     while (chunk >= job->first_chunk[i + 1]) i++;
     const struct linear_call *c = &job->calls[i];
@@ -125,7 +159,7 @@ static void run_chunk(void *arg, int thread, int chunk) {
                              : c->dst->data + (size_t)t0 * ldy;
     if (turns_back(c)) y = unturned(job, c, &ldy);
     if (w->is_bcq)
-        w->bcq->mul(y, ldy, w->data, &w->spec, cpu->act, w->act_bits, n, b0, b1);
+        w->bcq->mul(y, ldy, w->data, &w->spec, act_of(job, thread), w->act_bits, n, b0, b1);
     else
         cpu->ops.dense.mul(y, ldy, w->data, w->type, w->rows, w->cols, job->slice,
                            (size_t)job->cols, n, b0, b1);
@@ -134,20 +168,21 @@ static void run_chunk(void *arg, int thread, int chunk) {
     if (!turns_back(c)) finish(job, c, y, ldy, r0, r1, t0, n);
 }
 
-static void pack_part(void *arg, int thread, int part) {
-    const struct linear_job *job = arg;
-    (void)thread;
-    job->bcq->act_pack(job->cpu->act, job->act_bits, job->spec, job->slice, (size_t)job->cols,
-                       job->n_slice, part, job->n_parts);
+static size_t own_act(const struct linear_job *job) {
+    size_t numbers = (size_t)job->n_slice * (size_t)job->cols;
+    size_t bytes = job->bcq->act_bytes(job->act_bits, job->cols, job->n_slice);
+    bytes = (bytes + 63) / 64 * 64;
+    bool fits = bytes <= job->cpu->act_bytes / (size_t)pool_threads(job->cpu->pool);
+    return numbers <= SMALL_PACK && fits ? bytes : 0;
 }
 
-/* Tables of few numbers are made by the caller: sharing them would take as long. */
 static void run_slice(struct linear_job *job, bool share) {
     struct pool *pool = job->cpu->pool;
-    bool share_pack = share && (size_t)job->n_slice * (size_t)job->cols >= SMALL_PACK;
     int n_chunks = job->first_chunk[job->n_calls];
-    job->n_parts = share_pack ? pool_threads(pool) * (job->n_slice < 16 ? 1 : 4) : 1;
-    if (job->bcq) pool_run(pool, pack_part, job, job->n_parts);
+    job->n_parts = share ? pool_threads(pool) * (job->n_slice < 16 ? 1 : 4) : 1;
+    job->own_act = job->bcq ? own_act(job) : 0;
+    job->cpu->n_jobs++;
+    if (job->bcq && !job->own_act) pool_run(pool, pack_part, job, job->n_parts);
     if (share) {
         pool_run(pool, run_chunk, job, n_chunks);
         return;
