@@ -105,6 +105,17 @@ struct attention_call {
     const float *slopes; /* (n_heads) host memory, ALiBi; NULL without */
 };
 
+/* Rows of logits in short: as much of them as most draws need. */
+enum { BACKEND_TOP = 128, BACKEND_SPAN = 2048, BACKEND_SUM_BITS = 40 };
+struct top_call {
+    const struct buffer *x; /* (n_rows, width) */
+    int n_rows, width;
+    const float *temperatures; /* (n_rows) above 0 */
+    uint64_t *ranks;           /* (n_rows, BACKEND_TOP) */
+    uint64_t *sums;            /* (n_rows, backend_spans(width)) */
+};
+static inline int backend_spans(int width) { return (width + BACKEND_SPAN - 1) / BACKEND_SPAN; }
+
 /* Of a device with memory of its own, in bytes. */
 struct backend_memory {
     size_t total, free;       /* free: what nobody has taken, other programs included */
@@ -147,6 +158,7 @@ struct backend_ops {
     /* NULL where results are the host's anyway: */
     int (*best)(struct backend *be, int32_t *ids, const struct buffer *x, int n_rows, int width,
                 struct error *err);
+    int (*top)(struct backend *be, const struct top_call *call, struct error *err);
     /* NULL where memory is the host's: */
     void (*memory)(struct backend *be, struct backend_memory *ret);
     void (*rehearse)(struct backend *be, bool on);
@@ -257,6 +269,14 @@ static inline int backend_sync(struct backend *be, struct error *err) {
 static inline int backend_best(struct backend *be, int32_t *ids, const struct buffer *x, int n_rows,
                                int width, struct error *err) {
     return be->ops->best(be, ids, x, n_rows, width, err);
+}
+/* ranks: the best of each row, best first, as numbers: the upper half has the order of the logits (a float's
+ * bits, all turned over where it is negative, else the sign alone; NaN, infinity and equals as in
+ * best()), the lower is ~column; zeros where there are no more columns. sums: e^((x - most) / temperature) of each
+ * BACKEND_SPAN columns in units of 2^-BACKEND_SUM_BITS, whole numbers, so that every order of addition gives the
+ * same; of up to 2^20 columns, any run of spans is off by less than 2^-17 of all together. Waits; x stays. Only where ops->top is there. */
+static inline int backend_top(struct backend *be, const struct top_call *call, struct error *err) {
+    return be->ops->top(be, call, err);
 }
 /* False where memory is the host's. */
 static inline bool backend_get_memory(struct backend *be, struct backend_memory *ret) {

@@ -6,6 +6,7 @@
 #include "kernels/cuda/best.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/plugin.h"
+#include "kernels/cuda/top.h"
 
 /* Whether this build has code for sm_90a: what a driver makes of older PTX on such a card has none of
  * hopper.h's instructions. */
@@ -106,6 +107,49 @@ static int gpu_best(struct backend *be, int32_t *ids, const struct buffer *x, in
     return gpu_sync(be, err);
 }
 
+/* The rooms of a call; false after a failure. */
+static bool grow_top(struct gpu *gpu, const struct top_call *call) {
+    size_t rows = (size_t)call->n_rows, bytes = top_bytes(call->n_rows, call->width);
+    size_t sums = rows * (size_t)backend_spans(call->width) * sizeof *call->sums;
+    return gpu_grow(gpu, &gpu->ranks[0], bytes) && gpu_grow(gpu, &gpu->ranks[1], bytes) &&
+           gpu_grow(gpu, &gpu->weighed, sums) &&
+           gpu_grow(gpu, &gpu->temperatures, rows * sizeof(float));
+}
+
+static void run_top(struct gpu *gpu, const struct top_call *call) {
+    size_t rows = (size_t)call->n_rows, spans = (size_t)backend_spans(call->width);
+    uint64_t *rooms[] = {static_cast<uint64_t *>(gpu->ranks[0].data),
+                         static_cast<uint64_t *>(gpu->ranks[1].data)};
+    uint64_t *sums = static_cast<uint64_t *>(gpu->weighed.data);
+    float *heats = static_cast<float *>(gpu->temperatures.data);
+    const uint64_t *ranks = NULL;
+    const float *x = call->x->data;
+    cudaStream_t stream = gpu->stream;
+    bool good =
+        gpu_good(gpu,
+                 cudaMemcpyAsync(heats, call->temperatures, rows * sizeof *heats,
+                                 cudaMemcpyHostToDevice, stream),
+                 "temperatures") &&
+        gpu_good(gpu, top_ranks(rooms, &ranks, x, call->n_rows, call->width, stream), "ranks") &&
+        gpu_good(gpu, top_sums(sums, x, ranks, heats, call->n_rows, call->width, stream), "sums");
+    if (!good) return;
+    gpu_good(gpu,
+             cudaMemcpyAsync(call->ranks, ranks, rows * BACKEND_TOP * sizeof *ranks,
+                             cudaMemcpyDeviceToHost, stream),
+             "reading ranks");
+    gpu_good(gpu,
+             cudaMemcpyAsync(call->sums, sums, rows * spans * sizeof *sums, cudaMemcpyDeviceToHost,
+                             stream),
+             "reading sums");
+}
+
+static int gpu_top(struct backend *be, const struct top_call *call, struct error *err) {
+    struct gpu *gpu = gpu_of(be);
+    queue_flush(gpu);
+    if (call->n_rows > 0 && grow_top(gpu, call)) run_top(gpu, call);
+    return gpu_sync(be, err);
+}
+
 static void buffer_write(struct backend *be, struct buffer *dst, size_t offset, const float *src,
                          size_t n) {
     struct gpu *gpu = gpu_of(be);
@@ -195,6 +239,7 @@ static struct backend_ops make_ops() {
     ops.gather = queue_gather;
     ops.sync = gpu_sync;
     ops.best = gpu_best;
+    ops.top = gpu_top;
     ops.memory = gpu_memory;
     ops.rehearse = gpu_rehearse;
     return ops;

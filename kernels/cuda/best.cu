@@ -1,20 +1,8 @@
 #include "kernels/cuda/best.h"
 
-#include <float.h>
+#include "kernels/cuda/rank.cuh"
 
 enum { THREADS = 256 };
-
-/* Larger for what is better: values in the order of floats, then lower ids. Equal values, the two zeros
- * too, have equal upper halves. */
-static __device__ __forceinline__ uint64_t rank_of(float x, int id) {
-    union {
-        float x;
-        uint32_t bits;
-    } value;
-    value.x = x != x ? -INFINITY : x > FLT_MAX ? FLT_MAX : x == 0 ? 0 : x;
-    uint32_t key = value.bits & 0x80000000u ? ~value.bits : value.bits | 0x80000000u;
-    return (uint64_t)key << 32 | (uint32_t)~id;
-}
 
 static __global__ void __launch_bounds__(THREADS)
     best_kernel(int32_t *ids, const float *x, int width) {

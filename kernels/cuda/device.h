@@ -88,6 +88,7 @@ struct gpu {
     struct batch_tables batch;
     const int32_t *tokens;
     struct room batch_room, rows_room, pieces, ids;
+    struct room ranks[2], weighed, temperatures;
     struct room columns[N_PACK_ORDERS], groups, sums, unscale[N_PACK_ORDERS];
     struct constant constants[N_CONSTANTS];
     int next_constant;

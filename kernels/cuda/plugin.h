@@ -14,7 +14,7 @@
 struct backend;
 struct error;
 
-enum { GPU_PLUGIN_VERSION = 5 };
+enum { GPU_PLUGIN_VERSION = 6 };
 #define GPU_PLUGIN_SYMBOL "gptqt_gpu_plugin"
 
 struct gpu_plugin {

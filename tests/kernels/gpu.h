@@ -64,5 +64,6 @@ void check_elements(void);
 void check_embed(void);
 void check_rope(void);
 void check_best(void);
+void check_top(void);
 
 #endif
