@@ -1,43 +1,9 @@
-#include "engine/sampler.h"
+#include "engine/sampler_state.h"
 
 #include <errno.h>
-#include <float.h>
-#include <math.h>
-#include <stdbool.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "kernels/error.h"
-
-/* Selection works on keys: unsigned integers in the order of the floats they stand for. The
- * best by count or by weight are found digit by digit from the top, as in a radix sort that
- * only goes into the one bucket that matters: O(n) whatever the values are. */
-enum {
-    DIGIT_BITS = 11,
-    N_DIGITS = 1 << DIGIT_BITS,
-    N_PASSES = 3, /* 11 + 11 + 10 bits */
-    SPAN = 32     /* values that share a maximum */
-};
-
-struct sampler_work {
-    int n_vocab;
-    float *values; /* (n_vocab) logits after penalties, then weights */
-    int n;         /* of them, in use while drawing; ids: whose they are where that is not all */
-    int32_t *ids;  /* (n_vocab) */
-    float *maxima; /* (n_maxima) of SPAN values each */
-    int n_maxima;
-    uint32_t *counts; /* (n_vocab) of history: bit 0 seen, the rest times generated; 0 between
-                         calls */
-    uint32_t sizes[N_DIGITS];
-    double weights[N_DIGITS];
-};
-
-/* The worst of the kept tokens: values above `value` stay, and the first n_equal of those that
- * are equal to it. */
-struct cut {
-    float value;
-    int n_equal;
-};
 
 void sampler_defaults(struct sampler_params *params) {
     *params = (struct sampler_params){.temperature = 1, .top_p = 1, .repetition_penalty = 1};
@@ -87,18 +53,6 @@ static uint64_t splitmix64(uint64_t *state) {
     return z ^ (z >> 31);
 }
 
-/* xoshiro256**. splitmix64 never gives four zeros in a row. */
-static uint64_t next_random(uint64_t s[4]) {
-    uint64_t five = s[1] * 5, result = (five << 7 | five >> 57) * 9, t = s[1] << 17;
-    s[2] ^= s[0];
-    s[3] ^= s[1];
-    s[1] ^= s[2];
-    s[0] ^= s[3];
-    s[2] ^= t;
-    s[3] = s[3] << 45 | s[3] >> 19;
-    return result;
-}
-
 void sampler_init(struct sampler *s, const struct sampler_params *params, uint64_t seed) {
     s->params = *params;
     for (int i = 0; i < 4; i++) s->rng[i] = splitmix64(&seed);
@@ -131,28 +85,6 @@ void sampler_work_free(struct sampler_work *w) {
     free(w->maxima);
     free(w);
 }
-
-/* e^x for x <= 0, to 11 digits; weights are floats. The C library's differs in last bits between
- * machines, and with it which token a draw meets. x = k ln 2 + r with |r| <= ln 2 / 2, ln 2 in
- * two parts of which the first times k is exact; e^r by its series up to r^9 / 9!. */
-static double exponential(double x) {
-    static const double inverse_factorial[] = {
-        1,         1,         1.0 / 2,    1.0 / 6,     1.0 / 24,
-        1.0 / 120, 1.0 / 720, 1.0 / 5040, 1.0 / 40320, 1.0 / 362880,
-    };
-    if (!(x > -700)) return 0;
-    double k = floor(x * 1.44269504088896338700e+00 + 0.5);
-    double r = (x - k * 6.93147180369123816490e-01) - k * 1.90821492927058770002e-10;
-    double sum = inverse_factorial[9];
-    for (int i = 8; i >= 0; i--) sum = sum * r + inverse_factorial[i];
-    uint64_t bits = (uint64_t)(1023 + (int64_t)k) << 52;
-    double scale;
-    memcpy(&scale, &bits, sizeof scale);
-    return sum * scale;
-}
-
-/* NaN becomes minus infinity, plus infinity the largest float: differences stay numbers. */
-static float tame(float x) { return x != x ? -INFINITY : x > FLT_MAX ? FLT_MAX : x; }
 
 static void load(struct sampler_work *w, const float *logits) {
     for (int i = 0; i < w->n_vocab; i++) w->values[i] = tame(logits[i]);
@@ -210,133 +142,6 @@ static void adjust(struct sampler_work *w, const struct sampler_params *p,
             penalize(w, p, call->history[i]);
     for (int i = 0; i < call->n_banned; i++)
         if (is_id(w, call->banned[i])) w->values[call->banned[i]] = -INFINITY;
-}
-
-static uint32_t key_of(float value) {
-    uint32_t bits;
-    value += 0.0f; /* -0 becomes 0 */
-    memcpy(&bits, &value, sizeof bits);
-    return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-static float value_of(uint32_t key) {
-    uint32_t bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-/* Histograms of the digit at `shift` of all keys that agree with `prefix` above it. */
-static void count_digits(struct sampler_work *w, const float *values, int n, uint32_t prefix,
-                         int shift, int width) {
-    memset(w->sizes, 0, sizeof w->sizes);
-    memset(w->weights, 0, sizeof w->weights);
-    for (int i = 0; i < n; i++) {
-        uint32_t key = key_of(values[i]);
-        if ((uint64_t)key >> (shift + width) != (uint64_t)prefix >> (shift + width)) continue;
-        uint32_t digit = key >> shift & ((1u << width) - 1);
-        w->sizes[digit]++;
-        w->weights[digit] += (double)values[i];
-    }
-}
-
-/* The fewest best values that are `want` in number, or, by weight, whose sum reaches want. */
-static struct cut select_best(struct sampler_work *w, const float *values, int n, double want,
-                              bool by_weight) {
-    uint32_t prefix = 0;
-    double have = 0;
-    int shift = 32;
-    for (int pass = 0; pass < N_PASSES; pass++) {
-        int width = shift < DIGIT_BITS ? shift : DIGIT_BITS;
-        shift -= width;
-        count_digits(w, values, n, prefix, shift, width);
-        int digit = (1 << width) - 1, last = -1;
-        for (; digit >= 0; digit--) {
-            if (!w->sizes[digit]) continue;
-            last = digit;
-            double more = by_weight ? w->weights[digit] : w->sizes[digit];
-            if (have + more >= want) break;
-            have += more;
-        }
-        /* Rounding may leave the sum short of want: the worst bucket is then the one. */
-        if (digit < 0 && last >= 0) have -= by_weight ? w->weights[last] : w->sizes[last];
-        prefix |= (uint32_t)(last < 0 ? 0 : last) << shift;
-    }
-    struct cut cut = {.value = value_of(prefix), .n_equal = 1};
-    double each = by_weight ? (double)cut.value : 1;
-    int n_there = (int)w->sizes[prefix & ((1u << (32 - 2 * DIGIT_BITS)) - 1)];
-    while (cut.n_equal < n_there && have + each * cut.n_equal < want) cut.n_equal++;
-    return cut;
-}
-
-/* What is worse than the cut becomes `worst`. */
-static void apply(struct sampler_work *w, struct cut cut, float worst) {
-    for (int i = 0; i < w->n; i++) {
-        if (w->values[i] > cut.value) continue;
-        if (w->values[i] == cut.value && cut.n_equal-- > 0) continue;
-        w->values[i] = worst;
-    }
-}
-
-/* Turns logits into weights relative to the best one's 1 and returns their sum. */
-static double weigh(struct sampler_work *w, float max, float temperature) {
-    double total = 0;
-    for (int i = 0; i < w->n; i++) {
-        double x = ((double)w->values[i] - (double)max) / (double)temperature;
-        w->values[i] = (float)exponential(x);
-        total += (double)w->values[i];
-    }
-    return total;
-}
-
-static double sum_above(struct sampler_work *w, float least) {
-    double total = 0;
-    for (int i = 0; i < w->n; i++) {
-        if (w->values[i] < least) w->values[i] = 0;
-        total += (double)w->values[i];
-    }
-    return total;
-}
-
-static int draw(const struct sampler_work *w, double total, uint64_t random) {
-    double target = (double)(random >> 11) * 0x1p-53 * total, sum = 0;
-    int last = 0;
-    for (int i = 0; i < w->n; i++) {
-        if (w->values[i] <= 0) continue;
-        sum += (double)w->values[i];
-        last = i;
-        if (sum > target) break;
-    }
-    return w->n < w->n_vocab ? w->ids[last] : last;
-}
-
-/* Leaves few more than the k best values, in the order of ids. The k-th best of the maxima has k values
- * at its height, so nothing below it is among the k best; what is left out would weigh nothing. */
-static void shorten(struct sampler_work *w, int k) {
-    if (k >= w->n_maxima) return;
-    float least = select_best(w, w->maxima, w->n_maxima, k, false).value;
-    w->n = 0;
-    for (int i = 0; i < w->n_vocab; i++) {
-        if (w->values[i] < least) continue;
-        w->values[w->n] = w->values[i];
-        w->ids[w->n++] = i;
-    }
-}
-
-static int sample(struct sampler *s, struct sampler_work *w, float max) {
-    const struct sampler_params *p = &s->params;
-    w->n = w->n_vocab;
-    if (p->top_k > 0 && p->top_k < w->n_vocab) {
-        shorten(w, p->top_k);
-        apply(w, select_best(w, w->values, w->n, p->top_k, false), -INFINITY);
-    }
-    double total = weigh(w, max, p->temperature);
-    if (p->top_p < 1) {
-        apply(w, select_best(w, w->values, w->n, (double)p->top_p * total, true), 0);
-        total = sum_above(w, 0);
-    }
-    if (p->min_p > 0) total = sum_above(w, p->min_p);
-    return draw(w, total, next_random(s->rng));
 }
 
 /* When no logit is a finite number, every token is as good. */
@@ -409,7 +214,7 @@ void sampler_next(struct sampler *s, struct sampler_work *w, const struct sample
     if (w->values[id] == -INFINITY)
         id = first_allowed(w, call);
     else if (s->params.temperature > 0)
-        id = sample(s, w, w->values[id]);
+        id = sampler_draw(s, w, w->values[id]);
     ret->id = id;
     if (call->n_top < 0) return;
     ret->logprob = logprob(tame(call->logits[id]), log_sum);

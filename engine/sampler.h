@@ -22,6 +22,7 @@
 #ifndef ENGINE_SAMPLER_H
 #define ENGINE_SAMPLER_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -73,6 +74,16 @@ struct sampler_result {
     float top_logprobs[SAMPLER_MAX_TOP];
 };
 
+/* A row in short, as backend_top() has it. */
+struct sampler_short {
+    const uint64_t *ranks; /* (n_ranks) best first */
+    const uint64_t *sums;  /* of each `span` tokens */
+    int n_ranks, span;
+};
+enum { SAMPLER_SUM_BITS = 40 };
+
+enum sampler_found { SAMPLER_FOUND, SAMPLER_IN_SPAN, SAMPLER_NOT_FOUND };
+
 /* Everything off: draws from the model's own distribution. */
 void sampler_defaults(struct sampler_params *params);
 
@@ -92,5 +103,15 @@ void sampler_describe(struct sampler_work *w, const float *logits, int32_t id, i
 /* Chooses ret->id in [0, n_vocab). */
 void sampler_next(struct sampler *s, struct sampler_work *work, const struct sampler_call *call,
                   struct sampler_result *ret);
+
+/* Chooses *ret as sampler_next() would from the whole row with no bias, penalties, banned tokens and log
+ * probabilities; or finds that the token is one of span *ret, whose logits sampler_in_span() then wants; or that only
+ * the row can tell. Other than FOUND, nothing was drawn. */
+enum sampler_found sampler_short(struct sampler *s, struct sampler_work *work,
+                                 const struct sampler_short *row, int32_t *ret);
+/* logits: of the span. False: only the row can tell, nothing was drawn. */
+bool sampler_in_span(struct sampler *s, const struct sampler_work *work,
+                     const struct sampler_short *row, int32_t span, const float *logits,
+                     int32_t *ret);
 
 #endif
