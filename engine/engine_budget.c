@@ -25,9 +25,11 @@ size_t engine_budget_work(const struct engine *e, int context) {
     if (!e->model) return queue + running * sizeof *e->shares;
     size_t step = running * (sizeof *e->shares + sizeof *e->firsts + blocks * sizeof *e->blocks) +
                   tokens * (sizeof *e->tokens + sizeof *e->positions + sizeof *e->seqs);
+    size_t in_short = sizeof *e->heats + BACKEND_TOP * sizeof *e->ranks +
+                      (size_t)backend_spans(c->vocab) * sizeof *e->sums;
     size_t results =
-        rows * (sizeof *e->rows + sizeof *e->best + (size_t)c->vocab * sizeof *e->logits +
-                (size_t)c->embed_dim * sizeof *e->hidden);
+        rows * (sizeof *e->rows + sizeof *e->best + in_short +
+                (size_t)c->vocab * sizeof *e->logits + (size_t)c->embed_dim * sizeof *e->hidden);
     /* The scheduler has a second copy of the block tables. */
     return queue + step + results + running * blocks * sizeof *e->blocks +
            sampler_work_bytes(c->vocab) + model_work_bytes(e->model);

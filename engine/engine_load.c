@@ -90,10 +90,13 @@ static int allocate_step(struct engine *e, struct error *err) {
     e->firsts = calloc(running, sizeof *e->firsts);
     e->rows = calloc(rows, sizeof *e->rows);
     e->best = calloc(rows, sizeof *e->best);
+    e->heats = calloc(rows, sizeof *e->heats);
+    e->ranks = calloc(rows, BACKEND_TOP * sizeof *e->ranks);
+    e->sums = calloc(rows, (size_t)backend_spans(e->shape.vocab) * sizeof *e->sums);
     e->logits = calloc(rows, vocab * sizeof *e->logits);
     e->hidden = calloc(rows, width * sizeof *e->hidden);
     if (!e->work || !e->tokens || !e->positions || !e->seqs || !e->blocks || !e->firsts ||
-        !e->rows || !e->best || !e->logits || !e->hidden)
+        !e->rows || !e->best || !e->heats || !e->ranks || !e->sums || !e->logits || !e->hidden)
         return error_set(err, -ENOMEM, "engine: out of memory");
     return 0;
 }
@@ -203,6 +206,9 @@ void engine_unload(struct engine *e) {
     free(e->firsts);
     free(e->rows);
     free(e->best);
+    free(e->heats);
+    free(e->ranks);
+    free(e->sums);
     free(e->logits);
     free(e->hidden);
 }

@@ -76,6 +76,9 @@ struct engine {
     int *firsts;                    /* (max_running) where the tokens of each share begin */
     int32_t *rows;                  /* (n_logit_rows) */
     int32_t *best;                  /* (n_logit_rows) or, where the device chooses, ids */
+    float *heats;                   /* (n_logit_rows) or, where it tells rows in short: */
+    uint64_t *ranks;                /* (n_logit_rows, BACKEND_TOP) */
+    uint64_t *sums;                 /* (n_logit_rows, backend_spans(vocab)) */
     float *logits;                  /* (n_logit_rows, vocab) */
     float *hidden;                  /* (n_logit_rows, embed_dim) */
     int n_logit_rows;               /* results read at a time */

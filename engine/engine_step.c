@@ -135,12 +135,15 @@ static struct batch build_batch(struct engine *e, int n_shares) {
 
 enum { MOST_PAUSE = 31 /* tokens */ };
 
+/* What of the rows was read: all; in short, with e->logits for what that does not tell; the best tokens. */
+enum reading_form { READ_ALL, READ_SHORT, READ_BEST };
+
 /* Reads logits in the order of shares, as many rows at a time as there is room for. */
 struct reading {
     int n_shares;
     int share, row;     /* the next to be read */
-    int loaded, n_used; /* rows in e->logits, and those of them that have been used */
-    bool chosen;        /* in e->best instead: the best tokens are all that is wanted */
+    int loaded, n_used; /* rows that were read, and those of them that have been used */
+    enum reading_form form;
 };
 
 /* The rows of a share: its last token, and each guess. */
@@ -148,9 +151,16 @@ static int rows_of(const struct scheduler_share *share) {
     return share->samples ? 1 + share->n_drafts : 0;
 }
 
+static int read_rows(struct engine *e, struct reading *r, struct error *err) {
+    struct top_call call = {
+        .n_rows = r->loaded, .temperatures = e->heats, .ranks = e->ranks, .sums = e->sums};
+    if (r->form == READ_BEST) return model_best(e->model, e->best, e->rows, r->loaded, err);
+    if (r->form == READ_SHORT) return model_top(e->model, &call, e->rows, err);
+    return model_logits(e->model, e->logits, e->rows, r->loaded, err);
+}
+
 static int load_rows(struct engine *e, struct reading *r, struct error *err) {
-    int n = 0;
-    r->chosen = model_can_choose(e->model);
+    int n = 0, n_best = 0, n_short = 0;
     while (r->share < r->n_shares && n < e->n_logit_rows) {
         const struct scheduler_share *share = &e->shares[r->share];
         const struct sequence *seq = e->owners[share->slot];
@@ -158,14 +168,19 @@ static int load_rows(struct engine *e, struct reading *r, struct error *err) {
             r->share++;
             r->row = 0;
         } else {
-            r->chosen = r->chosen && sequence_takes_best(seq);
+            float heat = seq->sampler.params.temperature;
+            n_best += sequence_takes_best(seq);
+            n_short += sequence_takes_short(seq);
+            e->heats[n] = heat > 0 ? heat : 1;
             e->rows[n++] = e->firsts[r->share] + share->n - 1 + r->row++;
         }
     }
     r->loaded = n;
     r->n_used = 0;
-    if (r->chosen) return model_best(e->model, e->best, e->rows, n, err);
-    return model_logits(e->model, e->logits, e->rows, n, err);
+    r->form = READ_ALL;
+    if (n_short > 0 && model_can_shorten(e->model)) r->form = READ_SHORT;
+    if (n_best == n && model_can_choose(e->model)) r->form = READ_BEST;
+    return read_rows(e, r, err);
 }
 
 /* *ret: the row's place. */
@@ -177,16 +192,53 @@ static int next_row(struct engine *e, struct reading *r, int *ret, struct error 
     return status;
 }
 
-static int push_token(struct engine *e, struct sequence *seq, const struct reading *r, int row) {
+_Static_assert((int)SAMPLER_SUM_BITS == (int)BACKEND_SUM_BITS, "units of sums");
+
+/* A token from the row in short, where that tells it. */
+static int find_token(struct engine *e, struct sequence *seq, int row, bool *found, int32_t *ret,
+                      struct error *err) {
+    const struct sampler_short in = {e->ranks + (size_t)row * BACKEND_TOP,
+                                     e->sums + (size_t)row * (size_t)backend_spans(e->shape.vocab),
+                                     BACKEND_TOP, BACKEND_SPAN};
+    int32_t span;
+    enum sampler_found how = sampler_short(&seq->sampler, e->work, &in, ret);
+    *found = how == SAMPLER_FOUND;
+    if (how != SAMPLER_IN_SPAN) return 0;
+    span = *ret;
+    int first = span * BACKEND_SPAN, n = e->shape.vocab - first;
+    int r =
+        model_columns(e->model, e->logits, row, first, n < BACKEND_SPAN ? n : BACKEND_SPAN, err);
+    if (r == 0) *found = sampler_in_span(&seq->sampler, e->work, &in, span, e->logits, ret);
+    return r;
+}
+
+/* *ret_status: of the sequence. */
+static int push_short(struct engine *e, struct sequence *seq, int row, int *ret_status,
+                      struct error *err) {
     struct sampler_result token = {0};
-    if (e->model && r->chosen) {
-        token.id = e->best[row];
-        return sequence_push(seq, &token);
+    bool found = false;
+    int r = sequence_takes_short(seq) ? find_token(e, seq, row, &found, &token.id, err) : 0;
+    if (r == 0 && !found) r = model_columns(e->model, e->logits, row, 0, e->shape.vocab, err);
+    if (r < 0) return r;
+    *ret_status = found ? sequence_push(seq, &token) : sequence_sample(seq, e->work, e->logits);
+    return 0;
+}
+
+static int push_token(struct engine *e, struct sequence *seq, const struct reading *r, int row,
+                      int *ret_status, struct error *err) {
+    struct sampler_result token = {0};
+    if (e->model && r->form == READ_SHORT) return push_short(e, seq, row, ret_status, err);
+    if (e->model && r->form == READ_ALL) {
+        const float *logits = e->logits + (size_t)row * (size_t)e->shape.vocab;
+        *ret_status = sequence_sample(seq, e->work, logits);
+        return 0;
     }
     if (e->model)
-        return sequence_sample(seq, e->work, e->logits + (size_t)row * (size_t)e->shape.vocab);
-    engine_null_result(&e->null, e->null.token, sequence_n_top(seq), &token);
-    return sequence_push(seq, &token);
+        token.id = e->best[row];
+    else
+        engine_null_result(&e->null, e->null.token, sequence_n_top(seq), &token);
+    *ret_status = sequence_push(seq, &token);
+    return 0;
 }
 
 /* Samples row by row for as long as the guesses before a row were right, so that every token is
@@ -200,7 +252,8 @@ static int sample_rows(struct engine *e, struct sequence *seq, int n_guesses, st
         int status = next_row(e, r, &row, err);
         if (status < 0) return status;
         if (!right) continue;
-        *ret_status = push_token(e, seq, r, row);
+        status = push_token(e, seq, r, row, ret_status, err);
+        if (status < 0) return status;
         n += *ret_status == 0;
         right = *ret_status == 0 && !seq->ended && i < n_guesses &&
                 seq->tokens[seq->n_tokens - 1] == seq->guesses[i];

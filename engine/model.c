@@ -323,13 +323,46 @@ int model_best(struct model *m, int32_t *ids, const int32_t *rows, int n_rows, s
     return backend_best(m->be, ids, m->logits, n_rows, m->weights.config->vocab, err);
 }
 
+bool model_can_shorten(const struct model *m) { return m->be->ops->top != NULL; }
+
+int model_top(struct model *m, struct top_call *call, const int32_t *rows, struct error *err) {
+    queue_logits(m, rows, call->n_rows);
+    call->x = m->logits;
+    call->width = m->weights.config->vocab;
+    return backend_top(m->be, call, err);
+}
+
+int model_columns(struct model *m, float *logits, int row, int first, int n, struct error *err) {
+    size_t at = (size_t)row * (size_t)m->weights.config->vocab + (size_t)first;
+    return backend_buffer_read(m->be, logits, m->logits, at, (size_t)n, err);
+}
+
+/* Results in short need the most memory, where there are any; of a rehearsal they mean nothing. */
+static int rehearse_short(struct model *m, const int32_t *rows, int n_rows, struct error *err) {
+    size_t n = (size_t)n_rows, spans = (size_t)backend_spans(m->weights.config->vocab);
+    uint64_t *results = malloc(n * (BACKEND_TOP + spans) * sizeof *results);
+    float *heats = malloc(n * sizeof *heats);
+    struct top_call call = {.n_rows = n_rows, .temperatures = heats, .ranks = results};
+    int r = results && heats ? 0 : error_set(err, -ENOMEM, "model: out of memory");
+    for (size_t i = 0; i < n && r == 0; i++) heats[i] = 1;
+    if (r == 0) {
+        call.sums = results + n * BACKEND_TOP;
+        r = model_top(m, &call, rows, err);
+    }
+    free(results);
+    free(heats);
+    return r;
+}
+
 /* The last position of the context, n times over. */
 static int rehearse_step(struct model *m, struct batch *batch, int n_tokens, int32_t *ids,
                          struct error *err) {
-    int rows = n_tokens < m->options.max_logit_rows ? n_tokens : m->options.max_logit_rows;
+    int r = 0, rows = n_tokens < m->options.max_logit_rows ? n_tokens : m->options.max_logit_rows;
     batch->n_tokens = n_tokens;
     model_forward(m, batch);
-    if (model_can_choose(m)) return model_best(m, ids, batch->seqs, rows, err);
+    if (model_can_choose(m)) r = model_best(m, ids, batch->seqs, rows, err);
+    if (r == 0 && model_can_shorten(m)) r = rehearse_short(m, batch->seqs, rows, err);
+    if (r < 0 || model_can_choose(m)) return r;
     queue_logits(m, batch->seqs, rows);
     return backend_sync(m->be, err);
 }

@@ -92,6 +92,12 @@ int model_logits(struct model *m, float *logits, const int32_t *rows, int n_rows
 bool model_can_choose(const struct model *m);
 int model_best(struct model *m, int32_t *ids, const int32_t *rows, int n_rows, struct error *err);
 
+/* Whether it can tell rows in short, and these rows so, at most max_logit_rows: call's x and width are
+ * filled in. Until the next batch or rows, columns of one of them are there to be read. */
+bool model_can_shorten(const struct model *m);
+int model_top(struct model *m, struct top_call *call, const int32_t *rows, struct error *err);
+int model_columns(struct model *m, float *logits, int row, int first, int n, struct error *err);
+
 /* The final hidden state (after the last norm, before the output matrix) of the same rows. */
 int model_hidden(struct model *m, float *hidden, const int32_t *rows, int n_rows,
                  struct error *err);

@@ -103,11 +103,15 @@ int sequence_n_top(const struct sequence *s) {
     return n < 0 && reports_tokens(s) ? 0 : n;
 }
 
-bool sequence_takes_best(const struct sequence *s) {
+bool sequence_takes_short(const struct sequence *s) {
     const struct sampler_params *p = &s->sampler.params;
-    return p->temperature == 0 && p->repetition_penalty == 1 && p->presence_penalty == 0 &&
-           p->frequency_penalty == 0 && p->n_bias == 0 && sequence_n_top(s) < 0 &&
+    return p->repetition_penalty == 1 && p->presence_penalty == 0 && p->frequency_penalty == 0 &&
+           p->n_bias == 0 && sequence_n_top(s) < 0 &&
            sequence_generated(s) >= s->request->min_tokens;
+}
+
+bool sequence_takes_best(const struct sequence *s) {
+    return s->sampler.params.temperature == 0 && sequence_takes_short(s);
 }
 
 int sequence_sample(struct sequence *s, struct sampler_work *work, const float *logits) {

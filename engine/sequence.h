@@ -100,6 +100,9 @@ int sequence_n_top(const struct sequence *s);
 /* The best token it is, and nothing else is asked for. */
 bool sequence_takes_best(const struct sequence *s);
 
+/* The model's logits alone decide, and nothing else is asked for. */
+bool sequence_takes_short(const struct sequence *s);
+
 /* One more token, wherever it comes from. */
 int sequence_push(struct sequence *s, const struct sampler_result *token);
 

@@ -11,22 +11,24 @@
 #include "engine/source.h"
 #include "kernels/backend.h"
 #include "kernels/error.h"
+#include "tests/support/in_short.h"
 #include "tests/support/random.h"
 
 struct model {
     const struct model_config *config;
     struct model_options options;
-    int32_t *kv;      /* (n_kv_blocks, BACKEND_KV_BLOCK) token ids */
-    uint64_t *states; /* (max_batch_tokens) hash of the tokens up to this one */
-    int32_t *last;    /* (max_batch_tokens) the token itself */
+    int32_t *kv;         /* (n_kv_blocks, BACKEND_KV_BLOCK) token ids */
+    uint64_t *states;    /* (max_batch_tokens) hash of the tokens up to this one */
+    int32_t *last;       /* (max_batch_tokens) the token itself */
+    const int32_t *rows; /* of the last model_top() */
 };
 
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     enum fake_model_kind kind;
-    bool held, broken, load_held, load_broken;
-    int permits, entered, open_count, max_tokens, max_seqs;
+    bool whole, held, broken, load_held, load_broken;
+    int permits, entered, open_count, max_tokens, max_seqs, columns;
 } control = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
 /* -- Controls -------------------------------------------------------------------------------- */
@@ -45,12 +47,16 @@ static void locked_add(int *value, int n) {
     pthread_mutex_unlock(&control.lock);
 }
 
+int fake_model_columns(void) { return locked_get(&control.columns); }
+
 static void locked_set(bool *value, bool v) {
     pthread_mutex_lock(&control.lock);
     *value = v;
     pthread_cond_broadcast(&control.changed);
     pthread_mutex_unlock(&control.lock);
 }
+
+void fake_model_set_whole(bool whole) { locked_set(&control.whole, whole); }
 
 void fake_model_set_kind(enum fake_model_kind kind) {
     pthread_mutex_lock(&control.lock);
@@ -292,7 +298,7 @@ int model_logits(struct model *m, float *logits, const int32_t *rows, int n_rows
     return 0;
 }
 
-bool model_can_choose(const struct model *m) { return m != NULL; }
+bool model_can_choose(const struct model *m) { return m && !locked_is(&control.whole); }
 
 int model_best(struct model *m, int32_t *ids, const int32_t *rows, int n_rows, struct error *err) {
     float logits[FAKE_MODEL_VOCAB];
@@ -304,6 +310,28 @@ int model_best(struct model *m, int32_t *ids, const int32_t *rows, int n_rows, s
             if (logits[k] > logits[ids[i]]) ids[i] = k;
     }
     return 0;
+}
+
+bool model_can_shorten(const struct model *m) { return m && !locked_is(&control.whole); }
+
+int model_top(struct model *m, struct top_call *call, const int32_t *rows, struct error *err) {
+    float logits[FAKE_MODEL_VOCAB];
+    m->rows = rows;
+    for (int i = 0; i < call->n_rows; i++) {
+        int r = model_logits(m, logits, rows + i, 1, err);
+        if (r < 0) return r;
+        in_short(logits, FAKE_MODEL_VOCAB, call->temperatures[i],
+                 call->ranks + (size_t)i * BACKEND_TOP, call->sums + i);
+    }
+    return 0;
+}
+
+int model_columns(struct model *m, float *logits, int row, int first, int n, struct error *err) {
+    float all[FAKE_MODEL_VOCAB];
+    int r = model_logits(m, all, m->rows + row, 1, err);
+    locked_add(&control.columns, 1);
+    if (r == 0) memcpy(logits, all + first, (size_t)n * sizeof *logits);
+    return r;
 }
 
 int model_hidden(struct model *m, float *hidden, const int32_t *rows, int n_rows,

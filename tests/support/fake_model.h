@@ -26,6 +26,10 @@ enum fake_model_kind {
 
 void fake_model_set_kind(enum fake_model_kind kind);
 
+/* Whether it gives whole rows of logits only, and how often some columns of one were asked for. */
+void fake_model_set_whole(bool whole);
+int fake_model_columns(void);
+
 /* From now on each forward() waits for a permit. */
 void fake_model_hold(void);
 void fake_model_allow(int n);  /* n more permits */

@@ -15,6 +15,7 @@
 #include "engine/safetensors.h"
 #include "engine/source.h"
 #include "kernels/error.h"
+#include "tests/support/in_short.h"
 
 enum { MAX_TOKENS = 160, STEPS = 32 };
 
@@ -206,6 +207,44 @@ Test(model, greedy_continuations_with_the_kv_cache_equal_those_of_transformers) 
                 cr_assert_eq(tokens[done], want[step], "%s, run %d, step %d", names[i], p, step);
             }
         }
+        close_fixture(&f);
+    }
+}
+
+/* Rows in short, and columns of them, against the logits of the same tokens. */
+static void check_short(struct fixture *f, const char *name) {
+    enum { N = 4, COLUMNS = 7 };
+    static const int32_t rows[N] = {3, 0, 2, 2};
+    static const float heats[N] = {1, 0.5f, 3, 100};
+    size_t n, vocab = (size_t)f->vocab, spans = (size_t)backend_spans(f->vocab);
+    const int32_t *ids = golden(f, "prompt.%d.ids", 0, &n);
+    struct feed feed = {.n = 0};
+    add(&feed, 0, ids, 0, N);
+    run(f, &feed);
+    float *logits = logits_of(f, 0, N), some[COLUMNS];
+    uint64_t ranks[N * BACKEND_TOP], want[BACKEND_TOP];
+    uint64_t *sums = malloc((N + 1) * spans * sizeof *sums), *wanted = sums + N * spans;
+    struct top_call call = {.n_rows = N, .temperatures = heats, .ranks = ranks, .sums = sums};
+    struct error err;
+    cr_assert_eq(model_top(f->o.model, &call, rows, &err), 0, "%s", err.text);
+    for (size_t i = 0; i < N; i++) {
+        const float *row = logits + (size_t)rows[i] * vocab;
+        in_short(row, f->vocab, heats[i], want, wanted);
+        cr_expect_arr_eq(ranks + i * BACKEND_TOP, want, sizeof want, "%s: %zu", name, i);
+        cr_expect_lt(fabs((double)sums[i * spans] / (double)wanted[0] - 1), 1e-5);
+        cr_assert_eq(model_columns(f->o.model, some, (int)i, (int)i * 11, COLUMNS, &err), 0);
+        cr_expect_arr_eq(some, row + i * 11, sizeof some, "%s: %zu", name, i);
+    }
+    free(logits);
+    free(sums);
+}
+
+Test(model, rows_in_short_are_those_of_the_logits) {
+    for (int i = 0; i < n_names(); i++) {
+        struct fixture f;
+        cr_assert(open_fixture(&f, names[i], NULL, false));
+        if (model_can_shorten(f.o.model)) check_short(&f, names[i]);
+        cr_expect_eq(model_can_shorten(f.o.model), strcmp(backend_name(), "cpu") != 0);
         close_fixture(&f);
     }
 }
