@@ -31,6 +31,7 @@ static void gpu_close(struct backend *be) {
     if (gpu->stream) cudaStreamSynchronize(gpu->stream);
     queue_free(&gpu->queue);
     gpu_free_rooms(gpu);
+    gpu_free_staging(gpu);
     if (gpu->stream) cudaStreamDestroy(gpu->stream);
     free(gpu);
 }

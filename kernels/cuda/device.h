@@ -74,6 +74,18 @@ struct ready_input {
     int width; /* of PACK_OWNED: tokens of a block of warp groups, 0: for the others */
 };
 
+/* Pinned memory that weights pass through: one half is filled from the mapping, which may have to be
+ * read from disk, while the other is on its way. */
+struct staging_half {
+    void *data;
+    cudaEvent_t sent; /* when it may be filled again */
+};
+struct staging {
+    struct staging_half halves[2];
+    int turn;
+    bool asked;
+};
+
 struct gpu {
     struct backend base;
     cudaStream_t stream;
@@ -96,6 +108,7 @@ struct gpu {
     int next_angles;
     struct ready_input ready;
     struct queue queue;
+    struct staging staging;
 };
 
 static inline struct gpu *gpu_of(struct backend *be) { return reinterpret_cast<struct gpu *>(be); }
@@ -114,6 +127,9 @@ bool gpu_grow(struct gpu *gpu, struct room *room, size_t bytes);
 /* The device's copy of host memory; NULL after a failure. */
 const void *gpu_constant(struct gpu *gpu, const void *host, size_t bytes);
 void gpu_free_rooms(struct gpu *gpu);
+/* Copies to the device; host may change when it returns. */
+cudaError_t gpu_send(struct gpu *gpu, void *dst, const void *host, size_t bytes);
+void gpu_free_staging(struct gpu *gpu);
 void gpu_memory(struct backend *be, struct backend_memory *ret);
 void gpu_rehearse(struct backend *be, bool on);
 

@@ -33,12 +33,12 @@ static int own(struct gpu *gpu, struct weight *w, void **ret, size_t bytes, stru
     return rc;
 }
 
-/* own(), filled from host memory that stays until the stream is waited for. */
+/* own(), filled from host memory. */
 static int upload(struct gpu *gpu, struct weight *w, void **ret, const void *host, size_t bytes,
                   struct error *err) {
     int rc = own(gpu, w, ret, bytes, err);
     if (rc) return rc;
-    cudaError_t code = cudaMemcpyAsync(*ret, host, bytes, cudaMemcpyHostToDevice, gpu->stream);
+    cudaError_t code = gpu_send(gpu, *ret, host, bytes);
     return code == cudaSuccess ? 0 : gpu_error(gpu, code, err, "uploading a weight");
 }
 
@@ -81,8 +81,7 @@ static int make_halves(struct gpu *gpu, struct weight *w, const struct weight_vi
     int rc = own(gpu, w, &w->data, units * 32 * 32 * sizeof(uint32_t), err);
     if (!rc) rc = gpu_alloc(gpu, GPU_WORK, &src, src_bytes, err);
     if (rc) return rc;
-    cudaError_t code =
-        cudaMemcpyAsync(src, v->data, src_bytes, cudaMemcpyHostToDevice, gpu->stream);
+    cudaError_t code = gpu_send(gpu, src, v->data, src_bytes);
     if (code == cudaSuccess)
         code = pack_halves(static_cast<uint32_t *>(w->data), static_cast<const uint16_t *>(src),
                            v->rows, v->cols, gpu->stream);
@@ -232,8 +231,7 @@ static int make_coded(struct gpu *gpu, struct weight *w, const struct bcq_view *
     void *raw = NULL;
     int rc = gpu_alloc(gpu, GPU_WORK, &raw, v->layout.total, err);
     if (rc) return rc;
-    cudaError_t code = cudaMemcpyAsync(static_cast<char *>(raw) + from, host + from, bytes,
-                                       cudaMemcpyHostToDevice, gpu->stream);
+    cudaError_t code = gpu_send(gpu, static_cast<char *>(raw) + from, host + from, bytes);
     rc = code == cudaSuccess ? pack_coded(gpu, w, v, static_cast<const char *>(raw), err)
                              : gpu_error(gpu, code, err, "uploading a weight");
     gpu_release(gpu, GPU_WORK, raw, v->layout.total); /* waits */

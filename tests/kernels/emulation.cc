@@ -262,6 +262,24 @@ bool reused_staging(bool bug) {
     return got[0] == 1;
 }
 
+/* The same with an event, which a copy does not wait for unless it was recorded behind it. */
+bool early_event(bool bug) {
+    float *pinned = nullptr;
+    cudaEvent_t sent;
+    cudaEventCreateWithFlags(&sent, cudaEventDisableTiming);
+    cudaMallocHost(reinterpret_cast<void **>(&pinned), sizeof got);
+    for (int i = 0; i < N; i++) pinned[i] = 1;
+    if (bug) cudaEventRecord(sent, stream);
+    cudaMemcpyAsync(device, pinned, sizeof got, cudaMemcpyHostToDevice, stream);
+    if (!bug) cudaEventRecord(sent, stream);
+    cudaEventSynchronize(sent);
+    pinned[0] = 2;
+    cudaMemcpyAsync(got, device, sizeof got, cudaMemcpyDeviceToHost, stream);
+    cudaEventDestroy(sent);
+    cudaFreeHost(pinned);
+    return got[0] == 1;
+}
+
 bool too_many_threads(bool bug) {
     return gpu_launch(doubles, dim3(1), bug ? 2048 : N, 0, stream, device) == cudaSuccess;
 }
@@ -295,6 +313,7 @@ const struct {
             {"wrong stream", wrong_stream, NO_RACE},
             {"result read too early", no_wait, NO_RACE},
             {"staging reused too early", reused_staging, NO_RACE},
+            {"an event recorded too early", early_event, NO_RACE},
             {"too many threads", too_many_threads, NO_RACE},
             {"too much shared memory", too_much_shared, NO_RACE}};
 enum { N_BUGS = sizeof bugs / sizeof *bugs };

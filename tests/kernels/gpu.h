@@ -62,6 +62,7 @@ void check_attention(void);
 void check_norm(void);
 void check_elements(void);
 void check_embed(void);
+void check_upload(void);
 void check_rope(void);
 void check_best(void);
 void check_top(void);

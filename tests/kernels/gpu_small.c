@@ -106,6 +106,29 @@ void check_embed(void) {
     }
 }
 
+/* More than both halves of what weights pass through, and a rest; rows from everywhere. */
+void check_upload(void) {
+    enum { N = 250, W = 1000, ROWS = 2503 };
+    struct weight_view view;
+    void *block = matrix_dense(&view, DTYPE_F32, ROWS, W, 12);
+    struct weight *table = weight_of(WEIGHT_TABLE, &view);
+    const float *rows = view.data;
+    struct buffer *dst = buffer_of(NULL, N * W);
+    struct some_batch b;
+    batch_of(&b, N, 0);
+    for (int t = 0; t < N; t++) b.tokens[t] = t * (ROWS - 1) / (N - 1);
+    backend_begin(be, &b.batch);
+    backend_embed(be, dst, table, false, 0, 1, false);
+    float *y = read_all(dst, N * W);
+    for (int t = 0; t < N; t++)
+        expect(!memcmp(y + t * W, rows + (size_t)b.tokens[t] * W, W * sizeof *y), "row %d of %d",
+               (int)b.tokens[t], ROWS);
+    free(y);
+    backend_buffer_free(be, dst);
+    backend_weight_free(be, table);
+    free(block);
+}
+
 void check_rope(void) {
     enum { N = 20, HEADS = 3, DIM = 40, FREQ = 16 };
     double inv_freq[FREQ];

@@ -17,6 +17,11 @@ struct emu_graph {
     std::deque<std::function<void()>> work;
 };
 
+struct emu_event {
+    cudaStream_t stream;
+    int to_come; /* records that the stream has not got to */
+};
+
 namespace {
 
 enum { MAX_THREADS = 1024, MAX_SHARED = 227 * 1024, MAX_GRID_YZ = 65535 };
@@ -186,12 +191,37 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     return cudaSuccess;
 }
 
+static void run_next(cudaStream_t stream) {
+    std::function<void()> work = std::move(stream->work.front());
+    stream->work.pop_front();
+    work();
+}
+
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    while (!stream->work.empty()) {
-        std::function<void()> work = std::move(stream->work.front());
-        stream->work.pop_front();
-        work();
-    }
+    while (!stream->work.empty()) run_next(stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
+    *event = new emu_event{};
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    cudaEventSynchronize(event);
+    delete event;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    event->stream = stream;
+    event->to_come++;
+    emu::enqueue(stream, [=]() { event->to_come--; });
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    while (event->to_come) run_next(event->stream);
     return cudaSuccess;
 }
 

@@ -31,9 +31,12 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed = 2 };
 struct emu_stream;
 struct emu_graph;
+struct emu_event;
 typedef emu_graph *cudaGraph_t;
 typedef emu_graph *cudaGraphExec_t;
 typedef emu_stream *cudaStream_t;
+typedef emu_event *cudaEvent_t;
+enum { cudaEventDisableTiming = 2 };
 struct cudaDeviceProp {
     char name[256];
     int major, minor, multiProcessorCount;
@@ -53,6 +56,11 @@ cudaError_t cudaFreeHost(void *p);
 cudaError_t cudaStreamCreate(cudaStream_t *stream);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned flags);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+/* The stream gets as far as the last record and no further. */
+cudaError_t cudaEventSynchronize(cudaEvent_t event);
 /* Pageable memory is read before the call returns, pinned memory when the stream gets there. */
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream);
