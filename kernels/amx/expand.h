@@ -26,11 +26,10 @@ enum {
     AMX_LINE = 64   /* bytes */
 };
 
-/* A span's units, half by half as tiles: line 4 * run + j has inputs j, j + 4, j + 8 and j + 12 of each
+/* A unit's span, half by half as tiles: line 4 * run + j has inputs j, j + 4, j + 8 and j + 12 of each
  * row. */
 struct amx_expanded {
-    __m512i low[AVX512_BCQ_UNITS][AMX_HALVES][AMX_TILE];
-    __m512i high[AVX512_BCQ_UNITS][AMX_HALVES][AMX_TILE];
+    __m512i low[AMX_HALVES][AMX_TILE], high[AMX_HALVES][AMX_TILE];
 };
 
 /* Tables for a run, two vectors of words each. */
@@ -38,8 +37,9 @@ struct amx_expanded {
 
 /* What selecting needs, the same for all units. */
 struct amx_select {
-    /* Of table i's bytes w, at 2 i + w: the first or second word of their rows. */
-    __m512i row[2][8];
+    /* Of table i's bytes w, at 2 i + w: the bytes of their rows' first words, of two for each row. By bytes,
+     * because permuting words takes two operations. */
+    __m512i row[8];
     __m512i at; /* (16 rows, 4 bytes) what a row's bytes have in common */
 };
 
@@ -60,8 +60,10 @@ AVX512_INLINE void amx_select_init(const int bits, struct amx_select *s) {
         int first = bits < 3 ? 8 * v : bits == 3 ? 4 * v : 4 * (v / 2);
         __m512i row = _mm512_add_epi16(lane, _mm512_set1_epi16((short)first));
         if (bits < 3) row = _mm512_add_epi16(row, _mm512_slli_epi16(half, 2));
-        s->row[0][v] = _mm512_slli_epi16(row, 1);
-        s->row[1][v] = _mm512_add_epi16(s->row[0][v], _mm512_set1_epi16(1));
+        /* Row r has its first word at byte 4 r. */
+        row = _mm512_slli_epi16(row, 2);
+        s->row[v] = _mm512_or_si512(_mm512_or_si512(row, _mm512_slli_epi16(row, 8)),
+                                    _mm512_set1_epi16(0x0100));
     }
     const __m512i four = _mm512_and_si512(dword, _mm512_set1_epi32(4));
     __m512i at = _mm512_slli_epi32(_mm512_and_si512(dword, _mm512_set1_epi32(3)), 4);
@@ -83,7 +85,7 @@ AVX512_INLINE void amx_unit_init(const int bits, struct amx_unit *unit, const st
     for (int v = 0; v < 2 * AMX_TABLES(bits); v++) {
         __m512i sum = _mm512_setzero_si512();
         for (int p = 0; p < bits; p++) {
-            __m512i of_rows = _mm512_permutexvar_epi16(s->row[0][v], d[p]);
+            __m512i of_rows = _mm512_permutexvar_epi8(s->row[v], d[p]);
             __mmask32 add = p < 3 ? plus[p] : v % 2 ? 0xffffffff : 0;
             sum = _mm512_mask_add_epi16(_mm512_sub_epi16(sum, of_rows), add, sum, of_rows);
         }
@@ -93,22 +95,22 @@ AVX512_INLINE void amx_unit_init(const int bits, struct amx_unit *unit, const st
         unit->fifth_at[half] = avx512_compact_fifth_at(u, half);
 }
 
-/* Bytes of two vectors of words: a's to the lower byte of each, b's to the upper. */
+/* Lower bytes of a's words, upper ones of b's. */
 AVX512_INLINE __m512i amx_join(__m512i a, __m512i b) {
-    return _mm512_ternarylogic_epi32(_mm512_set1_epi16(0xff), a, _mm512_slli_epi16(b, 8),
-                                     0xca); /* low byte ? a : b */
+    return _mm512_ternarylogic_epi32(b, _mm512_set1_epi16(0xff), a, 0xb8); /* low byte ? a : b */
 }
 
-/* The tables of a run. q: of two runs, in the lower and upper word of each row; odd: the second. */
-AVX512_INLINE void amx_tables(const int bits, const int odd, __m512i *low, __m512i *high,
+/* The tables of a run. q: in the lower word of each row. */
+AVX512_INLINE void amx_tables(const int bits, __m512i *low, __m512i *high,
                               const struct amx_unit *unit, const struct amx_select *s, __m512i q) {
-    const __m512i k128 = _mm512_set1_epi16(128); /* a rounded product by 128 / 32768 */
+    const __m512i k128 = _mm512_set1_epi16(128);
     for (int i = 0; i < AMX_TABLES(bits); i++) {
         __m512i w[2];
-        AVX512_UNROLL for (int k = 0; k < 2; k++) w[k] = _mm512_mullo_epi16(
-            _mm512_permutexvar_epi16(s->row[odd][2 * i + k], q), unit->sum[2 * i + k]);
-        low[i] = amx_join(w[0], w[1]);
-        high[i] = amx_join(_mm512_mulhrs_epi16(w[0], k128), _mm512_mulhrs_epi16(w[1], k128));
+        AVX512_UNROLL for (int k = 0; k < 2; k++) w[k] =
+            _mm512_mullo_epi16(_mm512_permutexvar_epi8(s->row[2 * i + k], q), unit->sum[2 * i + k]);
+        low[i] = amx_join(w[0], _mm512_slli_epi16(w[1], 8));
+        /* w + 128 over 256, in the lower byte by a rounded product with 128 / 32768. */
+        high[i] = amx_join(_mm512_mulhrs_epi16(w[0], k128), _mm512_add_epi16(w[1], k128));
     }
 }
 
@@ -131,7 +133,8 @@ AVX512_INLINE __m512i amx_gather_bits(const int bits, const __m512i *code, const
         const int to = (p + 1) % 4;
         const __m512i v = to > j ? _mm512_slli_epi16(code[p], (unsigned)(to - j))
                                  : _mm512_srli_epi16(code[p], (unsigned)(j - to));
-        at = p ? _mm512_ternarylogic_epi32(_mm512_set1_epi8((char)(0x11 << to)), v, at, 0xca) : v;
+        /* bit `to` ? v : at */
+        at = p ? _mm512_ternarylogic_epi32(v, _mm512_set1_epi8((char)(0x11 << to)), at, 0xe2) : v;
     }
     return at;
 }
@@ -142,8 +145,8 @@ AVX512_INLINE void amx_expand_runs(const int bits, __m512i *low, __m512i *high,
                                    const __m512i *code, __m512i q) {
     const __m512i sum = _mm512_set1_epi8(bits == 4 ? 15 : (char)((2 << bits) - 2));
     __m512i lows[2][4], highs[2][4];
-    amx_tables(bits, 0, lows[0], highs[0], unit, s, q);
-    amx_tables(bits, 1, lows[1], highs[1], unit, s, q);
+    amx_tables(bits, lows[0], highs[0], unit, s, q);
+    amx_tables(bits, lows[1], highs[1], unit, s, _mm512_srli_epi32(q, 16));
     AVX512_UNROLL for (int j = 0; j < 4; j++) {
         const __m512i both = amx_gather_bits(bits, code, j);
         AVX512_UNROLL for (int run = 0; run < 2; run++) {
@@ -155,29 +158,28 @@ AVX512_INLINE void amx_expand_runs(const int bits, __m512i *low, __m512i *high,
     }
 }
 
-/* A block's span. at: its fifth bits; p16: p + 16 of its runs. */
-AVX512_INLINE void amx_expand(const int bits, struct amx_expanded *out,
-                              __m512i (*p16)[AVX512_BCQ_UNITS], const uint8_t *at,
-                              const struct amx_unit *units, const struct amx_select *s,
-                              int halves) {
-    const __m512i fifth = avx512_load(at);
-    const uint8_t *code = at + AMX_LINE;
-    avx512_bcq_prefetch(at);
-    for (int u = 0; u < AVX512_BCQ_UNITS; u++)
-        for (int half = 0; half < halves; half++, code += (2 * bits + 1) * AMX_LINE) {
-            const __m512i nibbles = avx512_load(code + 2 * bits * AMX_LINE);
-            p16[half][u] = avx512_compact_p16(nibbles, fifth, units[u].fifth_at[half]);
-            AVX512_UNROLL for (int j = 0; j < 2; j++) {
-                __m512i words[BCQ_MAX_BITS];
-                AVX512_UNROLL for (int p = 0; p < bits; p++) {
-                    words[p] = avx512_load(code + (j * bits + p) * AMX_LINE);
-                    avx512_bcq_prefetch(code + (j * bits + p) * AMX_LINE);
-                }
-                amx_expand_runs(bits, &out->low[u][half][8 * j], &out->high[u][half][8 * j],
-                                &units[u], s, words, avx512_compact_q(nibbles, j));
-            }
-            avx512_bcq_prefetch(code + 2 * bits * AMX_LINE);
-        }
+/* Bytes of a unit's half span. */
+AVX512_INLINE size_t amx_half_bytes(const int bits) { return (2 * (size_t)bits + 1) * AMX_LINE; }
+
+/* p + 16 of a half's runs. code: the half's. */
+AVX512_INLINE __m512i amx_p16(const int bits, const uint8_t *code, __m512i fifth,
+                              const struct amx_unit *unit, int half) {
+    return avx512_compact_p16(avx512_load(code + 2 * bits * AMX_LINE), fifth, unit->fifth_at[half]);
+}
+
+/* Runs 2 j and 2 j + 1 of a half: eight of its lines. */
+AVX512_INLINE void amx_expand_pair(const int bits, struct amx_expanded *out, int half, const int j,
+                                   const uint8_t *code, const struct amx_unit *unit,
+                                   const struct amx_select *s) {
+    const __m512i nibbles = avx512_load(code + 2 * bits * AMX_LINE);
+    __m512i words[BCQ_MAX_BITS];
+    AVX512_UNROLL for (int p = 0; p < bits; p++) {
+        words[p] = avx512_load(code + (j * bits + p) * AMX_LINE);
+        avx512_bcq_prefetch(code + (j * bits + p) * AMX_LINE);
+    }
+    if (j) avx512_bcq_prefetch(code + 2 * bits * AMX_LINE);
+    amx_expand_runs(bits, &out->low[half][8 * j], &out->high[half][8 * j], unit, s, words,
+                    avx512_compact_q(nibbles, j));
 }
 
 #endif
