@@ -32,9 +32,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/avx2/math.h"
 #include "kernels/weights.h"
-
-#define AVX2_INLINE static inline __attribute__((always_inline))
 
 enum {
     AVX2_BCQ_ROWS = 32,

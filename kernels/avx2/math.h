@@ -15,6 +15,15 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define AVX2_INLINE static inline __attribute__((always_inline))
+
+/* Accumulators stay in registers only where every loop over them is unrolled. */
+#ifdef __clang__
+#define AVX2_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define AVX2_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 /* The first n of eight lanes; all for n >= 8. */
 static inline __m256i avx2_mask(size_t n) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
