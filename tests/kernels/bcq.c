@@ -7,7 +7,7 @@
 #include "tests/support/matrix.h"
 
 enum { MAX_N = 33, GAP = 3 /* columns of y that belong to nobody */ };
-static const int counts[] = {1, 2, 3, 4, 5, 16, MAX_N};
+static const int counts[] = {1, 2, 3, 4, 5, 8, 11, 16, MAX_N};
 enum { N_COUNTS = sizeof counts / sizeof *counts };
 static const float untouched = -12345.5f;
 
@@ -258,6 +258,11 @@ static void check_all(struct check *c, int act_bits) {
             check_matrix(c, &wide, act_bits, input, i % 2 ? CODES_PLUS : CODES_MINUS);
             check_matrix(c, &free_form, act_bits, input, CODES_PLUS);
             check_matrix(c, &free_form, act_bits, input, CODES_MINUS);
+        }
+        /* More inputs than kernels keep offsets of at a time. */
+        if (bits % c->every == 0) {
+            const struct bcq_spec long_rows = {BCQ_COMPACT, 20, 16600, bits, 16, 4, 5, 0};
+            check_matrix(c, &long_rows, act_bits, INPUT_NORMAL, CODES_RANDOM);
         }
         check_neighbours(c, &(struct bcq_spec){BCQ_COMPACT, 100, 576, bits, 16, 4, 5, 0}, act_bits);
         check_neighbours(c, &(struct bcq_spec){BCQ_FREE, 100, 576, bits, 64, 0, 0, 0}, act_bits);
