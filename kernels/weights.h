@@ -98,6 +98,14 @@ struct bcq_view {
     const uint16_t *beta;       /* (rows, n_groups) fp16 */
 };
 
+/* How devices that share a model share a matrix. The bias of one is given the same: it is split with
+ * rows, and kept whole for sums. */
+enum weight_split {
+    SPLIT_NONE,  /* all of it on each */
+    SPLIT_ROWS,  /* each computes a part of the outputs, from all inputs */
+    SPLIT_INPUTS /* each has a part of the inputs and computes a part of each sum */
+};
+
 /* A linear layer's matrix, either dense (row-major) or binary-coded. */
 struct weight_view {
     int is_bcq;
@@ -105,7 +113,8 @@ struct weight_view {
     enum dtype type;     /* when dense */
     int act_bits;        /* when is_bcq: 8 or 4 rounds what it is multiplied by; 0 and 16 do not */
     int rows, cols;      /* always */
-    const void *data;    /* (rows, cols) of type, when dense */
+    enum weight_split split;              /* for several devices; ignored by one */
+    const void *data;                     /* (rows, cols) of type, when dense */
     const struct outliers_view *outliers; /* beside the codes; NULL without */
     const struct rotation_view *rotation; /* of the codes' matrix; NULL without */
 };
