@@ -287,6 +287,41 @@ bool too_much_shared(bool bug) {
     return gpu_launch(doubles, dim3(1), N, bug ? 1 << 20 : 1024, stream, device) == cudaSuccess;
 }
 
+/* The second device's stream takes what the first one's fills, waiting for its event or not. */
+bool unordered_devices(bool bug) {
+    cudaStream_t second = nullptr;
+    cudaEvent_t filled = nullptr;
+    void *theirs = nullptr;
+    cudaEventCreateWithFlags(&filled, cudaEventDisableTiming);
+    gpu_launch(fills_device, dim3(1), N, 0, stream, device, (int)N);
+    cudaEventRecord(filled, stream);
+    cudaSetDevice(1);
+    cudaStreamCreate(&second);
+    cudaMalloc(&theirs, sizeof got);
+    if (!bug) cudaStreamWaitEvent(second, filled, 0);
+    cudaMemcpyPeerAsync(theirs, 1, device, 0, sizeof got, second);
+    cudaMemcpyAsync(got, theirs, sizeof got, cudaMemcpyDeviceToHost, second);
+    return got[5] == 1;
+}
+
+/* A kernel on one device that is given memory of another. */
+bool foreign_memory(bool bug) {
+    cudaStream_t second = nullptr;
+    void *theirs = nullptr;
+    cudaSetDevice(1);
+    cudaStreamCreate(&second);
+    cudaMalloc(&theirs, sizeof got);
+    float *to = bug ? device : static_cast<float *>(theirs);
+    gpu_launch(fills_device, dim3(1), N, 0, second, to, (int)N);
+    return cudaStreamSynchronize(second) == cudaSuccess;
+}
+
+/* A launch into a stream of a device that is not the current one. */
+bool foreign_stream(bool bug) {
+    if (bug) cudaSetDevice(1);
+    return gpu_launch(fills_device, dim3(1), N, 0, stream, device, (int)N) == cudaSuccess;
+}
+
 /* RACE_SEEN: the emulation alone catches it, too. */
 enum kind { NO_RACE, RACE_SEEN, RACE_UNSEEN };
 
@@ -314,6 +349,9 @@ const struct {
             {"result read too early", no_wait, NO_RACE},
             {"staging reused too early", reused_staging, NO_RACE},
             {"an event recorded too early", early_event, NO_RACE},
+            {"devices in no order", unordered_devices, NO_RACE},
+            {"memory of another device", foreign_memory, NO_RACE},
+            {"stream of another device", foreign_stream, NO_RACE},
             {"too many threads", too_many_threads, NO_RACE},
             {"too much shared memory", too_much_shared, NO_RACE}};
 enum { N_BUGS = sizeof bugs / sizeof *bugs };
@@ -334,6 +372,7 @@ int status_of(int i, bool bug, int seed) {
         char text[16];
         snprintf(text, sizeof text, "%d", seed);
         setenv("GPTQT_EMU_SEED", text, 1);
+        setenv("GPTQT_EMU_DEVICES", "2", 1);
         if (bug) hide_complaints();
         cudaStreamCreate(&stream);
         cudaStreamCreate(&other);

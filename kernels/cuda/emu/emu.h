@@ -31,8 +31,9 @@ template <class... P, class... A>
 static inline cudaError_t gpu_launch(void (*kernel)(P...), dim3 grid, int threads, size_t shared,
                                      cudaStream_t stream, A... args) {
     if (gpu_mute) return cudaSuccess;
-    cudaError_t rc = emu::check_launch(grid, threads, shared);
+    cudaError_t rc = emu::check_launch(grid, threads, shared, stream);
     if (rc != cudaSuccess) return rc;
+    (emu::check_argument(stream, &args, sizeof args), ...);
     std::function<void()> body = [kernel, args...]() { kernel(static_cast<P>(args)...); };
     emu::enqueue(stream, [=]() { emu::run_grid(grid, threads, shared, body); });
     return cudaSuccess;

@@ -4,6 +4,7 @@
 
 #include <deque>
 #include <map>
+#include <memory>
 #include <set>
 #include <string>
 
@@ -12,25 +13,38 @@ bool gpu_mute;
 struct emu_stream {
     std::deque<std::function<void()>> work, captured;
     bool captures;
+    int device;
+};
+/* Records are numbered: a wait is for the last one before it. */
+struct event_state {
+    unsigned long recorded, done;
+    cudaStream_t stream; /* of the last record */
+};
+struct emu_event {
+    std::shared_ptr<event_state> state; /* queued work may outlive the event */
+    int device;
 };
 struct emu_graph {
     std::deque<std::function<void()>> work;
 };
 
-struct emu_event {
-    cudaStream_t stream;
-    int to_come; /* records that the stream has not got to */
-};
-
 namespace {
 
-enum { MAX_THREADS = 1024, MAX_SHARED = 227 * 1024, MAX_GRID_YZ = 65535 };
+enum { MAX_THREADS = 1024, MAX_SHARED = 227 * 1024, MAX_GRID_YZ = 65535, MAX_DEVICES = 8 };
+
+enum { NO_DEVICE = -1 };
+struct allocation {
+    size_t bytes;
+    int device; /* NO_DEVICE: pinned */
+};
 
 std::map<const char *, size_t> pinned; /* start and size */
-std::map<void *, size_t> memory;       /* all of it, size */
+std::map<const char *, allocation> memory;
 std::set<cudaStream_t> streams;
-size_t device_used; /* bytes of device memory, without what is pinned */
+size_t device_used[MAX_DEVICES]; /* bytes of device memory, without what is pinned */
 long n_allocations, n_launches;
+int current;  /* the device */
+bool several; /* a device but the first has been chosen */
 cudaError_t last;
 
 cudaError_t note(cudaError_t code) {
@@ -38,10 +52,13 @@ cudaError_t note(cudaError_t code) {
     return code;
 }
 
-/* Whether this is the occasion that the environment asks to fail. */
-bool fails(const char *variable, long occasion) {
-    const char *text = getenv(variable);
-    return text && atol(text) == occasion;
+/* Whether this is the occasion that the environment asks to fail, counted since it does and where it
+ * says. */
+bool fails(const char *variable, long *occasion) {
+    const char *text = getenv(variable), *only = getenv("GPTQT_EMU_FAIL_DEVICE");
+    if (!text) *occasion = 0;
+    if (!text || (only && atoi(only) != current)) return false;
+    return ++*occasion == atol(text);
 }
 
 size_t device_total() {
@@ -57,26 +74,54 @@ bool is_pinned(const void *p) {
     return at < next->first + next->second;
 }
 
-cudaError_t allocate(void **p, size_t bytes) {
-    if (fails("GPTQT_EMU_FAIL_ALLOC", ++n_allocations)) return note(cudaErrorMemoryAllocation);
+/* Whose memory this is; NO_DEVICE: the host's. */
+int owner_of(const void *p) {
+    const char *at = static_cast<const char *>(p);
+    auto next = memory.upper_bound(at);
+    if (next == memory.begin()) return NO_DEVICE;
+    --next;
+    return at < next->first + next->second.bytes ? next->second.device : NO_DEVICE;
+}
+
+cudaError_t allocate(void **p, size_t bytes, int device) {
+    if (fails("GPTQT_EMU_FAIL_ALLOC", &n_allocations)) return note(cudaErrorMemoryAllocation);
     size_t rounded = (bytes + emu::FENCE + 255) / 256 * 256;
     void *got = bytes < (size_t)1 << 40 ? aligned_alloc(256, rounded) : nullptr;
     if (!got) return note(cudaErrorMemoryAllocation);
     memset(got, 0xff, bytes);
     memset(static_cast<char *>(got) + bytes, emu::FENCE_BYTE, rounded - bytes);
-    memory[got] = bytes;
+    memory[static_cast<char *>(got)] = allocation{bytes, device};
     *p = got;
     return cudaSuccess;
 }
 
 void release(void *p) {
-    auto it = memory.find(p);
+    auto it = memory.find(static_cast<char *>(p));
     if (p && it == memory.end()) emu::fault(EMU_HERE, "%p is freed and was not allocated", p);
-    if (p && !emu::fence_is_whole(static_cast<char *>(p) + it->second, emu::FENCE))
+    if (p && !emu::fence_is_whole(static_cast<char *>(p) + it->second.bytes, emu::FENCE))
         emu::fault(EMU_HERE, "something wrote past the end of %zu bytes of device memory",
-                   it->second);
+                   it->second.bytes);
     if (p) memory.erase(it);
     free(p);
+}
+
+void run_next(cudaStream_t stream) {
+    std::function<void()> work = std::move(stream->work.front());
+    stream->work.pop_front();
+    work();
+}
+
+/* A stream that waits has its event's stream run up to the record, which lies before the wait. */
+void run_until(cudaStream_t stream, const event_state *state, unsigned long record) {
+    while (state->done < record) {
+        if (stream->work.empty()) emu::fault(EMU_HERE, "an event is waited for and never comes");
+        run_next(stream);
+    }
+}
+
+void wait_for_device(int device) {
+    for (cudaStream_t stream : streams)
+        if (device == NO_DEVICE || stream->device == device) cudaStreamSynchronize(stream);
 }
 
 } // namespace
@@ -87,12 +132,24 @@ void enqueue(cudaStream_t stream, std::function<void()> work) {
     (stream->captures ? stream->captured : stream->work).push_back(std::move(work));
 }
 
-cudaError_t check_launch(dim3 grid, int threads, size_t shared) {
-    if (fails("GPTQT_EMU_FAIL_LAUNCH", ++n_launches)) return note(cudaErrorLaunchFailure);
+cudaError_t check_launch(dim3 grid, int threads, size_t shared, cudaStream_t stream) {
+    if (fails("GPTQT_EMU_FAIL_LAUNCH", &n_launches)) return note(cudaErrorLaunchFailure);
+    if (stream->device != current) return note(cudaErrorInvalidResourceHandle);
     bool fits = grid.x && grid.y && grid.z && grid.x < 1u << 31 && grid.y <= MAX_GRID_YZ &&
                 grid.z <= MAX_GRID_YZ && threads > 0 && threads <= MAX_THREADS &&
                 threads % 32 == 0 && shared <= MAX_SHARED;
     return fits ? cudaSuccess : note(cudaErrorInvalidConfiguration);
+}
+
+/* Structs are not looked into: what pads them may hold old addresses. */
+void check_argument(cudaStream_t stream, const void *argument, size_t bytes) {
+    void *word;
+    if (!several || bytes != sizeof word) return;
+    memcpy(&word, argument, sizeof word);
+    int owner = owner_of(word);
+    if (owner != NO_DEVICE && owner != stream->device)
+        fault(EMU_HERE, "a kernel on device %d is given memory of device %d", stream->device,
+              owner);
 }
 
 } // namespace emu
@@ -107,6 +164,10 @@ const char *cudaGetErrorString(cudaError_t code) {
         return "invalid configuration argument";
     case cudaErrorNoDevice:
         return "no CUDA-capable device is detected";
+    case cudaErrorInvalidDevice:
+        return "invalid device ordinal";
+    case cudaErrorInvalidResourceHandle:
+        return "invalid resource handle";
     case cudaErrorLaunchFailure:
         return "unspecified launch failure";
     default:
@@ -124,12 +185,17 @@ cudaError_t cudaGetDeviceCount(int *n) {
     const char *text = getenv("GPTQT_EMU_DEVICES");
     int have = text ? atoi(text) : 1;
     if (have < 1) return note(cudaErrorNoDevice); /* leaves the count alone, as the runtime does */
-    *n = have;
+    *n = have < MAX_DEVICES ? have : (int)MAX_DEVICES;
     return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device) {
-    return device == 0 ? cudaSuccess : note(cudaErrorInvalidValue);
+    int n = 0;
+    if (cudaGetDeviceCount(&n) != cudaSuccess || device < 0 || device >= n)
+        return note(cudaErrorInvalidDevice);
+    current = device;
+    several = several || device > 0;
+    return cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int) {
@@ -142,37 +208,47 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int) {
     return cudaSuccess;
 }
 
+/* There is no direct way: whoever needs one is to be noticed. */
+cudaError_t cudaDeviceCanAccessPeer(int *can, int, int) {
+    *can = 0;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return note(cudaErrorInvalidValue); }
+
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
     *total = device_total();
-    *free_bytes = *total > device_used ? *total - device_used : 0;
+    *free_bytes = *total > device_used[current] ? *total - device_used[current] : 0;
     return cudaSuccess;
 }
 
 cudaError_t cudaMalloc(void **p, size_t bytes) {
-    if (device_used > device_total() || bytes > device_total() - device_used)
+    size_t *used = &device_used[current];
+    if (*used > device_total() || bytes > device_total() - *used)
         return note(cudaErrorMemoryAllocation);
-    cudaError_t rc = allocate(p, bytes);
-    if (rc == cudaSuccess) device_used += bytes;
+    cudaError_t rc = allocate(p, bytes, current);
+    if (rc == cudaSuccess) *used += bytes;
     return rc;
 }
 
-/* Waits for everything queued, as the runtime does. */
+/* Waits for everything queued on the memory's device, as the runtime does. */
 cudaError_t cudaFree(void *p) {
-    for (cudaStream_t stream : streams) cudaStreamSynchronize(stream);
-    auto it = memory.find(p);
-    if (p && it != memory.end()) device_used -= it->second;
+    auto it = memory.find(static_cast<char *>(p));
+    bool known = p && it != memory.end();
+    wait_for_device(known ? it->second.device : current);
+    if (known) device_used[it->second.device] -= it->second.bytes;
     release(p);
     return cudaSuccess;
 }
 
 cudaError_t cudaMallocHost(void **p, size_t bytes) {
-    cudaError_t rc = allocate(p, bytes);
+    cudaError_t rc = allocate(p, bytes, NO_DEVICE);
     if (rc == cudaSuccess) pinned[static_cast<char *>(*p)] = bytes;
     return rc;
 }
 
 cudaError_t cudaFreeHost(void *p) {
-    for (cudaStream_t stream : streams) cudaStreamSynchronize(stream);
+    wait_for_device(NO_DEVICE);
     pinned.erase(static_cast<char *>(p));
     release(p);
     return cudaSuccess;
@@ -180,6 +256,7 @@ cudaError_t cudaFreeHost(void *p) {
 
 cudaError_t cudaStreamCreate(cudaStream_t *stream) {
     *stream = new emu_stream{};
+    (*stream)->device = current;
     streams.insert(*stream);
     return cudaSuccess;
 }
@@ -191,37 +268,51 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
     return cudaSuccess;
 }
 
-static void run_next(cudaStream_t stream) {
-    std::function<void()> work = std::move(stream->work.front());
-    stream->work.pop_front();
-    work();
-}
-
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     while (!stream->work.empty()) run_next(stream);
     return cudaSuccess;
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
-    *event = new emu_event{};
+    *event = new emu_event{std::make_shared<event_state>(), current};
     return cudaSuccess;
 }
 
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
-    cudaEventSynchronize(event);
     delete event;
     return cudaSuccess;
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    event->stream = stream;
-    event->to_come++;
-    emu::enqueue(stream, [=]() { event->to_come--; });
+    if (event->device != stream->device) return note(cudaErrorInvalidResourceHandle);
+    if (stream->captures) return note(cudaErrorInvalidValue);
+    std::shared_ptr<event_state> state = event->state;
+    unsigned long record = ++state->recorded;
+    state->stream = stream;
+    emu::enqueue(stream, [=]() { state->done = record; });
     return cudaSuccess;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
-    while (event->to_come) run_next(event->stream);
+    const event_state *state = event->state.get();
+    if (state->recorded) run_until(state->stream, state, state->recorded);
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    std::shared_ptr<event_state> state = event->state;
+    unsigned long record = state->recorded;
+    cudaStream_t of = state->stream;
+    if (stream->captures) return note(cudaErrorInvalidValue);
+    if (record) emu::enqueue(stream, [=]() { run_until(of, state.get(), record); });
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyPeerAsync(void *dst, int dst_device, const void *src, int src_device,
+                                size_t bytes, cudaStream_t stream) {
+    if (owner_of(dst) != dst_device || owner_of(src) != src_device || stream->captures)
+        return note(cudaErrorInvalidValue);
+    emu::enqueue(stream, [=]() { memmove(dst, src, bytes); });
     return cudaSuccess;
 }
 
@@ -267,7 +358,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
 /* Its launches count as if they were made one by one. */
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
     for (const std::function<void()> &work : exec->work) {
-        if (fails("GPTQT_EMU_FAIL_LAUNCH", ++n_launches)) return note(cudaErrorLaunchFailure);
+        if (fails("GPTQT_EMU_FAIL_LAUNCH", &n_launches)) return note(cudaErrorLaunchFailure);
         emu::enqueue(stream, work);
     }
     return cudaSuccess;
