@@ -34,6 +34,7 @@ struct engine_options {
     const char *backend;     /* see backend_options; NULL = auto */
     const char *level;       /* CPU instruction set; NULL = auto */
     int n_threads;           /* 0 = all */
+    int n_devices;           /* GPUs that share the model; 0 = one */
     int act_bits;            /* see model_options; 0 = as the checkpoint says */
     int max_context;         /* positions per sequence; 0 = the model's */
     int max_running;         /* sequences computed together */

@@ -38,8 +38,10 @@ static int logit_rows(const struct engine_options *o) {
 
 static int open_model(struct engine *e, struct error *err) {
     const struct engine_options *o = &e->options;
-    struct backend_options backend = {
-        .name = o->backend, .level = o->level, .n_threads = o->n_threads};
+    struct backend_options backend = {.name = o->backend,
+                                      .level = o->level,
+                                      .n_threads = o->n_threads,
+                                      .n_devices = o->n_devices};
     if (o->null) return engine_null_init(&e->null, o, &e->texts, source_config(e->src)->vocab, err);
     int r = model_backend_open(&e->backend, &backend, e->src, err);
     if (r < 0) return r;

@@ -66,7 +66,10 @@ int model_weights_replace_vector(struct model_weights *w, int layer, enum model_
     int size = model_weights_vector_size(w, v);
     if (!size) return error_set(err, -EINVAL, "model: a block has no such vector");
     struct weight *packed, **place = place_of(w, layer, v);
-    struct weight_view view = {.type = DTYPE_F32, .rows = 1, .cols = size, .data = values};
+    enum weight_split split =
+        v >= VECTOR_BIAS ? model_weights_split((enum model_role)(v - VECTOR_BIAS)) : SPLIT_NONE;
+    struct weight_view view = {
+        .type = DTYPE_F32, .rows = 1, .cols = size, .split = split, .data = values};
     int r = backend_weight_new(w->be, &packed, WEIGHT_VECTOR, &view, err);
     if (r < 0) return r;
     backend_weight_free(w->be, *place);

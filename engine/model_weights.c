@@ -16,7 +16,12 @@ struct want {
     enum weight_use use;
     int rows, cols;
     bool optional;
+    enum weight_split split;
 };
+
+enum weight_split model_weights_split(enum model_role role) {
+    return role == ROLE_O || role == ROLE_DOWN ? SPLIT_INPUTS : SPLIT_ROWS;
+}
 
 /* name = prefix + pattern (its "%d" filled with layer) + suffix. The table holds the patterns. */
 static void name_of(const struct model_weights *w, char *name, const char *pattern, int layer,
@@ -71,8 +76,11 @@ static int add_widened(struct model_weights *w, struct weight **ret, const struc
     float *wide = malloc(n * sizeof *wide);
     if (!wide) return error_set(err, -ENOMEM, "model: out of memory widening '%s'", t->name);
     int r = source_read_rows(w->src, t, 0, want->rows, wide, err);
-    struct weight_view view = {
-        .type = DTYPE_F32, .rows = want->rows, .cols = want->cols, .data = wide};
+    struct weight_view view = {.type = DTYPE_F32,
+                               .rows = want->rows,
+                               .cols = want->cols,
+                               .split = want->split,
+                               .data = wide};
     if (r == 0) r = backend_weight_new(w->be, ret, want->use, &view, err);
     free(wide);
     return r;
@@ -83,8 +91,11 @@ static int add_tensor(struct model_weights *w, struct weight **ret, const struct
     int r;
     enum dtype type;
     if (source_dense_type(t, &type)) {
-        struct weight_view view = {
-            .type = type, .rows = want->rows, .cols = want->cols, .data = t->data};
+        struct weight_view view = {.type = type,
+                                   .rows = want->rows,
+                                   .cols = want->cols,
+                                   .split = want->split,
+                                   .data = t->data};
         r = backend_weight_new(w->be, ret, want->use, &view, err);
     } else {
         r = add_widened(w, ret, want, t, err);
@@ -123,7 +134,8 @@ static int load_end(struct model_weights *w, struct weight **ret, const char *pa
         return error_set(err, -EBADMSG, "tensor '%s': has outliers or rotations beside it", name);
     int r = check_shape(&t, name, want, err);
     if (r < 0) return r;
-    struct weight_view view = {.is_bcq = 1, .bcq = t.bcq, .rows = want->rows, .cols = want->cols};
+    struct weight_view view = {
+        .is_bcq = 1, .bcq = t.bcq, .rows = want->rows, .cols = want->cols, .split = want->split};
     r = backend_weight_new(w->be, ret, want->use, &view, err);
     if (r < 0) return error_prefix(err, r, "tensor '%s'", name);
     return count(w, *ret, &t, err);
@@ -236,14 +248,15 @@ static int load_coded(struct model_weights *w, int layer, enum model_role role, 
                                .act_bits = w->act_bits,
                                .rows = rows,
                                .cols = cols,
+                               .split = model_weights_split(role),
                                .outliers = t->outliers,
                                .rotation = t->rotation};
     struct weight **ret = &w->layers[layer].linear[role];
     int r = backend_weight_new(w->be, ret, WEIGHT_LINEAR, &view, err);
+    if (r < 0) return error_prefix(err, r, "tensor '%s'", name);
     if (t->outliers) w->read += t->outliers->total;
     if (t->rotation) w->read += t->rotation->total;
-    if (r == 0) r = count(w, *ret, t, err);
-    return r;
+    return count(w, *ret, t, err);
 }
 
 static int load_dense_part(struct model_weights *w, int layer, enum model_role role,
@@ -253,7 +266,11 @@ static int load_dense_part(struct model_weights *w, int layer, enum model_role r
     float *part = malloc((size_t)rows * (size_t)cols * sizeof *part);
     if (!part) return error_set(err, -ENOMEM, "model: out of memory");
     int r = model_weights_read(w, layer, role, part, err);
-    struct weight_view view = {.type = DTYPE_F32, .rows = rows, .cols = cols, .data = part};
+    struct weight_view view = {.type = DTYPE_F32,
+                               .rows = rows,
+                               .cols = cols,
+                               .split = model_weights_split(role),
+                               .data = part};
     struct weight **ret = &w->layers[layer].linear[role];
     if (r == 0) r = backend_weight_new(w->be, ret, WEIGHT_LINEAR, &view, err);
     if (r == 0) w->bytes += backend_weight_bytes(w->be, *ret);
@@ -269,7 +286,8 @@ static int load_linear(struct model_weights *w, int layer, enum model_role role,
     char name[NAME_SIZE];
     name_of(w, name, w->arch->linear[role], layer, ".bcq");
     struct source_tensor t;
-    struct want matrix = {.use = WEIGHT_LINEAR, .rows = rows, .cols = cols};
+    struct want matrix = {
+        .use = WEIGHT_LINEAR, .rows = rows, .cols = cols, .split = model_weights_split(role)};
     if (source_find(w->src, name, &t) == 0)
         r = load_coded(w, layer, role, name, &t, err);
     else if (is_fused(w, role))
@@ -278,7 +296,11 @@ static int load_linear(struct model_weights *w, int layer, enum model_role role,
         r = load(w, &l->linear[role], w->arch->linear[role], layer, ".weight", &matrix, err);
     if (r < 0) return r;
     if (is_fused(w, role)) return load_fused_bias(w, layer, role, rows, err);
-    struct want vector = {.use = WEIGHT_VECTOR, .rows = 1, .cols = rows, .optional = true};
+    struct want vector = {.use = WEIGHT_VECTOR,
+                          .rows = 1,
+                          .cols = rows,
+                          .optional = true,
+                          .split = model_weights_split(role)};
     return load(w, &l->bias[role], w->arch->linear[role], layer, ".bias", &vector, err);
 }
 
@@ -326,7 +348,8 @@ static int load_embedding(struct model_weights *w, struct error *err) {
 /* The output matrix keeps its own name without the prefix; tied ones are the embedding. */
 static int load_head(struct model_weights *w, struct error *err) {
     const struct model_config *c = w->config;
-    struct want want = {.use = WEIGHT_LINEAR, .rows = c->vocab, .cols = c->embed_dim};
+    struct want want = {
+        .use = WEIGHT_LINEAR, .rows = c->vocab, .cols = c->embed_dim, .split = SPLIT_ROWS};
     if (c->tie_embeddings) return load_end(w, &w->head, w->arch->embed, &want, err);
     const char *prefix = w->prefix;
     w->prefix = "";
@@ -440,7 +463,9 @@ int model_weights_read(struct model_weights *w, int layer, enum model_role role,
 int model_weights_replace(struct model_weights *w, int layer, enum model_role role,
                           const struct weight_view *view, struct error *err) {
     struct weight *packed;
-    int r = backend_weight_new(w->be, &packed, WEIGHT_LINEAR, view, err);
+    struct weight_view split = *view;
+    split.split = model_weights_split(role);
+    int r = backend_weight_new(w->be, &packed, WEIGHT_LINEAR, &split, err);
     if (r < 0) return r;
     backend_weight_free(w->be, w->layers[layer].linear[role]);
     w->layers[layer].linear[role] = packed;

@@ -62,6 +62,10 @@ void model_weights_output_name(const struct model_weights *w, char *name, size_t
 int model_weights_load_layer(struct model_weights *w, int layer, struct error *err);
 void model_weights_drop_layer(struct model_weights *w, int layer);
 
+/* How devices share a block's matrix and its bias: each has its heads, or its columns of the wide part,
+ * and what it makes of them is summed up. */
+enum weight_split model_weights_split(enum model_role role);
+
 size_t model_weights_bytes(const struct model_weights *w);
 bool model_weights_shape(const struct model_weights *w, enum model_role role, int *ret_rows,
                          int *ret_cols);

@@ -21,7 +21,8 @@
  *   attention                        fp32 online softmax;     1e-5;         independent
  *   gate, activation                 fp32;                    1e-5;         independent
  * A GPU's products take a token's inputs as fp16 after a power of two of its own: 1e-4 from W x~, 3e-4
- * from W x (kernels/cuda/README.md). */
+ * from W x (kernels/cuda/README.md). Over n devices every product is within the same distance, a
+ * token's result is as independent, and a run gives the bits of the last one; other n, other bits. */
 #ifndef KERNELS_BACKEND_H
 #define KERNELS_BACKEND_H
 
@@ -53,6 +54,7 @@ struct backend_options {
         *level;    /* CPU instruction set: "auto", "ref", "avx2", "avx512", "neon"; NULL = GPTQT_CPU
                           from the environment, else auto */
     int n_threads; /* 0 = every processor this process may use */
+    int n_devices; /* that share the model (weight_split); 0 and 1: one. GPUs alone */
 };
 
 /* Tokens of one step. Sequences are numbered 0..n_seqs-1 within the batch. */
@@ -174,7 +176,7 @@ struct backend {
 };
 
 /* -ENODEV names the back ends there are, or says why the device cannot be used; -EINVAL an
- * unknown level. */
+ * unknown level, or more devices than there are. */
 int backend_open(struct backend **ret, const struct backend_options *options, struct error *err);
 void backend_close(struct backend *be); /* NULL is allowed */
 

@@ -40,7 +40,7 @@ static int find(char *path, size_t size, const char *name, struct error *err) {
                      name);
 }
 
-int plugin_open(struct backend **ret, const char *name, struct error *err) {
+int plugin_open(struct backend **ret, const char *name, int n_devices, struct error *err) {
     char path[PATH_MAX];
     int r = find(path, sizeof path, name, err);
     if (r < 0) return r;
@@ -52,5 +52,5 @@ int plugin_open(struct backend **ret, const char *name, struct error *err) {
     if (!plugin || plugin->version != GPU_PLUGIN_VERSION ||
         plugin->n_ops != sizeof(struct backend_ops))
         return error_set(err, -ENODEV, "%s belongs to another build of gptqt", path);
-    return plugin->open(ret, err);
+    return plugin->open(ret, n_devices, err);
 }

@@ -16,7 +16,7 @@
 struct backend;
 struct error;
 
-/* name: "cuda" or "cuda-emu". */
-int plugin_open(struct backend **ret, const char *name, struct error *err);
+/* name: "cuda" or "cuda-emu"; n_devices as in backend_options. */
+int plugin_open(struct backend **ret, const char *name, int n_devices, struct error *err);
 
 #endif

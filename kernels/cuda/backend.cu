@@ -6,6 +6,7 @@
 #include "kernels/cuda/best.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/plugin.h"
+#include "kernels/cuda/team.h"
 #include "kernels/cuda/top.h"
 
 /* Whether this build has code for sm_90a: what a driver makes of older PTX on such a card has none of
@@ -253,8 +254,8 @@ static int open_device(struct gpu *gpu, struct error *err) {
         return error_set(err, -ENODEV, "no GPU: %s",
                          code != cudaSuccess ? cudaGetErrorString(code) : "none is there");
     cudaDeviceProp prop;
-    code = cudaSetDevice(0);
-    if (code == cudaSuccess) code = cudaGetDeviceProperties(&prop, 0);
+    code = cudaSetDevice(gpu->device);
+    if (code == cudaSuccess) code = cudaGetDeviceProperties(&prop, gpu->device);
     if (code == cudaSuccess) code = cudaStreamCreate(&gpu->stream);
     if (code != cudaSuccess)
         return error_set(err, -ENODEV, "the GPU does not start: %s", cudaGetErrorString(code));
@@ -270,11 +271,12 @@ static int open_device(struct gpu *gpu, struct error *err) {
     return 0;
 }
 
-static int gpu_open(struct backend **ret, struct error *err) {
+int gpu_open_device(struct backend **ret, int device, struct error *err) {
     static const struct backend_ops ops = make_ops();
     struct gpu *gpu = static_cast<struct gpu *>(calloc(1, sizeof *gpu));
     if (!gpu) return error_set(err, -ENOMEM, "no memory for the GPU back end");
     gpu->base.ops = &ops;
+    gpu->device = device;
 #if defined(__CUDACC__)
     gpu->base.name = "cuda";
 #else
@@ -287,6 +289,10 @@ static int gpu_open(struct backend **ret, struct error *err) {
     }
     *ret = &gpu->base;
     return 0;
+}
+
+static int gpu_open(struct backend **ret, int n_devices, struct error *err) {
+    return n_devices > 1 ? team_open(ret, n_devices, err) : gpu_open_device(ret, 0, err);
 }
 
 extern "C" __attribute__((visibility("default"))) const struct gpu_plugin *gptqt_gpu_plugin(void) {

@@ -89,6 +89,7 @@ struct staging {
 struct gpu {
     struct backend base;
     cudaStream_t stream;
+    int device;
     int processors;
     size_t shared; /* the most that a block may ask for */
     bool wide;     /* has the instructions of hopper.h */
@@ -112,6 +113,9 @@ struct gpu {
 };
 
 static inline struct gpu *gpu_of(struct backend *be) { return reinterpret_cast<struct gpu *>(be); }
+
+/* A back end of one device, which is the current one then. */
+int gpu_open_device(struct backend **ret, int device, struct error *err);
 
 /* Keeps the first failure; true when there is none. */
 bool gpu_good(struct gpu *gpu, cudaError_t code, const char *what);

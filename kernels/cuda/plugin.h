@@ -3,7 +3,8 @@
  * Owns      nothing.
  * Borrows   nothing.
  * Thread    any.
- * Fails     open(): -ENODEV with the reason when there is no device, -ENOMEM.
+ * Fails     open(): -ENODEV with the reason when there is no device, -EINVAL when there are fewer than
+ *           were asked for, -ENOMEM.
  * Cost      open() starts the device, tenths of a second.
  *
  * Host and plugin are built together: the version changes with struct backend, struct backend_ops
@@ -14,12 +15,12 @@
 struct backend;
 struct error;
 
-enum { GPU_PLUGIN_VERSION = 6 };
+enum { GPU_PLUGIN_VERSION = 7 };
 #define GPU_PLUGIN_SYMBOL "gptqt_gpu_plugin"
 
 struct gpu_plugin {
     unsigned version, n_ops; /* n_ops: bytes of struct backend_ops */
-    int (*open)(struct backend **ret, struct error *err);
+    int (*open)(struct backend **ret, int n_devices, struct error *err);
 };
 typedef const struct gpu_plugin *gpu_plugin_get(void);
 

@@ -330,7 +330,8 @@ int main(int argc, char **argv) {
     bool quick = argc > 1 && !strcmp(argv[1], "--quick");
     bool profile = argc > 1 && !strcmp(argv[1], "--profile");
     struct error err;
-    if (gptqt_gpu_plugin()->open(&be, &err)) return fprintf(stderr, "gpu_bench: %s\n", err.text), 1;
+    if (gptqt_gpu_plugin()->open(&be, 1, &err))
+        return fprintf(stderr, "gpu_bench: %s\n", err.text), 1;
     gpu = gpu_of(be);
     gpu->queue.plain = true; /* what is timed is captured here */
     printf("# %s\n", be->detail);

@@ -287,7 +287,7 @@ static int bench_attention(struct rig *rig, struct error *err) {
 
 static int bench_level(const char *level, const char *only, int n_threads, struct error *err) {
     struct rig rig = {.level = level, .n_threads = n_threads};
-    const struct backend_options options = {"cpu", level, n_threads};
+    const struct backend_options options = {.name = "cpu", .level = level, .n_threads = n_threads};
     int rc = reader_open(&rig.reader, n_threads, err);
     if (!rc) rc = backend_open(&rig.be, &options, err);
     if (!rc) rc = backend_buffer_new(rig.be, &rig.x, (size_t)MAX_TOKENS * 4096, err);

@@ -135,7 +135,7 @@ int main(int argc, char **argv) {
     struct error err;
     if (!get || get()->n_ops != sizeof(struct backend_ops) || get()->version != GPU_PLUGIN_VERSION)
         return printf("Bail out! not a plugin of this version\n"), 1;
-    if (get()->open(&be, &err)) return printf("Bail out! %s\n", err.text), 1;
+    if (get()->open(&be, 1, &err)) return printf("Bail out! %s\n", err.text), 1;
     ops_init_ref(&ref);
     bool good = run_parts(argc > 2 ? argv[2] : NULL);
     be->ops->close(be);

@@ -1,6 +1,7 @@
 /* The forward pass against logits, hidden states and greedy continuations that transformers made
  * (tests/fixtures/models, tolerances from the notes beside them), on the back end that the
- * environment's GPTQT_TEST_BACKEND names, else on every level of the CPU. */
+ * environment's GPTQT_TEST_BACKEND names, on as many devices as GPTQT_TEST_DEVICES says, else on every
+ * level of the CPU. */
 #include "engine/model.h"
 
 #include <criterion/criterion.h>
@@ -23,6 +24,9 @@ static const char *const names[] = {"llama-gqa", "opt-125m-like", "bloom",      
                                     "llama3",    "llama-wide",    "llama-bias", "opt-350m-like"};
 enum { N_NAMES = sizeof names / sizeof *names };
 
+/* Those whose heads divide by 2, the first one's by 4. */
+static const char *const shared[] = {"llama-mha", "opt-125m-like", "bloom"};
+
 static const char *const levels[] = {"ref", "avx2", "avx512", "amx"};
 
 static const char *backend_name(void) {
@@ -37,7 +41,12 @@ static int n_levels(void) { return is_gpu() ? 1 : (int)(sizeof levels / sizeof *
  * inputs as fp16. */
 static double logit_tolerance(void) { return is_gpu() ? 3e-2 : 5e-4; }
 static double log_prob_tolerance(void) { return is_gpu() ? 6e-2 : 2e-3; }
-static int n_names(void) { return is_gpu() ? 3 : N_NAMES; }
+static int n_devices(void) {
+    const char *n = getenv("GPTQT_TEST_DEVICES");
+    return n ? atoi(n) : 1;
+}
+static int n_names(void) { return n_devices() > 2 ? 1 : is_gpu() ? 3 : N_NAMES; }
+static const char *name_of(int i) { return n_devices() > 1 ? shared[i] : names[i]; }
 
 struct fixture {
     struct offline o;
@@ -58,7 +67,10 @@ static bool open_kv(struct fixture *f, const char *name, const char *level, bool
     path_of(path, sizeof path, name, "");
     cr_assert_eq(source_open(&src, path, &err), 0, "%s", err.text);
     struct offline_options options = {
-        .backend = {.name = backend_name(), .level = level, .n_threads = 2},
+        .backend = {.name = backend_name(),
+                    .level = level,
+                    .n_threads = 2,
+                    .n_devices = n_devices()},
         .model = {.kv_type = kv_type,
                   .max_batch_tokens = MAX_TOKENS,
                   .max_logit_rows = 8,
@@ -179,8 +191,8 @@ Test(model, logits_equal_those_of_transformers_on_every_level) {
     for (int i = 0; i < n_names(); i++)
         for (int l = 0; l < n_levels(); l++) {
             struct fixture f;
-            if (!open_fixture(&f, names[i], levels[l], false)) continue;
-            check_prompts(&f, names[i], levels[l]);
+            if (!open_fixture(&f, name_of(i), levels[l], false)) continue;
+            check_prompts(&f, name_of(i), levels[l]);
             close_fixture(&f);
         }
 }
@@ -188,7 +200,7 @@ Test(model, logits_equal_those_of_transformers_on_every_level) {
 Test(model, greedy_continuations_with_the_kv_cache_equal_those_of_transformers) {
     for (int i = 0; i < n_names(); i++) {
         struct fixture f;
-        cr_assert(open_fixture(&f, names[i], NULL, false));
+        cr_assert(open_fixture(&f, name_of(i), NULL, false));
         for (int p = 0; p < 2; p++) {
             size_t n;
             const int32_t *ids = golden(&f, "prompt.%d.ids", p + 1, &n);
@@ -204,7 +216,7 @@ Test(model, greedy_continuations_with_the_kv_cache_equal_those_of_transformers) 
                 done = (int)n + step;
                 tokens[done] = best(logits, f.vocab);
                 free(logits);
-                cr_assert_eq(tokens[done], want[step], "%s, run %d, step %d", names[i], p, step);
+                cr_assert_eq(tokens[done], want[step], "%s, run %d, step %d", name_of(i), p, step);
             }
         }
         close_fixture(&f);
@@ -242,8 +254,8 @@ static void check_short(struct fixture *f, const char *name) {
 Test(model, rows_in_short_are_those_of_the_logits) {
     for (int i = 0; i < n_names(); i++) {
         struct fixture f;
-        cr_assert(open_fixture(&f, names[i], NULL, false));
-        if (model_can_shorten(f.o.model)) check_short(&f, names[i]);
+        cr_assert(open_fixture(&f, name_of(i), NULL, false));
+        if (model_can_shorten(f.o.model)) check_short(&f, name_of(i));
         cr_expect_eq(model_can_shorten(f.o.model), strcmp(backend_name(), "cpu") != 0);
         close_fixture(&f);
     }
@@ -253,7 +265,7 @@ Test(model, block_by_block_gives_the_hidden_states_of_transformers) {
     for (int i = 0; i < n_names(); i++) {
         struct fixture f;
         struct error err;
-        cr_assert(open_fixture(&f, names[i], NULL, true));
+        cr_assert(open_fixture(&f, name_of(i), NULL, true));
         const struct model_config *c = model_get_config(f.o.model);
         size_t n, width = (size_t)c->hidden;
         const int32_t *ids = golden(&f, "prompt.%d.ids", 2, &n);
@@ -279,7 +291,7 @@ Test(model, block_by_block_gives_the_hidden_states_of_transformers) {
             double most = 1;
             for (size_t k = 0; k < n * width; k++) most = fmax(most, fabs((double)want[k]));
             double d = max_difference(x, want, n * width);
-            cr_expect(d <= 1e-3 * most, "%s, layer %d: %g of %g", names[i], layer, d, most);
+            cr_expect(d <= 1e-3 * most, "%s, layer %d: %g of %g", name_of(i), layer, d, most);
         }
         free(x);
         close_fixture(&f);
@@ -291,7 +303,7 @@ Test(model, logits_do_not_depend_on_batch_or_chunks) {
     for (int i = 0; i < n_names(); i++)
         for (int l = 0; l < n_levels(); l++) {
             struct fixture f;
-            if (!open_fixture(&f, names[i], levels[l], false)) continue;
+            if (!open_fixture(&f, name_of(i), levels[l], false)) continue;
             size_t n, m;
             const int32_t *ids = golden(&f, "prompt.%d.ids", 3, &n);
             const int32_t *other = golden(&f, "prompt.%d.ids", 2, &m);
@@ -308,7 +320,7 @@ Test(model, logits_do_not_depend_on_batch_or_chunks) {
             add(&second, 1, other, 5, (int)m - 5);
             run(&f, &second);
             float *got = logits_of(&f, (int)n - 37 - 1, 1);
-            cr_expect_eq(memcmp(got, want, (size_t)f.vocab * sizeof *got), 0, "%s, %s", names[i],
+            cr_expect_eq(memcmp(got, want, (size_t)f.vocab * sizeof *got), 0, "%s, %s", name_of(i),
                          levels[l]);
             free(want);
             free(got);
@@ -322,7 +334,7 @@ Test(model, int8_keys_and_values_take_less_room_and_say_the_same) {
         for (int l = 0; l < n_levels(); l++) {
             struct fixture f;
             size_t n;
-            if (!open_kv(&f, names[i], levels[l], false, DTYPE_I8)) continue;
+            if (!open_kv(&f, name_of(i), levels[l], false, DTYPE_I8)) continue;
             const struct model_config *c = model_get_config(f.o.model);
             size_t position = (size_t)c->n_layers * 2 * (size_t)c->n_kv_heads *
                               ((size_t)c->head_dim + sizeof(float));
@@ -340,7 +352,7 @@ Test(model, int8_keys_and_values_take_less_room_and_say_the_same) {
                 all += pow((double)want[k], 2);
             }
             double far = sqrt(d / all);
-            cr_expect(far > 1e-6 && far < 0.04, "%s, %s: %g", names[i], levels[l], far);
+            cr_expect(far > 1e-6 && far < 0.04, "%s, %s: %g", name_of(i), levels[l], far);
             free(got);
             close_fixture(&f);
         }
@@ -370,4 +382,25 @@ Test(model, a_missing_or_misshapen_tensor_is_named) {
     cr_expect_not_null(strstr(err.text, "tensor 'model."), "%s", err.text);
     map_close(&text);
     map_close(&weights);
+}
+
+static void check_split_refused(const char *name, int devices, const char *says) {
+    char path[512];
+    struct error err;
+    struct source *src;
+    struct offline o;
+    path_of(path, sizeof path, name, "");
+    cr_assert_eq(source_open(&src, path, &err), 0, "%s", err.text);
+    struct offline_options options = {
+        .backend = {.name = "cuda-emu", .n_devices = devices},
+        .model = {.kv_type = DTYPE_F32, .max_batch_tokens = 8, .max_logit_rows = 1},
+        .context = 16};
+    cr_expect_eq(offline_open(&o, src, &options, &err), -EINVAL);
+    cr_expect_not_null(strstr(err.text, says), "%s", err.text);
+}
+
+/* Before any device is opened. */
+Test(model, heads_that_do_not_divide_by_the_devices_are_named) {
+    check_split_refused("llama-gqa", 2, "num_attention_heads, 9, does not divide by 2 devices");
+    check_split_refused("llama-gqa", 9, "num_key_value_heads, 3, does not divide by 9 devices");
 }
