@@ -4,10 +4,12 @@
 #include "kernels/error.h"
 #include "server/cli.h"
 
-enum { OPT_KV = 512, OPT_LEVEL, OPT_ACT_BITS };
+enum { OPT_KV = 512, OPT_LEVEL, OPT_ACT_BITS, OPT_DEVICES };
 
 static const struct argp_option options[] = {
     {"backend", 'b', "NAME", 0, "auto, cpu, cuda or cuda-emu", 0},
+    {"tensor-parallel", OPT_DEVICES, "N", 0,
+     "GPUs that share the model, each with a part of every matrix (default: 1)", 0},
     {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512, amx, neon or auto", 0},
     {"act-bits", OPT_ACT_BITS, "N", 0,
      "Inputs of binary-coded layers: 16 as they are, 8 or 4 rounded (default: the checkpoint's)",
@@ -31,6 +33,9 @@ static error_t parse(int key, char *value, struct argp_state *state) {
         break;
     case OPT_LEVEL:
         o->backend.level = value;
+        break;
+    case OPT_DEVICES:
+        r = cli_int(&o->backend.n_devices, "--tensor-parallel", value, 1, 8, &err);
         break;
     case OPT_ACT_BITS:
         r = cli_act_bits(&o->model.act_bits, value, &err);

@@ -16,6 +16,7 @@ enum {
     OPT_REPETITION,
     OPT_SEED,
     OPT_LEVEL,
+    OPT_DEVICES,
     OPT_ACT_BITS,
     OPT_KV,
     OPT_CONTEXT
@@ -38,6 +39,8 @@ static const struct argp_option options[] = {
     {"repetition-penalty", OPT_REPETITION, "R", 0, "Above 1 makes known tokens less likely", 0},
     {"seed", OPT_SEED, "S", 0, "Same seed, same text (default: from the clock)", 0},
     {"backend", 'b', "NAME", 0, "auto, cpu, cuda or cuda-emu", 0},
+    {"tensor-parallel", OPT_DEVICES, "N", 0,
+     "GPUs that share the model, each with a part of every matrix (default: 1)", 0},
     {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512, amx, neon or auto", 0},
     {"act-bits", OPT_ACT_BITS, "N", 0,
      "Inputs of binary-coded layers: 16 as they are, 8 or 4 rounded (default: the checkpoint's)",
@@ -78,6 +81,8 @@ static int set(struct sampling_args *args, int key, const char *value, struct er
     case OPT_SEED:
         args->seed_given = true;
         return cli_seed(&args->seed, "--seed", value, err);
+    case OPT_DEVICES:
+        return cli_int(&args->engine.n_devices, "--tensor-parallel", value, 1, 8, err);
     case OPT_ACT_BITS:
         return cli_act_bits(&args->engine.act_bits, value, err);
     case OPT_LEVEL:

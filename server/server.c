@@ -237,6 +237,7 @@ static int open_engine(struct server *s, struct source *source, struct error *er
                                      .level = c->cpu_level,
                                      .act_bits = atoi(c->act_bits), /* "auto": 0 */
                                      .n_threads = (int)c->threads,
+                                     .n_devices = (int)c->tensor_parallel,
                                      .max_context = (int)c->max_context,
                                      .max_running = (int)c->max_running,
                                      .max_waiting = (int)c->max_waiting,

@@ -48,6 +48,8 @@ static const struct setting table[] = {
      NUMBER(speculate), 0, 0, 32},
     {"backend", "NAME", "where the model runs: auto (cuda where there is one), cpu, cuda, cuda-emu",
      STRING(backend), "auto", NULL, 0, 0, 0},
+    {"tensor-parallel", "N", "GPUs that share the model, each with a part of every matrix",
+     NUMBER(tensor_parallel), 1, 1, 8},
     {"cpu-level", "NAME", "CPU instructions: auto, ref, avx2, avx512, amx, neon", STRING(cpu_level),
      NULL, NULL, 0, 0, 0},
     {"act-bits", "N",

@@ -25,7 +25,8 @@ struct settings {
     const char *any_model, *unknown_fields, *pooling;
     const char *host, *backend, *cpu_level, *act_bits, *kv, *log_level, *log_format;
     const char *cors; /* allowed origin; NULL = none */
-    int64_t port, threads, max_context, max_running, max_waiting, step_tokens, kv_tokens;
+    int64_t port, threads, tensor_parallel, max_context, max_running, max_waiting, step_tokens,
+        kv_tokens;
     int64_t speculate; /* tokens guessed a step */
     int64_t null_rate; /* tokens a second of a null engine's sequences; 0 = no limit */
     int64_t max_uploads, memory_limit;                    /* bytes; 0 memory = no limit */

@@ -1,8 +1,8 @@
 """The server on an emulated GPU: gpu.py GPTQT STORIES EMULATION.so [CUDA.so]
 
-The same greedy tokens as on the CPU, plain and streaming; what is said without a device; a device
-that fails ends requests with an error and turns health. With CUDA.so, the plugin itself, on a machine
-without a GPU. TAP.
+The same greedy tokens as on the CPU, plain and streaming, from one device and from several that share the
+model; what is said without a device; a device that fails ends requests with an error and turns health. With
+CUDA.so, the plugin itself, on a machine without a GPU. TAP.
 """
 import json
 import os
@@ -87,6 +87,42 @@ def the_gpu_answers_as_the_cpu_does():
             assert answers(server) == want
             assert "cuda-emu" in server.ask("/v1/models")[1]
             assert server.end()[0] == 0
+
+
+def devices_that_share_a_model_answer_as_one():
+    for model, n in ("builtin", "2"), (STORIES, "4"):
+        with Server("--backend", "cpu", model=model) as server:
+            want = answers(server)
+        with Server("--backend", "cuda-emu", "--tensor-parallel", n, model=model, GPTQT_EMU_DEVICES=n) as server:
+            assert answers(server) == want
+            assert f"{n} of emulated" in server.ask("/v1/models")[1]
+            assert server.end()[0] == 0
+
+
+def check_start(says, *arguments, **variables):
+    with Server(*arguments, **variables) as server:
+        status, log = server.end()
+        assert status == 1 and says in log, (status, log)
+
+
+def a_model_that_cannot_be_shared_is_an_error_of_the_start():
+    two = "--tensor-parallel", "2"
+    check_start("2 devices are asked for, 1 is there", "--backend", "cuda-emu", *two)
+    check_start("2 devices are asked for, and the CPU back end has one", "--backend", "cpu", *two)
+    check_start("num_attention_heads, 8, does not divide by 3 devices", "--backend", "cuda-emu", "--tensor-parallel",
+                "3", GPTQT_EMU_DEVICES="3")
+    check_start("device 1: a matrix of ", "--backend", "cuda-emu", *two, GPTQT_EMU_DEVICES="2", GPTQT_EMU_FAIL_DEVICE="1",
+                GPTQT_EMU_FAIL_ALLOC="40")
+
+
+def the_failure_of_a_second_device_ends_requests():
+    with Server("--backend", "cuda-emu", "--tensor-parallel", "2", "--failure-delay", "3600", GPTQT_EMU_DEVICES="2",
+                GPTQT_EMU_FAIL_DEVICE="1", GPTQT_EMU_FAIL_LAUNCH="200") as server:
+        body = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0}
+        status, text = server.ask("/v1/completions", body)
+        assert status == 500 and "device 1: " in text and "launch failure" in text, (status, text)
+        assert server.ask("/health")[0] == 503
+        server.end()
 
 
 def check_no_gpu(library, reason, **variables):
@@ -180,7 +216,9 @@ def what_is_taken_at_the_start_is_all_that_is_ever_needed():
 
 
 def main():
-    tests = [the_gpu_answers_as_the_cpu_does, without_a_plugin_auto_is_the_cpu_and_cuda_an_error,
+    tests = [the_gpu_answers_as_the_cpu_does, devices_that_share_a_model_answer_as_one,
+             a_model_that_cannot_be_shared_is_an_error_of_the_start, the_failure_of_a_second_device_ends_requests,
+             without_a_plugin_auto_is_the_cpu_and_cuda_an_error,
              without_a_device_auto_is_the_cpu_and_cuda_an_error, without_a_driver_auto_is_the_cpu_and_cuda_an_error,
              a_device_that_fails_ends_requests_and_turns_health,
              after_a_failure_the_process_ends_with_a_status_of_its_own, a_device_without_room_says_what_it_lacks,
