@@ -82,8 +82,8 @@ static const struct argp_option options[] = {
     {"scale-bits", OPT_SCALE_BITS, "N", 0, "Bits of a group's scale, compact kinds (4)", 1},
     {"bias-bits", OPT_BIAS_BITS, "N", 0, "Bits of a group's bias, compact kinds (5)", 1},
     {"output-bits", OPT_OUTPUT_BITS, "N", 0,
-     "Bits of the output matrix, and of the embedding where they are one: 16 (default; as it is), "
-     "8, 6 or 4, half a bit of scales on top",
+     "Bits of the output matrix, and of the embedding where they are one: 16 (as it is), 8 "
+     "(default), 6 or 4, half a bit of scales on top",
      1},
     {"act-bits", OPT_ACT_BITS, "N", 0,
      "Inputs of the coded layers when the model runs: 16 as they are, 8 or 4 rounded (16)", 1},
@@ -496,6 +496,7 @@ static const struct argp argp = {
 static void parse_over(struct quantize_args *args, int argc, char **argv, int effort, bool tune) {
     *args = (struct quantize_args){.argc = argc, .argv = argv, .effort = effort};
     quantize_defaults(&args->o);
+    args->o.output_bits = 8; /* costs nothing measurable: engine/quant/README.md, The output matrix */
     if (effort >= 0) effort_apply((enum effort)effort, &args->o);
     if (tune) args->tune.o.mode = TUNE_E2E;
     argp_parse(&argp, argc, argv, 0, NULL, args);
