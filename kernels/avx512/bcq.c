@@ -51,9 +51,10 @@ enum avx512_bcq_form avx512_bcq_form(const struct bcq_spec *w) {
 /* Look-ups of bytes take half the time of others, and a token of the tile the same; those of two planes
  * are faster than it for any number of tokens. */
 bool avx512_bcq_takes_tile(const struct bcq_spec *w, int act_bits, int n) {
-    const bool bytes = avx512_bcq_parts(act_bits) == 1;
-    if (avx512_bcq_form(w) != AVX512_BCQ_COMPACT || (bytes && w->bits <= 2)) return false;
-    return n >= (bytes ? 14 : 7);
+    static const int from[BCQ_MAX_BITS] = {20, 5, 4, 4};
+    if (avx512_bcq_form(w) != AVX512_BCQ_COMPACT) return false;
+    if (avx512_bcq_parts(act_bits) == 1) return w->bits > 2 && n >= 13;
+    return n >= from[w->bits - 1];
 }
 
 void avx512_bcq_shape(struct avx512_bcq_shape *ret, const struct bcq_spec *w) {
