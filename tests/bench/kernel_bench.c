@@ -355,7 +355,8 @@ static int bench_all(struct rig *rig, struct error *err) {
 }
 
 static int open_backend(struct rig *rig, int t, struct error *err) {
-    const struct backend_options options = {"cpu", rig->options->level, t + 1};
+    const struct backend_options options = {
+        .name = "cpu", .level = rig->options->level, .n_threads = t + 1};
     size_t size = (size_t)MAX_TOKENS * MAX_WIDTH;
     uint64_t seed = 1;
     int rc = backend_open(&rig->backends[t], &options, err);
