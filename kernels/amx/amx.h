@@ -14,5 +14,6 @@
 struct bcq_ops;
 
 void amx_bcq_init(struct bcq_ops *bcq);
+void amx_whole_init(struct bcq_ops *whole);
 
 #endif
