@@ -8,20 +8,10 @@
 
 /* Tiles of W have 16 lines of 64 bytes, the others as many as a tile has tokens. */
 static void configure(int tokens) {
-    struct {
-        uint8_t palette, start, unused[14];
-        uint16_t line_bytes[16];
-        uint8_t lines[16];
-    } config;
-    memset(&config, 0, sizeof config);
-    config.palette = 1;
-    for (int i = 0; i < 8; i++) {
-        config.line_bytes[i] = LINE;
-        config.lines[i] = (uint8_t)(i == W ? TILE : tokens);
-    }
-    /* gcc 12 takes the configuration for eight bytes. */
-    __asm__ volatile("" : : "r"(&config) : "memory");
-    _tile_loadconfig(&config);
+    struct amx_shape shapes[8];
+    for (int i = 0; i < 8; i++)
+        shapes[i] = (struct amx_shape){LINE, (uint8_t)(i == W ? TILE : tokens)};
+    amx_configure(shapes);
 }
 
 /* A half's products, tokens of the sums before in between: a store of a tile waits for its sums, and

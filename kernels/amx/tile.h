@@ -14,6 +14,7 @@
 
 #include <string.h>
 
+#include "kernels/amx/amx.h"
 #include "kernels/amx/expand.h"
 #include "kernels/avx512/bcq_tile.h"
 
@@ -30,9 +31,6 @@ enum { UNITS = AVX512_BCQ_UNITS, TILE = AMX_TILE, HALVES = AMX_HALVES, LINE = AM
 #define X_LOW_1  5
 #define X_HIGH_1 6
 #define W        7
-
-/* gcc 12 does not know that loading a tile reads memory. */
-#define AMX_BEFORE_LOADS() __asm__ volatile("" ::: "memory")
 
 struct amx_sums {
     __m512i low[TILE], middle[TILE], high[TILE];

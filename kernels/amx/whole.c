@@ -41,24 +41,13 @@ enum {
         }                                                                                          \
     } while (0)
 
-/* gcc 12 does not know that loading a tile reads memory. */
-#define BEFORE_LOADS() __asm__ volatile("" ::: "memory")
-
 static void configure(void) {
-    struct {
-        uint8_t palette, start, unused[14];
-        uint16_t line_bytes[16];
-        uint8_t lines[16];
-    } config;
-    memset(&config, 0, sizeof config);
-    config.palette = 1;
+    struct amx_shape shapes[8] = {{0}};
     for (int i = 0; i <= W_1; i++) {
-        config.line_bytes[i] = i == X ? WHOLE_GROUP : LINE;
-        config.lines[i] = i < W_0 ? PARTS * TOKENS : WHOLE_QUADS;
+        shapes[i].line_bytes = i == X ? WHOLE_GROUP : LINE;
+        shapes[i].lines = i < W_0 ? PARTS * TOKENS : WHOLE_QUADS;
     }
-    /* gcc 12 takes the configuration for eight bytes. */
-    __asm__ volatile("" : : "r"(&config) : "memory");
-    _tile_loadconfig(&config);
+    amx_configure(shapes);
 }
 
 /* -- Inputs ----------------------------------------------------------------------------------- */
@@ -184,7 +173,7 @@ AVX512_INLINE void add(enum whole_form form, __m512 (*y)[HALVES], const struct s
  * `before`. Either may be NULL. */
 AVX512_INLINE void multiply(enum whole_form form, const int parity, const struct input *x,
                             const char *codes, struct sums *before) {
-    BEFORE_LOADS();
+    AMX_BEFORE_LOADS();
     if (codes) {
         _tile_loadd(X, x, WHOLE_GROUP);
         _tile_loadd(W_0, codes, HALVES * LINE);
@@ -197,7 +186,7 @@ AVX512_INLINE void multiply(enum whole_form form, const int parity, const struct
         HALF(form, codes, SUM_0_0, W_0, SUM_1_0, before ? before->of[0] : NULL);
         HALF(form, codes, SUM_0_1, W_1, SUM_1_1, before ? before->of[1] : NULL);
     }
-    BEFORE_LOADS();
+    AMX_BEFORE_LOADS();
 }
 
 /* Lines of a group far ahead, so that n passes fetch all of it; the first fetches those of one near. */
