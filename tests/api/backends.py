@@ -20,6 +20,7 @@ import types
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
 import same_answer  # noqa: E402
+import served  # noqa: E402
 import tiny_checkpoint as tiny  # noqa: E402
 
 FOLDER, TOKENIZER, FAKE_SERVE = map(os.path.abspath, sys.argv[1:4])
@@ -35,25 +36,13 @@ TEXT = "The cat that the other one had seen in the garden went on"
 CHAT = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "Who is there?"}]
 
 
-class Server:
+class Server(served.Served):
     def __init__(self, model, backend, *flags):
-        self.process = subprocess.Popen(
-            [GPTQT, "serve", model, "--backend", backend, "--port", "0", "--threads", "1", "--log-level", "error",
-             "--served-model-name", "builtin", "--kv-tokens", "2048", *flags], stdout=subprocess.PIPE, text=True)
-        found = re.search(r":(\d+)$", self.process.stdout.readline())
-        self.port = found and int(found[1])
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        super().__init__([GPTQT, "serve", model, "--backend", backend, "--port", "0", "--threads", "1", "--log-level",
+                          "error", "--served-model-name", "builtin", "--kv-tokens", "2048", *flags])
 
     def send(self, method, path, body=None, **headers):
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection(self.address.split("//")[1], timeout=PATIENCE)
         data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         connection.request(method, path, data, {"Content-Type": "application/json", **names})

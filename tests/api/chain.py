@@ -7,7 +7,6 @@ import array
 import filecmp
 import json
 import os
-import re
 import signal
 import struct
 import subprocess
@@ -15,6 +14,9 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
+
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
+import served  # noqa: E402
 
 FOLDER, STORIES = sys.argv[1:3]
 GPTQT = os.path.join(FOLDER, "gptqt")
@@ -36,19 +38,9 @@ def ids_of(model, text):
     return json.loads(run("tokenize", model, text=json.dumps(text) + "\n"))
 
 
-class Server:
+class Server(served.Served):
     def __init__(self, *arguments):
-        self.process = subprocess.Popen([GPTQT, "serve", "--port", "0", "--log-level", "error", *arguments],
-                                        stdout=subprocess.PIPE, text=True)
-        self.address = re.search(r"https?://[0-9.:]+", self.process.stdout.readline())[0]
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        super().__init__([GPTQT, "serve", "--port", "0", "--log-level", "error", *arguments])
 
     def ask(self, path, body):
         request = urllib.request.Request(self.address + path, json.dumps(body).encode(),

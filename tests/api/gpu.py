@@ -8,34 +8,28 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import urllib.error
 import urllib.request
+
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
+import served  # noqa: E402
 
 GPTQT, STORIES, EMULATION = map(os.path.abspath, sys.argv[1:4])
 CUDA = os.path.abspath(sys.argv[4]) if len(sys.argv) > 4 else None
 N = 8
 
 
-class Server:
+class Server(served.Served):
     def __init__(self, *arguments, model=STORIES, **variables):
         self.log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
+        super().__init__(
             [GPTQT, "serve", model, "--port", "0", "--max-context", "64", "--kv-tokens", "128", *arguments],
-            stdout=subprocess.PIPE, stderr=self.log, text=True, env=dict(os.environ, **variables))
-        found = re.search(r"http://[0-9.:]+", self.process.stdout.readline())
-        self.address = found and found[0]
-
-    def __enter__(self):
-        return self
+            stderr=self.log, env=dict(os.environ, **variables))
 
     def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
+        super().__exit__()
         self.log.close()
 
     def ask(self, path, body=None):
