@@ -50,7 +50,7 @@ AVX512_INLINE void multiply_tile(const int parts, const int halves, struct amx_s
 }
 
 /* Whole tiles of tokens: what lies behind the last is memory, and its sums go nowhere. */
-AVX512_INLINE void multiply(const int parts, const int halves, struct amx_totals *totals,
+AVX512_INLINE void multiply(const int parts, const int halves, struct avx512_tile_totals *totals,
                             const struct avx512_bcq_tile *c, const struct amx_expanded *e, int span,
                             int t0, int n_tokens) {
     const struct avx512_bcq_many many =
@@ -75,8 +75,8 @@ AVX512_INLINE void multiply(const int parts, const int halves, struct amx_totals
 }
 
 /* Of all spans but the last ones. */
-static void keep_offsets(struct amx_totals *totals, const struct avx512_bcq_tile *c, int first,
-                         int end, int t0, int n_tokens) {
+static void keep_offsets(struct avx512_tile_totals *totals, const struct avx512_bcq_tile *c,
+                         int first, int end, int t0, int n_tokens) {
     AMX_BEFORE_LOADS();
     for (int t = 0; t < n_tokens; t += TILE)
         for (int u = 0; u < UNITS; u++) {
@@ -105,7 +105,7 @@ AVX512_INLINE void expand(const int bits, struct amx_expanded *e, __m512i (*p16)
 }
 
 AVX512_INLINE void block(const int bits, const int parts, const struct avx512_bcq_tile *c,
-                         struct amx_totals *totals, int b, int t0, int n_tokens) {
+                         struct avx512_tile_totals *totals, int b, int t0, int n_tokens) {
     const struct avx512_bcq_shape *s = c->shape;
     const uint8_t *block = c->packed + (size_t)b * s->block_bytes, *at = block + s->head;
     const int n_halves = (s->words + 1) / 2;
@@ -117,11 +117,11 @@ AVX512_INLINE void block(const int bits, const int parts, const struct avx512_bc
     for (int u = 0; u < UNITS; u++) amx_unit_init(bits, &units[u], &select, block, u);
     for (int span = 0; span < s->spans; span++) {
         const int halves = avx512_min(n_halves - HALVES * span, HALVES);
-        if (span - first == OFFSET_SPANS) {
+        if (span - first == AVX512_TILE_SPANS) {
             keep_offsets(totals, c, first, span, t0, n_tokens);
             first = span;
         }
-        expand(bits, e, totals->offsets.p16 + HALVES * (span - first), at, units, &select, halves);
+        expand(bits, e, totals->p16 + HALVES * (span - first), at, units, &select, halves);
         if (halves == 2)
             multiply(parts, 2, totals, c, e, span, t0, n_tokens);
         else
@@ -134,7 +134,8 @@ AVX512_INLINE void block(const int bits, const int parts, const struct avx512_bc
 
 #define KERNEL(bits, parts)                                                                        \
     static __attribute__((noinline)) void block_##bits##_##parts(                                  \
-        const struct avx512_bcq_tile *c, struct amx_totals *totals, int b, int t0, int n_tokens) { \
+        const struct avx512_bcq_tile *c, struct avx512_tile_totals *totals, int b, int t0,         \
+        int n_tokens) {                                                                            \
         block(bits, parts, c, totals, b, t0, n_tokens);                                            \
     }
 KERNEL(1, 1)
@@ -153,11 +154,11 @@ static amx_block_function *many(int bits, int parts) {
 }
 
 static void mul_tiles(const struct avx512_bcq_tile *c) {
-    const bool few = c->n <= TILE && c->shape->spans <= OFFSET_SPANS;
+    const bool few = c->n <= TILE && c->shape->spans <= AVX512_TILE_SPANS;
     const int tokens = few && c->n <= TILE / 2 ? TILE / 2 : TILE;
     const int bits = c->shape->bits, parts = avx512_bcq_parts(c->act_bits);
     amx_block_function *multiply_block = few ? amx_few(bits, parts, tokens) : many(bits, parts);
-    struct amx_totals totals;
+    struct avx512_tile_totals totals;
     configure(tokens);
     for (int t0 = 0; t0 < c->n; t0 += AVX512_TILE_TOKENS)
         for (int b = c->b0; b < c->b1; b++)

@@ -19,13 +19,13 @@ static struct place place_at(const struct avx512_bcq_shape *s, const uint8_t *bl
 
 /* Quarter k of the next unit: half k / 2, runs 2 (k % 2) and 2 (k % 2) + 1. */
 AVX512_INLINE void expand_quarter(const int bits, const int k, struct amx_expanded *e,
-                                  struct amx_totals *totals, const struct place *p,
+                                  struct avx512_tile_totals *totals, const struct place *p,
                                   const struct amx_unit *unit, const struct amx_select *select) {
     const int half = k / 2;
     const uint8_t *code = p->at + LINE + (size_t)(p->u * p->halves + half) * amx_half_bytes(bits);
     if (k == 0 && p->u == 0) avx512_bcq_prefetch(p->at);
     if (k % 2 == 0)
-        totals->offsets.p16[HALVES * p->span + half][p->u] =
+        totals->p16[HALVES * p->span + half][p->u] =
             amx_p16(bits, code, avx512_load(p->at), unit, half);
     amx_expand_pair(bits, e, half, k % 2, code, unit, select);
 }
@@ -65,7 +65,7 @@ AVX512_INLINE void begin_products(const int parts, const struct avx512_bcq_tile 
     if (parts == 2) _tile_zero(HIGH);
 }
 
-static struct amx_add_to add_to(struct amx_totals *totals, const struct avx512_bcq_tile *c,
+static struct amx_add_to add_to(struct avx512_tile_totals *totals, const struct avx512_bcq_tile *c,
                                 const struct place *p) {
     const struct avx512_bcq_many many =
         avx512_bcq_many_at(c->act, c->act_bits, c->shape->spans, c->n, p->span);
@@ -73,7 +73,8 @@ static struct amx_add_to add_to(struct amx_totals *totals, const struct avx512_b
 }
 
 AVX512_INLINE void block(const int bits, const int parts, const int tokens,
-                         const struct avx512_bcq_tile *c, struct amx_totals *totals, int b) {
+                         const struct avx512_bcq_tile *c, struct avx512_tile_totals *totals,
+                         int b) {
     const struct avx512_bcq_shape *s = c->shape;
     const uint8_t *block = c->packed + (size_t)b * s->block_bytes;
     struct amx_expanded e[2];
@@ -104,8 +105,9 @@ AVX512_INLINE void block(const int bits, const int parts, const int tokens,
 }
 
 #define KERNEL(bits, parts, tokens)                                                                \
-    static void few_##bits##_##parts##_##tokens(                                                   \
-        const struct avx512_bcq_tile *c, struct amx_totals *totals, int b, int t0, int n_tokens) { \
+    static void few_##bits##_##parts##_##tokens(const struct avx512_bcq_tile *c,                   \
+                                                struct avx512_tile_totals *totals, int b, int t0,  \
+                                                int n_tokens) {                                    \
         (void)t0;                                                                                  \
         (void)n_tokens;                                                                            \
         block(bits, parts, tokens, c, totals, b);                                                  \

@@ -18,18 +18,17 @@
 #ifndef KERNELS_AMX_EXPAND_H
 #define KERNELS_AMX_EXPAND_H
 
-#include "kernels/avx512/bcq_compact.h"
+#include "kernels/avx512/bcq_tile.h"
 
 enum {
-    AMX_TILE = 16,  /* tokens, rows of weights, and lines of a tile */
-    AMX_HALVES = 2, /* of a span: a tile has 64 inputs */
-    AMX_LINE = 64   /* bytes */
+    AMX_TILE = 16, /* tokens, rows of weights, and lines of a tile */
+    AMX_LINE = 64  /* bytes */
 };
 
 /* A unit's span, half by half as tiles: line 4 * run + j has inputs j, j + 4, j + 8 and j + 12 of each
  * row. */
 struct amx_expanded {
-    __m512i low[AMX_HALVES][AMX_TILE], high[AMX_HALVES][AMX_TILE];
+    __m512i low[AVX512_TILE_HALVES][AMX_TILE], high[AVX512_TILE_HALVES][AMX_TILE];
 };
 
 /* Tables for a run, two vectors of words each. */
@@ -45,7 +44,7 @@ struct amx_select {
 
 /* Constants of a unit: the signed sums of d, in the order of the tables, and where p's fifth bits are. */
 struct amx_unit {
-    __m512i sum[8], fifth_at[AMX_HALVES];
+    __m512i sum[8], fifth_at[AVX512_TILE_HALVES];
 };
 
 AVX512_INLINE void amx_select_init(const int bits, struct amx_select *s) {
@@ -91,7 +90,7 @@ AVX512_INLINE void amx_unit_init(const int bits, struct amx_unit *unit, const st
         }
         unit->sum[v] = sum;
     }
-    for (int half = 0; half < AMX_HALVES; half++)
+    for (int half = 0; half < AVX512_TILE_HALVES; half++)
         unit->fifth_at[half] = avx512_compact_fifth_at(u, half);
 }
 

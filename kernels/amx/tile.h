@@ -16,9 +16,8 @@
 
 #include "kernels/amx/amx.h"
 #include "kernels/amx/expand.h"
-#include "kernels/avx512/bcq_tile.h"
 
-enum { UNITS = AVX512_BCQ_UNITS, TILE = AMX_TILE, HALVES = AMX_HALVES, LINE = AMX_LINE };
+enum { UNITS = AVX512_BCQ_UNITS, TILE = AMX_TILE, HALVES = AVX512_TILE_HALVES, LINE = AMX_LINE };
 
 /* Tile registers: sums of low by low bytes, of low by high and high by low, of high by high; x's low and
  * high bytes of both halves; what it is multiplied by. Macros, because gcc's intrinsics make text of
@@ -34,20 +33,6 @@ enum { UNITS = AVX512_BCQ_UNITS, TILE = AMX_TILE, HALVES = AMX_HALVES, LINE = AM
 
 struct amx_sums {
     __m512i low[TILE], middle[TILE], high[TILE];
-};
-
-/* p + 16 of up to 128 spans: 16 halves, a chunk of spans, are a tile. */
-enum { OFFSET_SPANS = 128 };
-struct amx_offsets {
-    __m512i p16[HALVES * OFFSET_SPANS][UNITS];
-};
-
-/* Of a block and its tokens, by 16 rows. */
-struct amx_totals {
-    __m512 y[AVX512_TILE_TOKENS][UNITS];
-    struct amx_offsets offsets;
-    /* Sums over offsets of matrices that have more spans than those. */
-    __m512i low[AVX512_TILE_TOKENS][UNITS], high[AVX512_TILE_TOKENS][UNITS];
 };
 
 /* Where the sums of a tile of tokens with a unit are added: rows of y are UNITS vectors apart. old: 0 where
@@ -82,7 +67,7 @@ AVX512_INLINE void amx_load_inputs(const int parts, const int halves, const int8
 
 /* Sums of (p + 16) * x over spans [first, end) of a tile of tokens and a unit: 64 runs are a tile's inputs.
  * They go on from those in totals where first is not 0. */
-AVX512_INLINE void amx_add_offsets(struct amx_sums *to, const struct amx_totals *totals,
+AVX512_INLINE void amx_add_offsets(struct amx_sums *to, const struct avx512_tile_totals *totals,
                                    const struct avx512_bcq_tile *c, int first, int end, int t0,
                                    int t, int u) {
     _tile_zero(LOW);
@@ -94,8 +79,7 @@ AVX512_INLINE void amx_add_offsets(struct amx_sums *to, const struct amx_totals 
     for (int span = first; span < end; span += AVX512_BCQ_CHUNK) {
         const struct avx512_bcq_many x =
             avx512_bcq_many_at(c->act, c->act_bits, c->shape->spans, c->n, span);
-        _tile_loadd(W, &totals->offsets.p16[HALVES * (span - first)][u],
-                    sizeof totals->offsets.p16[0]);
+        _tile_loadd(W, &totals->p16[HALVES * (span - first)][u], sizeof totals->p16[0]);
         _tile_loadd(X_LOW_0, x.sums[0][t0 + t], LINE);
         _tile_loadd(X_HIGH_0, x.sums[1][t0 + t], LINE);
         _tile_dpbssd(LOW, X_LOW_0, W);
@@ -105,7 +89,7 @@ AVX512_INLINE void amx_add_offsets(struct amx_sums *to, const struct amx_totals 
     _tile_stored(HIGH, to->high, LINE);
 }
 
-AVX512_INLINE void amx_finish(struct amx_totals *totals, const struct avx512_bcq_tile *c,
+AVX512_INLINE void amx_finish(struct avx512_tile_totals *totals, const struct avx512_bcq_tile *c,
                               const uint8_t *block, int b, int first, int t0, int n_tokens,
                               int tokens) {
     const struct avx512_bcq_token *of_tokens = c->act;
@@ -132,15 +116,15 @@ AVX512_INLINE void amx_finish(struct amx_totals *totals, const struct avx512_bcq
 }
 
 /* Whatever stands behind the last span's sums counts nothing. n_halves: from the first offsets on. */
-AVX512_INLINE void amx_end_offsets(struct amx_totals *totals, int n_halves) {
+AVX512_INLINE void amx_end_offsets(struct avx512_tile_totals *totals, int n_halves) {
     for (int half = n_halves; half % (HALVES * AVX512_BCQ_CHUNK); half++)
-        memset(totals->offsets.p16[half], 0, sizeof totals->offsets.p16[half]);
+        memset(totals->p16[half], 0, sizeof totals->p16[half]);
 }
 
-typedef void amx_block_function(const struct avx512_bcq_tile *c, struct amx_totals *totals, int b,
-                                int t0, int n_tokens);
+typedef void amx_block_function(const struct avx512_bcq_tile *c, struct avx512_tile_totals *totals,
+                                int b, int t0, int n_tokens);
 
-/* bcq_few.c: all tokens, at most 8 or 16, and at most OFFSET_SPANS spans. */
+/* bcq_few.c: all tokens, at most 8 or 16, and at most AVX512_TILE_SPANS spans. */
 amx_block_function *amx_few(int bits, int parts, int tokens);
 
 #endif

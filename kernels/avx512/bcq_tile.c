@@ -12,22 +12,7 @@ enum {
     PANEL = 6,  /* tokens whose sums fit the registers */
     TRIPLE = 3, /* tokens whose sums of p * x do */
     UNITS = AVX512_BCQ_UNITS,
-    HALVES = 2 /* of a span */
-};
-
-/* p + 16 of up to 128 spans, four runs of a half in each row's word: products with them are made once, at
- * the end. */
-enum { OFFSET_SPANS = 128 };
-struct offsets {
-    __m512i p16[HALVES * OFFSET_SPANS][UNITS];
-};
-
-/* Of a block and its tokens, by 16 rows. */
-struct totals {
-    __m512 y[AVX512_TILE_TOKENS][UNITS];
-    struct offsets offsets;
-    /* Sums over offsets of matrices that have more spans than those. */
-    __m512i low[AVX512_TILE_TOKENS][UNITS], high[AVX512_TILE_TOKENS][UNITS];
+    HALVES = AVX512_TILE_HALVES
 };
 
 /* Weights of a block and span: inputs j and j + 8 of run r in pair 8r + j. */
@@ -95,7 +80,7 @@ PANEL_OF(5)
 PANEL_OF(6)
 
 /* A block and span, expanded, and its tokens in panels of about equal size. */
-static void multiply(struct totals *totals, const struct avx512_bcq_tile *c,
+static void multiply(struct avx512_tile_totals *totals, const struct avx512_bcq_tile *c,
                      const struct expanded *e, int span, int t0, int n_tokens, int n_pairs) {
     static void (*const panels[])(__m512(*)[UNITS], __mmask16, const struct expanded *,
                                   const int32_t *, const float *,
@@ -122,13 +107,14 @@ AVX512_INLINE void add_offset(__m512i *sum, __m512i p16, __m512i x) {
 }
 
 /* Adds those of spans [first, end). t: of all tokens. */
-AVX512_INLINE void add_offsets(const int n, struct offset_sums *to, const struct offsets *o,
+AVX512_INLINE void add_offsets(const int n, struct offset_sums *to,
+                               const struct avx512_tile_totals *totals,
                                const struct avx512_bcq_tile *c, int first, int end, int t) {
     const int n_halves = (c->shape->words + 1) / 2;
     for (int span = first; span < end; span += AVX512_BCQ_CHUNK) {
         const struct avx512_bcq_many x =
             avx512_bcq_many_at(c->act, c->act_bits, c->shape->spans, c->n, span);
-        const __m512i(*p16)[UNITS] = o->p16 + HALVES * (span - first);
+        const __m512i(*p16)[UNITS] = totals->p16 + HALVES * (span - first);
         const int halves = avx512_min(n_halves - HALVES * span, HALVES * AVX512_BCQ_CHUNK);
         for (int i = 0; i < halves; i++) AVX512_UNROLL for (int k = 0; k < n; k++) {
                 int32_t sums[2];
@@ -144,7 +130,8 @@ AVX512_INLINE void add_offsets(const int n, struct offset_sums *to, const struct
     }
 }
 
-AVX512_INLINE void begin_offsets(const int n, struct offset_sums *to, const struct totals *totals,
+AVX512_INLINE void begin_offsets(const int n, struct offset_sums *to,
+                                 const struct avx512_tile_totals *totals,
                                  const struct avx512_bcq_tile *c, int first, int t0, int t) {
     const struct avx512_bcq_token *tokens = c->act;
     AVX512_UNROLL for (int k = 0; k < n; k++) {
@@ -157,12 +144,12 @@ AVX512_INLINE void begin_offsets(const int n, struct offset_sums *to, const stru
 }
 
 /* Of all spans but the last ones. */
-static void keep_offsets(struct totals *totals, const struct avx512_bcq_tile *c, int first, int end,
-                         int t0, int n_tokens) {
+static void keep_offsets(struct avx512_tile_totals *totals, const struct avx512_bcq_tile *c,
+                         int first, int end, int t0, int n_tokens) {
     for (int t = 0; t < n_tokens; t++) {
         struct offset_sums s;
         begin_offsets(1, &s, totals, c, first, t0, t);
-        add_offsets(1, &s, &totals->offsets, c, first, end, t0 + t);
+        add_offsets(1, &s, totals, c, first, end, t0 + t);
         for (int u = 0; u < UNITS; u++) {
             totals->low[t][u] = s.low[0][u];
             totals->high[t][u] = s.high[0][u];
@@ -170,7 +157,7 @@ static void keep_offsets(struct totals *totals, const struct avx512_bcq_tile *c,
     }
 }
 
-AVX512_INLINE void finish_some(const int n, const struct totals *totals,
+AVX512_INLINE void finish_some(const int n, const struct avx512_tile_totals *totals,
                                const struct avx512_bcq_tile *c,
                                const struct avx512_compact_scales *scales, int b, int first, int t0,
                                int t) {
@@ -181,7 +168,7 @@ AVX512_INLINE void finish_some(const int n, const struct totals *totals,
         .n_rows = avx512_min(c->rows - b * AVX512_BCQ_ROWS, AVX512_BCQ_ROWS)};
     struct offset_sums sums;
     begin_offsets(n, &sums, totals, c, first, t0, t);
-    add_offsets(n, &sums, &totals->offsets, c, first, c->shape->spans, t0 + t);
+    add_offsets(n, &sums, totals, c, first, c->shape->spans, t0 + t);
     AVX512_UNROLL for (int k = 0; k < n; k++) AVX512_UNROLL for (int u = 0; u < UNITS; u++) {
         const struct avx512_compact_sums s = {
             .y = totals->y[t + k][u], .low = sums.low[k][u], .high = sums.high[k][u]};
@@ -190,7 +177,7 @@ AVX512_INLINE void finish_some(const int n, const struct totals *totals,
     }
 }
 
-static void finish(const struct totals *totals, const struct avx512_bcq_tile *c,
+static void finish(const struct avx512_tile_totals *totals, const struct avx512_bcq_tile *c,
                    const uint8_t *block, int b, int first, int t0, int n_tokens) {
     struct avx512_compact_scales scales[UNITS];
     int t = 0;
@@ -200,8 +187,8 @@ static void finish(const struct totals *totals, const struct avx512_bcq_tile *c,
     for (; t < n_tokens; t++) finish_some(1, totals, c, scales, b, first, t0, t);
 }
 
-AVX512_INLINE void block(const int bits, const struct avx512_bcq_tile *c, struct totals *totals,
-                         int b, int t0, int n_tokens) {
+AVX512_INLINE void block(const int bits, const struct avx512_bcq_tile *c,
+                         struct avx512_tile_totals *totals, int b, int t0, int n_tokens) {
     const struct avx512_bcq_shape *s = c->shape;
     const uint8_t *block = c->packed + (size_t)b * s->block_bytes, *at = block + s->head;
     const int n_halves = (s->words + 1) / 2;
@@ -211,11 +198,11 @@ AVX512_INLINE void block(const int bits, const struct avx512_bcq_tile *c, struct
     avx512_tile_units(bits, units, block);
     for (int span = 0; span < s->spans; span++) {
         const int halves = avx512_min(n_halves - HALVES * span, HALVES);
-        if (span - first == OFFSET_SPANS) {
+        if (span - first == AVX512_TILE_SPANS) {
             keep_offsets(totals, c, first, span, t0, n_tokens);
             first = span;
         }
-        expand(bits, &e, totals->offsets.p16 + HALVES * (span - first), at, units, halves);
+        expand(bits, &e, totals->p16 + HALVES * (span - first), at, units, halves);
         multiply(totals, c, &e, span, t0, n_tokens, 32 * halves);
         at += 64 + (size_t)halves * UNITS * (2 * (size_t)bits + 1) * 64;
     }
@@ -223,8 +210,9 @@ AVX512_INLINE void block(const int bits, const struct avx512_bcq_tile *c, struct
 }
 
 #define KERNEL(bits)                                                                               \
-    static __attribute__((noinline)) void block_##bits(                                            \
-        const struct avx512_bcq_tile *c, struct totals *totals, int b, int t0, int n_tokens) {     \
+    static __attribute__((noinline)) void block_##bits(const struct avx512_bcq_tile *c,            \
+                                                       struct avx512_tile_totals *totals, int b,   \
+                                                       int t0, int n_tokens) {                     \
         block(bits, c, totals, b, t0, n_tokens);                                                   \
     }
 KERNEL(1)
@@ -233,9 +221,9 @@ KERNEL(3)
 KERNEL(4)
 
 void avx512_bcq_mul_tile(const struct avx512_bcq_tile *c) {
-    static void (*const blocks[])(const struct avx512_bcq_tile *, struct totals *, int, int,
-                                  int) = {block_1, block_2, block_3, block_4};
-    struct totals totals;
+    static void (*const blocks[])(const struct avx512_bcq_tile *, struct avx512_tile_totals *, int,
+                                  int, int) = {block_1, block_2, block_3, block_4};
+    struct avx512_tile_totals totals;
     for (int t0 = 0; t0 < c->n; t0 += AVX512_TILE_TOKENS)
         for (int b = c->b0; b < c->b1; b++)
             blocks[c->shape->bits - 1](c, &totals, b, t0,

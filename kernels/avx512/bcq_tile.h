@@ -15,7 +15,21 @@
 
 #include "kernels/avx512/bcq_compact.h"
 
-enum { AVX512_TILE_TOKENS = 128 };
+enum {
+    AVX512_TILE_TOKENS = 128,
+    AVX512_TILE_HALVES = 2, /* of a span */
+    /* Whose offsets are kept: products with them are made once, at the end. */
+    AVX512_TILE_SPANS = 128
+};
+
+/* Of a block and its tokens, by 16 rows. */
+struct avx512_tile_totals {
+    __m512 y[AVX512_TILE_TOKENS][AVX512_BCQ_UNITS];
+    /* p + 16, four runs of a half in each row's word. */
+    __m512i p16[AVX512_TILE_HALVES * AVX512_TILE_SPANS][AVX512_BCQ_UNITS];
+    /* Sums over offsets of matrices that have more spans than those. */
+    __m512i low[AVX512_TILE_TOKENS][AVX512_BCQ_UNITS], high[AVX512_TILE_TOKENS][AVX512_BCQ_UNITS];
+};
 
 /* Constants of a unit. Byte 4 r + s of the first table, r + 16 s of the second: of row r the sum of the d
  * of planes 0 and 1, with the signs that s has in its bits, less all other d. */
