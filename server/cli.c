@@ -52,6 +52,16 @@ int cli_float(float *ret, const char *flag, const char *text, float lo, float hi
     return 0;
 }
 
+int cli_choice(const char *flag, const char *text, const char *(*name_of)(int), int *ret,
+               struct error *err) {
+    for (int i = 0; name_of(i); i++) {
+        if (strcmp(name_of(i), text) != 0 || !*text) continue;
+        *ret = i;
+        return 0;
+    }
+    return error_set(err, -EINVAL, "%s '%.40s': no such choice, see --help", flag, text);
+}
+
 int cli_act_bits(int *ret, const char *text, struct error *err) {
     int bits = 0, r = cli_int(&bits, "--act-bits", text, 4, 16, err);
     if (r < 0) return r;

@@ -26,6 +26,10 @@ int cli_seed(uint64_t *ret, const char *flag, const char *text, struct error *er
 int cli_float(float *ret, const char *flag, const char *text, float lo, float hi,
               struct error *err);
 
+/* Index of text in a list of names that ends where name_of() gives NULL. */
+int cli_choice(const char *flag, const char *text, const char *(*name_of)(int), int *ret,
+               struct error *err);
+
 /* "f16", "f32" or "int8": the type of stored keys and values. */
 int cli_kv(enum dtype *ret, const char *text, struct error *err);
 /* 16, 8 or 4. */

@@ -10,6 +10,7 @@
 #include "kernels/error.h"
 #include "server/cli.h"
 #include "server/quantize_block.h"
+#include "server/quantize_text.h"
 
 enum {
     OPT_METHOD = 256,
@@ -18,7 +19,6 @@ enum {
     OPT_ACT_BITS,
     OPT_OUTPUT_BITS,
     OPT_POW2,
-    OPT_ACT_MOMENTS,
     OPT_BIAS_BITS,
     OPT_STEP_BITS,
     OPT_RANGES,
@@ -40,15 +40,6 @@ enum {
     OPT_MIXED_PER,
     OPT_CODES,
     OPT_BEAM,
-    OPT_WINDOWS,
-    OPT_CTX,
-    OPT_SEED,
-    OPT_STATIC,
-    OPT_SEQUENTIAL,
-    OPT_MOMENTS,
-    OPT_TARGET,
-    OPT_TOKENS,
-    OPT_STATE_MEMORY,
     OPT_STOP_AFTER,
     OPT_LAYERS,
     OPT_EFFORT,
@@ -125,28 +116,6 @@ static const struct argp_option options[] = {
      "What --outliers keeps: sparse (default: single weights) or columns (whole inputs)", 2},
     {"outliers", OPT_OUTLIERS, "P", 0,
      "Per cent of the weights, up to 5, that stay fp16 beside the codes (0)", 2},
-    {NULL, 0, NULL, 0, "Calibration:", 3},
-    {"calibration", 'f', "FILE", 0, "UTF-8 text; without one the model writes its own", 3},
-    {"windows", OPT_WINDOWS, "N", 0, "Windows of the text (64)", 3},
-    {"ctx", OPT_CTX, "N", 0, "Tokens of a window (1024; own text 512)", 3},
-    {"seed", OPT_SEED, "N", 0, "Of the own text (0)", 3},
-    {"static", OPT_STATIC, NULL, 0, "Inputs from the unquantized model, not the coded blocks", 3},
-    {"sequential", OPT_SEQUENTIAL, NULL, 0,
-     "Inputs from the coded blocks (default without --effort, whose steps are static)", 3},
-    {"moments", OPT_MOMENTS, "DIR", 0,
-     "With --static: keep the second moments of the inputs in DIR, or take those that another run "
-     "on the same model and text has kept there",
-     3},
-    {"target", OPT_TARGET, "NAME", 0,
-     "What a matrix reproduces: weights (default; its own outputs) or output (the original's, "
-     "which makes up for the blocks before; half as slow again)",
-     3},
-    {"tokens", OPT_TOKENS, "NAME", 0,
-     "How tokens count: equal (default), or state (o, down: by the state they add to)", 3},
-    {"act-moments", OPT_ACT_MOMENTS, "NAME", 0,
-     "With --act-bits: second moments of plain or of rounded inputs (auto: rounded at 8)", 3},
-    {"state-memory", OPT_STATE_MEMORY, "MIB", 0,
-     "Hidden states kept in memory; more go to a file in $TMPDIR (2048)", 3},
     {NULL, 0, NULL, 0, "Running:", 4},
     {"threads", 't', "N", 0, "Threads (default: all processors)", 4},
     {"cpu-level", OPT_LEVEL, "LEVEL", 0, "ref, avx2, avx512, amx, neon or auto", 4},
@@ -159,17 +128,6 @@ static const struct argp_option options[] = {
     {0},
 };
 
-/* Index of text in a list of names that ends where name_of() gives NULL. */
-static int pick(const char *flag, const char *text, const char *(*name_of)(int), int *ret,
-                struct error *err) {
-    for (int i = 0; name_of(i); i++) {
-        if (strcmp(name_of(i), text) != 0 || !*text) continue;
-        *ret = i;
-        return 0;
-    }
-    return error_set(err, -1, "%s '%.40s': no such choice, see --help", flag, text);
-}
-
 static const char *method_name(int i) { return quantize_method_name((enum layer_method)i); }
 
 static const char *kind_name(int i) { return quantize_kind_name((enum bcq_kind)i); }
@@ -177,10 +135,6 @@ static const char *kind_name(int i) { return quantize_kind_name((enum bcq_kind)i
 static const char *weighting_name(int i) {
     return quantize_weighting_name((enum layer_weighting)i);
 }
-
-static const char *target_name(int i) { return quantize_target_name((enum quantize_target)i); }
-
-static const char *tokens_name(int i) { return quantize_tokens_name((enum moments_tokens)i); }
 
 static const char *codec_name(int i) { return parts_codec_name((enum parts_codec)i); }
 
@@ -195,7 +149,7 @@ static int size_option(struct quantize_args *args, int key, const char *value, s
     float number = 0.0f;
     switch (key) {
     case OPT_CODEC:
-        r = pick("--codec", value, codec_name, &choice, err);
+        r = cli_choice("--codec", value, codec_name, &choice, err);
         args->o.codec = (enum parts_codec)choice;
         return r;
     case OPT_MIXED:
@@ -203,11 +157,11 @@ static int size_option(struct quantize_args *args, int key, const char *value, s
         m->budget = strtod(value, NULL);
         return r;
     case OPT_MIXED_BY:
-        r = pick("--mixed-by", value, by_name, &choice, err);
+        r = cli_choice("--mixed-by", value, by_name, &choice, err);
         m->by = (enum sensitivity_by)choice;
         return r;
     case OPT_MIXED_PER:
-        r = pick("--mixed-per", value, per_name, &choice, err);
+        r = cli_choice("--mixed-per", value, per_name, &choice, err);
         m->per = (enum sensitivity_per)choice;
         return r;
     default:
@@ -217,7 +171,6 @@ static int size_option(struct quantize_args *args, int key, const char *value, s
 
 static const char *search_name(int i) { return codes_name((enum codes_search)i); }
 
-static const char *moments_name(int i) { return quantize_moments_name((enum quantize_moments)i); }
 static const char *step_name(int i) { return effort_name((enum effort)i); }
 
 static const char *order_name(int i) {
@@ -254,15 +207,15 @@ static int method_option(struct quantize_args *args, int key, const char *value,
     float number = 0.0f;
     switch (key) {
     case OPT_METHOD:
-        r = pick("--method", value, method_name, &choice, err);
+        r = cli_choice("--method", value, method_name, &choice, err);
         l->method = (enum layer_method)choice;
         return r;
     case OPT_PARAMS:
-        r = pick("--params", value, kind_name, &choice, err);
+        r = cli_choice("--params", value, kind_name, &choice, err);
         l->kind = (enum bcq_kind)choice;
         return r;
     case OPT_WEIGHTING:
-        r = pick("--weighting", value, weighting_name, &choice, err);
+        r = cli_choice("--weighting", value, weighting_name, &choice, err);
         l->weighting = (enum layer_weighting)choice;
         return r;
     case OPT_DAMP:
@@ -271,7 +224,7 @@ static int method_option(struct quantize_args *args, int key, const char *value,
         l->damp = strtod(value, NULL);
         return r;
     case OPT_CODES:
-        r = pick("--codes", value, search_name, &choice, err);
+        r = cli_choice("--codes", value, search_name, &choice, err);
         l->codes.search = (enum codes_search)choice;
         return r;
     case OPT_BEAM:
@@ -285,11 +238,11 @@ static int method_option(struct quantize_args *args, int key, const char *value,
     case OPT_REFINE:
         return cli_int(&l->refine, "--refine", value, 0, 100, err);
     case OPT_INCOHERENCE:
-        r = pick("--incoherence", value, incoherence_name, &choice, err);
+        r = cli_choice("--incoherence", value, incoherence_name, &choice, err);
         l->incoherence = (enum layer_incoherence)choice;
         return r;
     case OPT_OUTLIER_FORM:
-        r = pick("--outlier-form", value, outlier_form_name, &choice, err);
+        r = cli_choice("--outlier-form", value, outlier_form_name, &choice, err);
         l->whole_outliers = choice == 1;
         return r;
     case OPT_OUTLIERS:
@@ -300,7 +253,7 @@ static int method_option(struct quantize_args *args, int key, const char *value,
         l->asymmetric = true;
         return 0;
     case OPT_ORDER:
-        r = pick("--order", value, order_name, &choice, err);
+        r = cli_choice("--order", value, order_name, &choice, err);
         l->act_order = choice < 2;
         l->group_order = choice == 1;
         return r;
@@ -340,7 +293,7 @@ static int layer_range(struct quantize_options *o, const char *text, struct erro
 
 static int other_option(struct quantize_args *args, int key, const char *value, struct error *err) {
     struct quantize_options *o = &args->o;
-    int mebibytes = 0, choice = 0, r;
+    int r;
     switch (key) {
     case 'b':
         return cli_int(&o->layer.bits, "--bits", value, 1, BCQ_MAX_BITS, err);
@@ -360,40 +313,6 @@ static int other_option(struct quantize_args *args, int key, const char *value, 
         if (r == 0 && output_check(o->output_bits, NULL) < 0)
             r = error_set(err, -1, "--output-bits '%s': 16, 8, 6 or 4 is needed", value);
         return r;
-    case OPT_ACT_MOMENTS:
-        r = pick("--act-moments", value, moments_name, &choice, err);
-        o->moments = (enum quantize_moments)choice;
-        return r;
-    case 'f':
-        o->calibration = value;
-        return 0;
-    case OPT_WINDOWS:
-        return cli_int(&o->windows, "--windows", value, 1, 1 << 16, err);
-    case OPT_CTX:
-        return cli_int(&o->ctx, "--ctx", value, 2, 1 << 20, err);
-    case OPT_SEED:
-        return cli_seed(&o->seed, "--seed", value, err);
-    case OPT_STATIC:
-        o->is_static = true;
-        return 0;
-    case OPT_SEQUENTIAL:
-        o->is_static = false;
-        return 0;
-    case OPT_MOMENTS:
-        o->moments_folder = value;
-        return 0;
-    case OPT_TARGET:
-        r = pick("--target", value, target_name, &choice, err);
-        o->target = (enum quantize_target)choice;
-        return r;
-    case OPT_TOKENS:
-        r = pick("--tokens", value, tokens_name, &choice, err);
-        o->tokens = (enum moments_tokens)choice;
-        return r;
-    case OPT_STATE_MEMORY:
-        r = cli_int(&mebibytes, "--state-memory", value, 1, 1 << 24, err);
-        o->state_memory = (size_t)mebibytes << 20;
-        return r;
     case 't':
         return cli_int(&o->layer.n_threads, "--threads", value, 1, 256, err);
     case OPT_LEVEL:
@@ -407,7 +326,7 @@ static int other_option(struct quantize_args *args, int key, const char *value, 
     case OPT_LAYERS:
         return layer_range(o, value, err);
     case OPT_EFFORT:
-        return pick("--effort", value, step_name, &args->effort, err);
+        return cli_choice("--effort", value, step_name, &args->effort, err);
     case OPT_MERGE:
         args->merge = true;
         return 0;
@@ -451,8 +370,9 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     struct quantize_args *args = state->input;
     struct error err;
     if (key == ARGP_KEY_INIT) {
-        state->child_inputs[0] = &args->o.blockwise;
-        state->child_inputs[1] = &args->tune;
+        state->child_inputs[0] = &args->o;
+        state->child_inputs[1] = &args->o.blockwise;
+        state->child_inputs[2] = &args->tune;
         return 0;
     }
     if (key == ARGP_KEY_ARGS) {
@@ -479,8 +399,10 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     return 0;
 }
 
-static const struct argp_child children[] = {
-    {&quantize_block_argp, 0, NULL, 4}, {&quantize_tune_argp, 0, NULL, 5}, {0}};
+static const struct argp_child children[] = {{&quantize_text_argp, 0, NULL, 3},
+                                             {&quantize_block_argp, 0, NULL, 4},
+                                             {&quantize_tune_argp, 0, NULL, 5},
+                                             {0}};
 
 static const struct argp argp = {
     options,

@@ -42,30 +42,19 @@ static const char *transform_name(int i) {
 
 static const char *hessian_name(int i) { return blockwise_hessian_name((enum blockwise_hessian)i); }
 
-/* Index of text in a list of names that ends where name_of() gives NULL. */
-static int pick(const char *flag, const char *text, const char *(*name_of)(int), int *ret,
-                struct error *err) {
-    for (int i = 0; name_of(i); i++) {
-        if (strcmp(name_of(i), text) != 0) continue;
-        *ret = i;
-        return 0;
-    }
-    return error_set(err, -1, "%s '%.40s': no such choice, see --help", flag, text);
-}
-
 static int take(struct blockwise_options *o, int key, const char *value, struct error *err) {
     int choice = 0, r;
     switch (key) {
     case OPT_NORM_TWEAK:
-        r = pick("--norm-tweak", value, tweak_name, &choice, err);
+        r = cli_choice("--norm-tweak", value, tweak_name, &choice, err);
         o->tweak = (enum blockwise_tweak)choice;
         return r;
     case OPT_LEARN_TRANSFORM:
-        r = pick("--learn-transform", value, transform_name, &choice, err);
+        r = cli_choice("--learn-transform", value, transform_name, &choice, err);
         o->transform = (enum blockwise_transform)choice;
         return r;
     case OPT_HESSIAN:
-        r = pick("--hessian", value, hessian_name, &choice, err);
+        r = cli_choice("--hessian", value, hessian_name, &choice, err);
         o->hessian = (enum blockwise_hessian)choice;
         return r;
     case OPT_HESSIAN_GROUPS:
