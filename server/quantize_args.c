@@ -415,11 +415,14 @@ static const struct argp argp = {
     NULL,
     NULL};
 
-static void parse_over(struct quantize_args *args, int argc, char **argv, int effort, bool tune) {
-    *args = (struct quantize_args){.argc = argc, .argv = argv, .effort = effort};
+/* first: the line as it was read without an effort; NULL then. */
+static void parse_over(struct quantize_args *args, int argc, char **argv,
+                       const struct quantize_args *first, bool tune) {
+    *args = (struct quantize_args){.argc = argc, .argv = argv, .effort = -1};
     quantize_defaults(&args->o);
-    args->o.output_bits = 8; /* costs nothing measurable: engine/quant/README.md, The output matrix */
-    if (effort >= 0) effort_apply((enum effort)effort, &args->o);
+    args->o.output_bits =
+        8; /* costs nothing measurable: engine/quant/README.md, The output matrix */
+    if (first) effort_apply((enum effort)first->effort, &first->o, &args->o);
     if (tune) args->tune.o.mode = TUNE_E2E;
     argp_parse(&argp, argc, argv, 0, NULL, args);
 }
@@ -428,9 +431,10 @@ static void parse_over(struct quantize_args *args, int argc, char **argv, int ef
  * The best one tunes where tuning can be. */
 void quantize_args_parse(struct quantize_args *ret, int argc, char **argv) {
     argp_err_exit_status = CLI_USAGE;
-    parse_over(ret, argc, argv, -1, false);
-    if (ret->effort < 0) return;
-    bool whole = !ret->merge && !ret->o.first_block && !ret->o.end_block;
-    bool tune = ret->effort == EFFORT_BEST && whole;
-    parse_over(ret, argc, argv, ret->effort, tune);
+    struct quantize_args first;
+    parse_over(&first, argc, argv, NULL, false);
+    *ret = first;
+    if (first.effort < 0) return;
+    bool whole = !first.merge && !first.o.first_block && !first.o.end_block;
+    parse_over(ret, argc, argv, &first, first.effort == EFFORT_BEST && whole);
 }

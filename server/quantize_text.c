@@ -1,5 +1,7 @@
 #include "server/quantize_text.h"
 
+#include <stdlib.h>
+
 #include "engine/quant/quantize.h"
 #include "kernels/error.h"
 #include "server/cli.h"
@@ -12,6 +14,7 @@ enum {
     OPT_SEQUENTIAL,
     OPT_MOMENTS,
     OPT_TARGET,
+    OPT_TARGET_SHARE,
     OPT_TOKENS,
     OPT_ACT_MOMENTS,
     OPT_STATE_MEMORY
@@ -25,7 +28,7 @@ static const struct argp_option options[] = {
     {"seed", OPT_SEED, "N", 0, "Of the own text (0)", 3},
     {"static", OPT_STATIC, NULL, 0, "Inputs from the unquantized model, not the coded blocks", 3},
     {"sequential", OPT_SEQUENTIAL, NULL, 0,
-     "Inputs from the coded blocks (default without --effort, whose steps are static)", 3},
+     "Inputs from the coded blocks (default, also with --effort normal)", 3},
     {"moments", OPT_MOMENTS, "DIR", 0,
      "With --static: keep the second moments of the inputs in DIR, or take those that another run "
      "on the same model and text has kept there",
@@ -34,6 +37,8 @@ static const struct argp_option options[] = {
      "What a matrix reproduces: weights (default; its own outputs) or output (the original's, "
      "which makes up for the blocks before; half as slow again)",
      3},
+    {"target-share", OPT_TARGET_SHARE, "X", 0,
+     "With --target output: how much of the way there a matrix goes, 0.01 to 1 (0.25)", 3},
     {"tokens", OPT_TOKENS, "NAME", 0,
      "How tokens count: equal (default), or state (o, down: by the state they add to)", 3},
     {"act-moments", OPT_ACT_MOMENTS, "NAME", 0,
@@ -51,6 +56,7 @@ static const char *moments_name(int i) { return quantize_moments_name((enum quan
 
 static int take(struct quantize_options *o, int key, const char *value, struct error *err) {
     int mebibytes = 0, choice = 0, r;
+    float number = 0.0f;
     switch (key) {
     case OPT_ACT_MOMENTS:
         r = cli_choice("--act-moments", value, moments_name, &choice, err);
@@ -77,6 +83,10 @@ static int take(struct quantize_options *o, int key, const char *value, struct e
     case OPT_TARGET:
         r = cli_choice("--target", value, target_name, &choice, err);
         o->target = (enum quantize_target)choice;
+        return r;
+    case OPT_TARGET_SHARE:
+        r = cli_float(&number, "--target-share", value, 0.01f, 1.0f, err);
+        o->target_share = strtod(value, NULL);
         return r;
     case OPT_TOKENS:
         r = cli_choice("--tokens", value, tokens_name, &choice, err);

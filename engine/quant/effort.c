@@ -8,31 +8,39 @@
 struct step {
     const char *name;
     int windows, ranges, explore, refine;
+    int coded_windows; /* on the coded blocks' inputs, to the original's outputs; 0: not so */
 };
 
-/* What best adds is tuning end to end, which the caller turns on. Inputs are the original's on every
- * step: those of the coded blocks cost a second pass over the text, and brought SmolLM2 4 % of KL at
- * 2 bits and nothing at 3; tuning wins more in that time. More text beats more search: at 2 bits 64
- * windows without variants end lower than 48 with 4 or 28 with 8 (README.md). Tokens weigh the same,
- * and QUANTIZE_OUTPUT is no step's: where a token of giant states gets lost in the coded blocks it
- * ruins the model. */
+/* What best adds is tuning end to end, which the caller turns on; it starts from the original's
+ * inputs, as fast does: those of the coded blocks cost more passes over the text, and alone brought
+ * SmolLM2 4 % of KL at 2 bits and nothing at 3. With a target at the original's outputs they bring
+ * 10 % at 2 bits from half the text, hence normal. More text beats more search: at 2 bits 64 windows
+ * without variants end lower than 48 with 4 or 28 with 8 (README.md). Tokens weigh the same. */
 static const struct step steps[] = {
-    [EFFORT_FAST] = {"fast", 12, 7, 0, 1},
-    [EFFORT_NORMAL] = {"normal", 64, 10, 0, 2},
-    [EFFORT_BEST] = {"best", 64, 10, 0, 2},
+    [EFFORT_FAST] = {"fast", 12, 7, 0, 1, 0},
+    [EFFORT_NORMAL] = {"normal", 64, 10, 0, 2, 32},
+    [EFFORT_BEST] = {"best", 64, 10, 0, 2, 0},
 };
 
 const char *effort_name(enum effort effort) {
     return (size_t)effort < sizeof steps / sizeof *steps ? steps[effort].name : NULL;
 }
 
-void effort_apply(enum effort effort, struct quantize_options *o) {
+static bool needs_original(const struct quantize_options *asked) {
+    return asked->is_static || asked->moments_folder || asked->first_block || asked->end_block ||
+           asked->blockwise.transform != TRANSFORM_NONE ||
+           asked->blockwise.hessian == HESSIAN_GUIDED;
+}
+
+void effort_apply(enum effort effort, const struct quantize_options *asked,
+                  struct quantize_options *o) {
     const struct step *s = &steps[effort];
-    o->windows = s->windows;
+    bool coded = s->coded_windows && !needs_original(asked);
+    o->windows = coded ? s->coded_windows : s->windows;
     o->layer.n_ranges = s->ranges;
     o->layer.explore = s->explore;
     o->layer.refine = s->refine;
-    o->is_static = true;
-    o->target = QUANTIZE_WEIGHTS;
+    o->is_static = !coded;
+    o->target = coded ? QUANTIZE_OUTPUT : QUANTIZE_WEIGHTS;
     o->tokens = MOMENTS_EQUAL;
 }

@@ -18,7 +18,9 @@ enum effort { EFFORT_FAST, EFFORT_NORMAL, EFFORT_BEST };
 /* "fast", "normal", "best"; NULL past the last. */
 const char *effort_name(enum effort effort);
 
-/* Method gptqt; explicit choices come after and win. */
-void effort_apply(enum effort effort, struct quantize_options *options);
+/* Method gptqt; explicit choices come after and win. asked: what those say on their own; where they
+ * need the original's inputs (a part of the blocks, kept moments, ...) the step does with them. */
+void effort_apply(enum effort effort, const struct quantize_options *asked,
+                  struct quantize_options *options);
 
 #endif

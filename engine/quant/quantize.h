@@ -76,6 +76,7 @@ struct quantize_options {
     uint64_t seed;  /* of the own text */
     bool is_static; /* inputs come from the unquantized model, not from the coded blocks */
     enum quantize_target target;
+    double target_share; /* of the way to the original's outputs, up to 1; 0 = 0.25 */
     enum moments_tokens tokens; /* how tokens count in the second moments */
     const char *moments_folder; /* second moments are kept there, see moments_file.h; static inputs
                                    only. NULL: nowhere */

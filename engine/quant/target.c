@@ -13,7 +13,8 @@ enum { ROWS = 64 /* rows that one piece of work takes */ };
 
 struct target {
     int n;
-    float *step; /* (n, n): w += w step */
+    float share;
+    float *step; /* (n, n): w += share w step */
 };
 
 static double ridge_of(const double *h, size_t n, double ridge) {
@@ -22,16 +23,17 @@ static double ridge_of(const double *h, size_t n, double ridge) {
     return sum > 0.0 ? ridge * sum / (double)n : 1.0;
 }
 
-int target_new(struct target **ret, const double *h, const double *cross, int n, double ridge,
-               int n_threads, struct error *err) {
+int target_new(struct target **ret, const double *h, const double *cross, int n,
+               const struct target_way *way, int n_threads, struct error *err) {
     size_t side = (size_t)n, cells = side * side;
     struct target *t = calloc(1, sizeof *t);
     double *damped = malloc(cells * sizeof *damped), *step = malloc(cells * sizeof *step);
     if (t) t->step = malloc(cells * sizeof *t->step);
     int r = t && t->step && damped && step ? 0 : error_set(err, -ENOMEM, "target: out of memory");
     if (r == 0) {
-        double added = ridge_of(h, side, ridge);
+        double added = ridge_of(h, side, way->ridge);
         t->n = n;
+        t->share = (float)way->share;
         memcpy(damped, h, cells * sizeof *damped);
         for (size_t i = 0; i < side; i++) damped[i * side + i] += added;
         for (size_t k = 0; k < cells; k++) step[k] = cross[k] - h[k];
@@ -72,7 +74,7 @@ static void apply_rows(void *arg, size_t index) {
     }
     memcpy(before, w, cells * sizeof *w);
     struct linalg_shape shape = {rows, n, n, n, n, n};
-    linalg_gemm_f32(w, before, a->t->step, &shape, 1.0f, 1.0f);
+    linalg_gemm_f32(w, before, a->t->step, &shape, a->t->share, 1.0f);
     free(before);
 }
 

@@ -21,7 +21,7 @@ static struct quantize_args parse(const char *line) {
 Test(quantize_args, an_effort_lies_under_the_flags_wherever_it_stands) {
     struct quantize_options best;
     quantize_defaults(&best);
-    effort_apply(EFFORT_BEST, &best);
+    effort_apply(EFFORT_BEST, &best, &best);
     static const char *const lines[] = {
         "q --refine 1 --effort best MODEL OUT --windows=7",
         "q MODEL --windows 7 OUT --effort=best --refine=1",
@@ -41,8 +41,25 @@ Test(quantize_args, an_effort_lies_under_the_flags_wherever_it_stands) {
 Test(quantize_args, inputs_are_static_or_those_of_the_coded_blocks) {
     cr_expect_not(parse("q MODEL OUT").o.is_static);
     cr_expect(parse("q MODEL OUT --static").o.is_static);
-    cr_expect(parse("q MODEL OUT --effort normal").o.is_static);
-    cr_expect_not(parse("q --sequential MODEL OUT --effort normal").o.is_static);
+    cr_expect(parse("q MODEL OUT --effort fast").o.is_static);
+    cr_expect_not(parse("q --sequential MODEL OUT --effort fast").o.is_static);
+    cr_expect_not(parse("q MODEL OUT --effort normal").o.is_static);
+}
+
+Test(quantize_args, a_normal_effort_takes_the_originals_inputs_where_flags_need_them) {
+    static const char *const lines[] = {
+        "q MODEL OUT --effort normal --static", "q MODEL OUT --moments DIR --effort normal",
+        "q MODEL OUT --layers 0:2 --effort normal", "q MODEL OUT --effort normal --hessian guided",
+        "q MODEL OUT --effort normal --learn-transform grid"};
+    for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
+        struct quantize_args args = parse(lines[i]);
+        cr_expect(args.o.is_static, "%s", lines[i]);
+        cr_expect_eq(args.o.target, QUANTIZE_WEIGHTS, "%s", lines[i]);
+        cr_expect_eq(args.o.windows, 64, "%s", lines[i]);
+    }
+    cr_expect_eq(parse("q MODEL OUT --effort normal").o.target, QUANTIZE_OUTPUT);
+    cr_expect_eq(parse("q MODEL OUT --effort normal --target weights").o.target, QUANTIZE_WEIGHTS);
+    cr_expect_eq(parse("q MODEL OUT --effort normal --target-share 0.5").o.target_share, 0.5);
 }
 
 Test(quantize_args, no_effort_leaves_the_defaults) {

@@ -200,6 +200,22 @@ Test(quantize, static_inputs_leave_outputs_nothing_to_make_up_for) {
     cr_assert(strstr(err.text, "target"), "%s", err.text);
 }
 
+Test(quantize, a_share_needs_a_way_and_is_no_more_than_it) {
+    static const double shares[] = {0.5, 1.5, -0.1};
+    static const enum quantize_target targets[] = {QUANTIZE_WEIGHTS, QUANTIZE_OUTPUT,
+                                                   QUANTIZE_OUTPUT};
+    for (int i = 0; i < 3; i++) {
+        struct quantize_options o = quick();
+        struct quantize_summary summary;
+        struct seen seen;
+        struct error err;
+        o.target = targets[i];
+        o.target_share = shares[i];
+        cr_assert_eq(run("models/llama-gqa", "unused", &o, &seen, &summary, &err), -EINVAL);
+        cr_assert(strstr(err.text, "target share"), "%s", err.text);
+    }
+}
+
 /* Distance of the logits of two models, relative to those of b. */
 static double distance(const char *a, const char *b) {
     int n, m;

@@ -37,12 +37,17 @@ static struct streams *make_streams(double noise) {
     return s;
 }
 
-static void apply(struct streams *s, float *w, double ridge, int n_threads) {
+static void apply_share(struct streams *s, float *w, double share, double ridge, int n_threads) {
     struct target *t;
-    cr_assert_eq(target_new(&t, s->h, s->cross, N, ridge, n_threads, NULL), 0);
+    struct target_way way = {share, ridge};
+    cr_assert_eq(target_new(&t, s->h, s->cross, N, &way, n_threads, NULL), 0);
     memcpy(w, s->w, sizeof s->w);
     cr_assert_eq(target_apply(t, w, ROWS, n_threads, NULL), 0);
     target_free(t);
+}
+
+static void apply(struct streams *s, float *w, double ridge, int n_threads) {
+    apply_share(s, w, 1.0, ridge, n_threads);
 }
 
 Test(target, solves_the_normal_equations) {
@@ -87,6 +92,16 @@ Test(target, brings_outputs_back) {
     apply(s, w, 0.01, 2);
     double before = miss(s, s->w), after = miss(s, w);
     cr_assert(after < 0.7 * before, "%g after %g", after, before);
+    free(s);
+}
+
+Test(target, a_share_goes_that_part_of_the_way) {
+    struct streams *s = make_streams(0.4);
+    float whole[ROWS * N], part[ROWS * N];
+    apply_share(s, whole, 1.0, 0.05, 1);
+    apply_share(s, part, 0.25, 0.05, 2);
+    for (int i = 0; i < ROWS * N; i++)
+        cr_assert(fabsf(s->w[i] + 0.25f * (whole[i] - s->w[i]) - part[i]) < 1e-5f, "[%d]", i);
     free(s);
 }
 
