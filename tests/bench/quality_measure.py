@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import shutil
-import statistics
 import struct
 import subprocess
 import tempfile
@@ -20,7 +19,6 @@ GPTQT = os.path.join(BUILD, "server", "gptqt")
 QUANTIZE = os.path.join(BUILD, "server", "gptqt-quantize")
 WORK = os.path.join(BUILD, "quality")
 RESULTS = os.path.join(ROOT, "tests", "bench", "quality_results.json")
-SPEED_ROUNDS = 5
 BASE_CHUNKS = 8  # of the original's distributions, which are large, this many windows are kept
 
 
@@ -132,7 +130,6 @@ class Store:
             return not options.retry
         return (
             "eval" in r
-            and ("bench" in r or options.no_speed)
             and ("long" in r or not (options.long and row.long and row.model.long_chunks))
         )
 
@@ -184,32 +181,10 @@ def evaluate(model, path, text=None, chunks=None):
     return json.loads(run([*command, "--base", base])[0])
 
 
-def dense_for_speed(model):
-    """A model in 16 bits: a block-quantized GGUF would be widened to 32, which no one would serve."""
-    if not model.path.endswith(".gguf"):
-        return model.path
-    path = os.path.join(WORK, f"{model.name}-f16.gguf")
-    if not os.path.exists(path):
-        run([GPTQT, "export", model.path, path])
-    return path
-
-
-def decode_rate(path):
-    return json.loads(run([GPTQT, "bench", path, "--json", "--prompt", "16", "--gen", "96"])[0])["decode_tokens_per_second"]
-
-
-def speed(model, path):
-    """Rounds of both, one after the other: a shared machine changes from minute to minute."""
-    dense, ratios, rates = dense_for_speed(model), [], []
-    for _ in range(SPEED_ROUNDS):
-        rates.append(decode_rate(path))
-        ratios.append(rates[-1] / decode_rate(dense))
-    return {"ratio": statistics.median(ratios), "tokens_per_second": statistics.median(rates), "rounds": SPEED_ROUNDS}
-
-
 def quantize(row, out, result, seconds):
     """A run that was stopped goes on where it was, and its time counts."""
-    command = [QUANTIZE, row.model.path, out, "--bits", str(row.bits), *row.flags]
+    # The output matrix stays as it is, whatever the default: the rows are about the blocks' matrices.
+    command = [QUANTIZE, row.model.path, out, "--bits", str(row.bits), "--output-bits", "16", *row.flags]
     if not row.own_text:
         command += ["--calibration", row.model.calibration]
     whole_blocks = {"--learn-transform", "--hessian", "--learn-clip", "--tune"} & set(row.flags)
@@ -236,8 +211,6 @@ def judge(row, path, result, options):
         result["other"] = evaluate(model, path, model.other, model.other_chunks)
     if options.long and row.long and model.long_chunks:
         result["long"] = evaluate(model, path, chunks=model.long_chunks)
-    if not options.no_speed:
-        result["bench"] = speed(model, path)
 
 
 def fresh_result(row, store, options):

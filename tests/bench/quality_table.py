@@ -5,6 +5,7 @@ import textwrap
 import quality_llama
 import quality_measure as measure
 import quality_rows
+import quality_speed
 
 SECTIONS = {
     "baselines": "Baselines",
@@ -25,8 +26,9 @@ READING = """**Reading it.** *bits*: everything that is stored for the matrices 
 KL(original || quantized) in nats over every position of the same windows; *top-1*: positions where both find the same token likeliest.
 *s*: seconds to quantize by the clock, and of CPU time, calibration included; the machine is shared, so the second number is the one to
 compare. *MiB*: peak memory of the quantizer. *speed*: tokens a second at decoding one sequence over those of the model in 16 bits, the
-median of {rounds} rounds that take turns. Every row ran once and on the same text, so differences between rows are paired; call 3 % of
-KL a tie. Flags: those of `gptqt quantize`, besides `--bits` and `--calibration`."""
+median of {rounds} rounds that take turns, measured once for all rows that are stored alike, the output matrix in 8 bits. Every row ran once
+and on the same text, so differences between rows are paired; call 3 % of KL a tie. Flags: those of `gptqt quantize`, besides `--bits`,
+`--calibration` and, in rows of late, `--output-bits 16`: the rows are about the blocks' matrices."""
 
 
 def number(value, digits):
@@ -37,7 +39,8 @@ def number(value, digits):
     return f"{value:.{digits}f}"
 
 
-def cells(result, has_other):
+def cells(row, store, has_other):
+    result = store.get(row)
     e, q = result["eval"], result.get("quantize", {})
     original = not result["n_bits"]
     out = [
@@ -53,7 +56,7 @@ def cells(result, has_other):
         return out + ["", "", "1"]
     out.append(f"{q['wall']:.0f} ({q['cpu']:.0f})" if q else "")
     out.append(number(q.get("mib"), 0))
-    out.append(number(result["bench"]["ratio"], 2) if "bench" in result else "")
+    out.append(number(store.results.get(quality_speed.key(row), {}).get("ratio"), 2))
     return out
 
 
@@ -84,7 +87,7 @@ def table(model, bits, store):
         section = row.section
         flags = " ".join(result["flags"])
         lines.append(f"| {row.label}{mark(result, store)} | {f'`{flags}`' if flags else ''} | "
-                     f"{' | '.join(cells(result, has_other))} |")
+                     f"{' | '.join(cells(row, store, has_other))} |")
     return lines, lacking
 
 
@@ -152,7 +155,7 @@ def provenance(store):
                                 f"work shared, by the program{'s' if len(commits) > 1 else ''} of commit{'s' if len(commits) > 1 else ''} "
                                 f"{', '.join(commits) or measure.commit()}."
                                 + (" †: made by an earlier program than the rest." if old else ""), 138)]
-    return lines + ["", *READING.format(rounds=measure.SPEED_ROUNDS).splitlines()]
+    return lines + ["", *READING.format(rounds=quality_speed.ROUNDS).splitlines()]
 
 
 SCALE = """## A model of 7 billion parameters
