@@ -36,9 +36,9 @@ struct bcq_ops {
     void (*pack)(void *dst, const struct bcq_view *w, int b0, int b1);
 
     /* What mul() needs of x: tables or quantized activations for n tokens, plus group sums. w: of
-     * any matrix that is then multiplied by them; all have its kind, cols, group and widths of q and p.
-     * act is 64-byte aligned. Parts 0..n_parts-1 together cover everything. act_bits: 16 for x as
-     * it is; 8 or 4 rounds x to whole numbers as kernels/rounding.h says, the same ones at every level,
+     * any matrix that is then multiplied by them; all have its kind, cols, bits, group and widths of
+     * q and p. act is 64-byte aligned. Parts 0..n_parts-1 together cover everything. act_bits: 16 for
+     * x as it is; 8 or 4 rounds x to whole numbers as kernels/rounding.h says, the same ones at every level,
      * whose sums over a plane are exact. */
     size_t (*act_bytes)(int act_bits, int cols, int n);
     void (*act_pack)(void *act, int act_bits, const struct bcq_spec *w, const float *x, size_t ldx,

@@ -225,7 +225,8 @@ static bool go_together(const struct linear_call *a, const struct linear_call *b
 static bool same_inputs(const struct weight *a, const struct weight *b) {
     const struct bcq_spec *s = &a->spec, *t = &b->spec;
     return a->act_bits == b->act_bits && a->bcq == b->bcq && s->kind == t->kind &&
-           s->group == t->group && s->scale_bits == t->scale_bits && s->bias_bits == t->bias_bits;
+           s->bits == t->bits && s->group == t->group && s->scale_bits == t->scale_bits &&
+           s->bias_bits == t->bias_bits;
 }
 
 /* How many of the calls can share their packed inputs. */

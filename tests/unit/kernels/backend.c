@@ -226,6 +226,61 @@ Test(backend, linear_rounds_the_inputs_of_coded_matrices_that_ask_for_it) {
     matrices_deinit(&m);
 }
 
+/* As a mixed model's have: how inputs are packed may depend on the bits. */
+Test(backend, matrices_of_different_bits_share_a_call) {
+    enum { N = 24, ROWS = 70 };
+    struct weight_view views[BCQ_MAX_BITS] = {{0}};
+    void *blocks[BCQ_MAX_BITS];
+    float *x = random_floats(N * COLS, 9), *want = malloc(N * ROWS * sizeof *want);
+    for (int i = 0; i < BCQ_MAX_BITS; i++) {
+        const struct bcq_spec spec = {BCQ_COMPACT, ROWS, COLS, i + 1, 16, 4, 5, 0};
+        blocks[i] = matrix_bcq(&views[i].bcq, &spec, (uint64_t)i + 1);
+        views[i].is_bcq = 1;
+        views[i].rows = ROWS;
+        views[i].cols = COLS;
+    }
+    for (int l = 0; l < 2 * N_LEVELS; l++) {
+        struct backend *be = open_level(levels[l / 2], 2);
+        if (!be) continue;
+        struct buffer *in = buffer_of(be, x, N * COLS), *zeros = buffer_of(be, NULL, N * COLS);
+        struct buffer *out[BCQ_MAX_BITS];
+        struct linear_call calls[BCQ_MAX_BITS];
+        for (int i = 0; i < BCQ_MAX_BITS; i++) {
+            views[i].act_bits = l % 2 ? 8 : 16;
+            out[i] = buffer_of(be, NULL, N * ROWS);
+            calls[i] =
+                (struct linear_call){.dst = out[i], .w = weight_of(be, WEIGHT_LINEAR, &views[i])};
+        }
+        for (int n = 1; n <= N; n++) {
+            struct plain_batch batch;
+            plain_batch(&batch, n);
+            backend_begin(be, &batch.batch);
+            for (int i = 0; i < BCQ_MAX_BITS; i++) {
+                size_t size = (size_t)n * ROWS;
+                backend_linear(be, &calls[i], 1, in);
+                cr_assert_eq(backend_buffer_read(be, want, out[i], 0, size, NULL), 0);
+                /* So that nothing of this is left in scratch memory. */
+                for (int j = 0; j < BCQ_MAX_BITS; j++) backend_linear(be, &calls[j], 1, zeros);
+                backend_linear(be, calls, BCQ_MAX_BITS, in);
+                float *got = read_all(be, out[i], size);
+                cr_expect_arr_eq(got, want, size * sizeof *got, "%s, %d of 16 bits, %d tokens, %d",
+                                 levels[l / 2], views[i].act_bits, n, i + 1);
+                free(got);
+            }
+        }
+        for (int i = 0; i < BCQ_MAX_BITS; i++) {
+            backend_buffer_free(be, out[i]);
+            backend_weight_free(be, (struct weight *)calls[i].w);
+        }
+        backend_buffer_free(be, zeros);
+        backend_buffer_free(be, in);
+        backend_close(be);
+    }
+    for (int i = 0; i < BCQ_MAX_BITS; i++) free(blocks[i]);
+    free(x);
+    free(want);
+}
+
 Test(backend, inputs_are_rounded_to_eight_or_four_bits_or_not) {
     struct matrices m;
     struct error err;
