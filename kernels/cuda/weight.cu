@@ -220,18 +220,27 @@ static int pack_coded(struct gpu *gpu, struct weight *w, const struct bcq_view *
     return code == cudaSuccess ? 0 : gpu_error(gpu, code, err, "packing a weight");
 }
 
+/* To where they would lie in one block. They follow each other in such, so one copy would bring all; but
+ * scales and biases that were stored smaller lie apart, and those after them nearer to the planes. */
+static cudaError_t send_sections(struct gpu *gpu, char *block, const struct bcq_view *v) {
+    const struct bcq_layout *l = &v->layout;
+    uint64_t end = l->q ? l->q : l->total;
+    cudaError_t code = gpu_send(gpu, block + l->planes, v->planes, end - l->planes);
+    if (l->q && code == cudaSuccess) code = gpu_send(gpu, block + l->q, v->q, l->shape - l->q);
+    if (l->q && code == cudaSuccess)
+        code = gpu_send(gpu, block + l->shape, v->shape, l->total - l->shape);
+    return code;
+}
+
 static int make_coded(struct gpu *gpu, struct weight *w, const struct bcq_view *v,
                       struct error *err) {
     w->kind.bits = v->spec.bits;
     w->kind.form = form_of(&v->spec, v->layout.n_groups);
     if (w->kind.form == FORM_PLAIN) return make_coded_plain(gpu, w, v, err);
-    /* The sections follow each other, so one copy from the first to the end brings all. */
-    const char *host = reinterpret_cast<const char *>(v->planes) - v->layout.planes;
-    size_t from = v->layout.planes, bytes = v->layout.total - from;
     void *raw = NULL;
     int rc = gpu_alloc(gpu, GPU_WORK, &raw, v->layout.total, err);
     if (rc) return rc;
-    cudaError_t code = gpu_send(gpu, static_cast<char *>(raw) + from, host + from, bytes);
+    cudaError_t code = send_sections(gpu, static_cast<char *>(raw), v);
     rc = code == cudaSuccess ? pack_coded(gpu, w, v, static_cast<const char *>(raw), err)
                              : gpu_error(gpu, code, err, "uploading a weight");
     gpu_release(gpu, GPU_WORK, raw, v->layout.total); /* waits */

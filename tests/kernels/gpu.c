@@ -94,14 +94,23 @@ static const struct {
     const char *name;
     void (*run)(void);
 } parts[] = {
-    {"elements", check_elements}, {"embed", check_embed},
-    {"upload", check_upload},     {"norm", check_norm},
-    {"rope", check_rope},         {"best", check_best},
-    {"top", check_top},           {"attention", check_attention},
-    {"steps", check_steps},       {"dense", check_dense},
-    {"whole", check_whole},       {"compact", check_compact},
-    {"free", check_free},         {"shapes", check_shapes},
-    {"sets", check_sets},         {"not_finite", check_not_finite},
+    {"elements", check_elements},
+    {"embed", check_embed},
+    {"upload", check_upload},
+    {"norm", check_norm},
+    {"rope", check_rope},
+    {"best", check_best},
+    {"top", check_top},
+    {"attention", check_attention},
+    {"steps", check_steps},
+    {"dense", check_dense},
+    {"whole", check_whole},
+    {"compact", check_compact},
+    {"free", check_free},
+    {"shapes", check_shapes},
+    {"sets", check_sets},
+    {"sections", check_sections},
+    {"not_finite", check_not_finite},
 };
 enum { N_PARTS = sizeof parts / sizeof *parts };
 

@@ -54,6 +54,7 @@ void check_compact(void);
 void check_shapes(void);
 void check_free(void);
 void check_sets(void);
+void check_sections(void);
 void check_not_finite(void);
 /* Whole steps. */
 void check_steps(void);

@@ -252,6 +252,51 @@ void check_sets(void) {
     free(x);
 }
 
+/* A block whose scales and biases lie elsewhere, and what follows them, too, as where they are unpacked. */
+static struct weight *weight_of_sections(const struct bcq_view *v) {
+    const struct bcq_layout *l = &v->layout;
+    size_t fields = l->shape - l->q, tail = l->total - l->shape, planes = l->q - l->planes;
+    struct weight_view view = {.is_bcq = 1, .bcq = *v, .rows = v->spec.rows, .cols = v->spec.cols};
+    uint8_t *q = malloc(fields), *block = aligned_alloc(BCQ_ALIGN, planes + tail);
+    memcpy(q, v->q, fields);
+    memcpy(block, v->planes, planes);
+    memcpy(block + planes, v->shape, tail);
+    view.bcq.planes = (const uint32_t *)(const void *)block;
+    view.bcq.q = q;
+    view.bcq.p = q + (l->p - l->q);
+    view.bcq.shape = block + planes;
+    if (l->shape_table) view.bcq.shape_table = view.bcq.shape + (l->shape_table - l->shape);
+    view.bcq.row_scale =
+        (const uint16_t *)(const void *)(view.bcq.shape + (l->row_scale - l->shape));
+    struct weight *w = weight_of(WEIGHT_LINEAR, &view);
+    free(q);
+    free(block);
+    return w;
+}
+
+void check_sections(void) {
+    enum { N = 3, ROWS = 50, COLS = 320 };
+    const struct bcq_spec specs[] = {{BCQ_COMPACT, ROWS, COLS, 3, 16, 4, 5, 0},
+                                     {BCQ_COMPACT_GROUP, ROWS, COLS, 2, 16, 4, 5, 9},
+                                     {BCQ_COMPACT, ROWS, COLS, 3, 16, 6, 5, 0}};
+    float *x = normal(N * COLS, 5);
+    for (int i = 0; i < 3; i++) {
+        struct matrix m;
+        coded(&m, &specs[i], false);
+        struct weight *whole = weight_of(WEIGHT_LINEAR, &m.view);
+        struct weight *apart = weight_of_sections(&m.view.bcq);
+        float *want = multiply(whole, &m, NULL, ACT_NONE, false, x, NULL, N);
+        float *got = multiply(apart, &m, NULL, ACT_NONE, false, x, NULL, N);
+        expect(!memcmp(got, want, N * ROWS * sizeof *got), "%s: differs in sections", m.name);
+        free(got);
+        free(want);
+        backend_weight_free(be, whole);
+        backend_weight_free(be, apart);
+        free(m.block);
+    }
+    free(x);
+}
+
 /* NaN and infinity in a token leave the others alone. */
 void check_not_finite(void) {
     enum { N = 7, COLS = 300 };
