@@ -1,55 +1,37 @@
-#include <arm_neon.h>
+#include "kernels/neon/attention.h"
+
 #include <math.h>
-#include <string.h>
 
 #include "kernels/float16.h"
-#include "kernels/neon/math.h"
 #include "kernels/neon/neon.h"
-#include "kernels/ops.h"
 
-/* A block of 16 positions at a time: scores of all its positions for every query head; their
- * softmax terms; then the weighted sum of values. Each load of K and V serves up to four heads. A
- * head's arithmetic does not depend on the heads beside it. */
-enum { LANES = 4, HEADS = 4, MAX_REP = 8 };
+/* One query. Each load of K and V serves up to four heads. */
 
-#define INLINE static inline __attribute__((always_inline))
-
-/* One block as seen by a query: positions [low, high) of its 16 count. */
+/* One block as seen by the query. */
 struct block {
     const char *k, *v;
-    int low, high, offset; /* offset: position of slot 0 less the query's */
+    struct neon_seen seen;
+    struct neon_scales scales;
 };
 
-struct state {
-    float top, total; /* the largest score so far; sum of exp(score - top) */
-};
-
-static size_t padded(int head_dim) { return ((size_t)head_dim + LANES - 1) / LANES * LANES; }
+static size_t padded(int head_dim) {
+    return ((size_t)head_dim + NEON_LANES - 1) / NEON_LANES * NEON_LANES;
+}
 
 static size_t attention_scratch(int n_rep, int head_dim) {
     return (size_t)n_rep * padded(head_dim);
 }
 
-/* Elements i.. of a row, as many as there are of four; the other lanes 0. */
-INLINE float32x4_t load(enum dtype type, const char *row, int i, int dim) {
-    if (type == DTYPE_F32)
-        return neon_load((const float *)(const void *)row + i, (size_t)(dim - i));
-    const uint16_t *h = (const uint16_t *)(const void *)row + i;
-    uint16_t some[LANES] = {0};
-    if (dim - i < LANES) h = memcpy(some, h, (size_t)(dim - i) * sizeof *h);
-    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(h)));
-}
-
 /* score[h][slot] = q_h . k_slot */
-INLINE void dot(float score[][KV_BLOCK_TOKENS], enum dtype type, const struct block *b,
-                const float *q, int dim, int n_heads) {
+NEON_INLINE void dot(float score[][KV_BLOCK_TOKENS], enum dtype type, const struct block *b,
+                     const float *q, int dim, int n_heads) {
     size_t row_bytes = (size_t)dim * dtype_size(type);
-    for (int j = b->low; j < b->high; j++) {
+    for (int j = b->seen.low; j < b->seen.high; j++) {
         const char *row = b->k + (size_t)j * row_bytes;
-        float32x4_t sum[HEADS];
+        float32x4_t sum[NEON_ROWS];
         for (int h = 0; h < n_heads; h++) sum[h] = vdupq_n_f32(0);
-        for (int i = 0; i < dim; i += LANES) {
-            float32x4_t k = load(type, row, i, dim);
+        for (int i = 0; i < dim; i += NEON_LANES) {
+            float32x4_t k = neon_kv_load(type, row, i, dim);
             for (int h = 0; h < n_heads; h++)
                 sum[h] = vfmaq_f32(sum[h], k, neon_load(q + h * dim + i, (size_t)(dim - i)));
         }
@@ -57,107 +39,93 @@ INLINE void dot(float score[][KV_BLOCK_TOKENS], enum dtype type, const struct bl
     }
 }
 
-/* Turns a head's scores into softmax terms, 0 where nothing is seen; returns what older sums
- * shrink by. */
-static float softmax(float *p, struct state *s, const struct block *b, float scale, float slope) {
-    float top = s->top, total = 0;
-    for (int j = b->low; j < b->high; j++) {
-        p[j] = p[j] * scale + slope * (float)(j + b->offset);
-        if (p[j] > top) top = p[j];
-    }
-    for (int j = 0; j < KV_BLOCK_TOKENS; j++)
-        if (j < b->low || j >= b->high) p[j] = -INFINITY;
-    for (int j = 0; j < KV_BLOCK_TOKENS; j += LANES) {
-        float32x4_t e = neon_exp(vsubq_f32(vld1q_f32(p + j), vdupq_n_f32(top)));
-        vst1q_f32(p + j, e);
-    }
-    /* A slot that is not seen counts nothing even if a score was NaN or infinite. */
-    for (int j = b->low; j < b->high; j++) total += p[j];
-    float keep = vgetq_lane_f32(neon_exp(vdupq_n_f32(s->top - top)), 0);
-    s->total = s->total * keep + total;
-    s->top = top;
-    return keep;
-}
-
 /* sum[h] = keep[h] * sum[h] + the block's values weighted by p[h]. */
-INLINE void gather(float *sum, size_t ld, enum dtype type, const struct block *b,
-                   float p[][KV_BLOCK_TOKENS], const float *keep, int dim, int n_heads) {
+NEON_INLINE void gather(float *sum, size_t ld, enum dtype type, const struct block *b,
+                        float p[][KV_BLOCK_TOKENS], const float *keep, int dim, int n_heads) {
     size_t row_bytes = (size_t)dim * dtype_size(type);
-    for (int i = 0; i < dim; i += LANES) {
-        float32x4_t acc[HEADS];
+    for (int i = 0; i < dim; i += NEON_LANES) {
+        float32x4_t acc[NEON_ROWS];
         for (int h = 0; h < n_heads; h++)
             acc[h] = vmulq_n_f32(vld1q_f32(sum + (size_t)h * ld + i), keep[h]);
-        for (int j = b->low; j < b->high; j++) {
-            float32x4_t v = load(type, b->v + (size_t)j * row_bytes, i, dim);
+        for (int j = b->seen.low; j < b->seen.high; j++) {
+            float32x4_t v = neon_kv_load(type, b->v + (size_t)j * row_bytes, i, dim);
             for (int h = 0; h < n_heads; h++) acc[h] = vfmaq_n_f32(acc[h], v, p[h][j]);
         }
         for (int h = 0; h < n_heads; h++) vst1q_f32(sum + (size_t)h * ld + i, acc[h]);
     }
 }
 
-INLINE void attend_heads(float *sum, struct state *s, enum dtype type, const struct block *b,
-                         const float *q, const float *slopes, const struct attn_call *c,
-                         int n_heads) {
-    int dim = c->kv->head_dim;
-    float p[HEADS][KV_BLOCK_TOKENS], keep[HEADS];
+NEON_INLINE void attend_heads(float *sum, struct neon_softmax *s, enum dtype type,
+                              const struct block *b, const float *q, const float *slopes, int dim,
+                              int n_heads) {
+    const struct neon_seen seen[NEON_ROWS] = {b->seen, b->seen, b->seen, b->seen};
+    struct neon_scales scales = b->scales;
+    float p[NEON_ROWS][KV_BLOCK_TOKENS] = {{0}}, keep[NEON_ROWS];
+    scales.slopes = slopes;
     dot(p, type, b, q, dim, n_heads);
-    for (int h = 0; h < n_heads; h++)
-        keep[h] = softmax(p[h], &s[h], b, c->scale, slopes ? slopes[h] : 0);
+    neon_softmax(n_heads, p, keep, s, seen, &scales);
     gather(sum, padded(dim), type, b, p, keep, dim, n_heads);
 }
 
-INLINE void attend_block(float *sum, struct state *s, enum dtype type, const struct block *b,
-                         const float *q, const struct attn_call *c) {
-    size_t dim = (size_t)c->kv->head_dim;
-    for (int h = 0; h < c->n_rep; h += HEADS) {
-        float *to = sum + (size_t)h * padded(c->kv->head_dim);
-        const float *from = q + (size_t)h * dim, *slopes = c->slopes ? c->slopes + h : NULL;
+NEON_INLINE void attend_block(float *sum, struct neon_softmax *s, enum dtype type,
+                              const struct block *b, const float *q, const struct attn_call *c) {
+    const int dim = c->kv->head_dim;
+    for (int h = 0; h < c->n_rep; h += NEON_ROWS) {
+        float *to = sum + (size_t)h * padded(dim);
+        const float *from = q + h * dim, *slopes = c->slopes ? c->slopes + h : NULL;
         switch (c->n_rep - h) {
         case 1:
-            attend_heads(to, s + h, type, b, from, slopes, c, 1);
+            attend_heads(to, s + h, type, b, from, slopes, dim, 1);
             break;
         case 2:
-            attend_heads(to, s + h, type, b, from, slopes, c, 2);
+            attend_heads(to, s + h, type, b, from, slopes, dim, 2);
             break;
         case 3:
-            attend_heads(to, s + h, type, b, from, slopes, c, 3);
+            attend_heads(to, s + h, type, b, from, slopes, dim, 3);
             break;
         default:
-            attend_heads(to, s + h, type, b, from, slopes, c, 4);
+            attend_heads(to, s + h, type, b, from, slopes, dim, 4);
             break;
         }
     }
 }
 
+/* Block i of the table. */
+static void look_at(struct block *b, const struct attn_call *c, int i, size_t plane) {
+    int p0 = i * KV_BLOCK_TOKENS, past = c->pos + 1 - p0, from = c->first - p0;
+    b->k = neon_keys(c, i, plane);
+    b->v = b->k + plane;
+    b->seen = (struct neon_seen){from > 0 ? from : 0,
+                                 past < KV_BLOCK_TOKENS ? past : KV_BLOCK_TOKENS, p0 - c->pos};
+    b->scales = (struct neon_scales){neon_kv_scales(c->kv, b->k), neon_kv_scales(c->kv, b->v),
+                                     c->scale, NULL};
+}
+
 static void attend(float *out, const float *q, const struct attn_call *c, float *sum) {
     size_t dim = (size_t)c->kv->head_dim, ld = padded(c->kv->head_dim);
-    size_t plane = KV_BLOCK_TOKENS * dim * dtype_size(c->kv->type);
-    struct state s[MAX_REP];
-    for (int h = 0; h < c->n_rep; h++) s[h] = (struct state){-INFINITY, 0};
+    size_t plane = kv_plane_bytes(c->kv->type, c->kv->head_dim);
+    struct neon_softmax s[NEON_MAX_REP];
+    struct block b;
+    for (int h = 0; h < c->n_rep; h++) s[h] = (struct neon_softmax){vdupq_n_f32(0), -INFINITY};
     memset(sum, 0, (size_t)c->n_rep * ld * sizeof *sum);
     for (int i = c->first / KV_BLOCK_TOKENS; i <= c->pos / KV_BLOCK_TOKENS; i++) {
-        int p0 = i * KV_BLOCK_TOKENS, past = c->pos + 1 - p0;
-        size_t at = (size_t)c->blocks[i] * (size_t)c->kv->n_kv_heads + (size_t)c->kv_head;
-        struct block b = {.k = (const char *)c->kv->base + 2 * at * plane};
-        b.v = b.k + plane;
-        b.low = c->first > p0 ? c->first - p0 : 0;
-        b.high = past < KV_BLOCK_TOKENS ? past : KV_BLOCK_TOKENS;
-        b.offset = p0 - c->pos;
+        look_at(&b, c, i, plane);
         if (c->kv->type == DTYPE_F16)
             attend_block(sum, s, DTYPE_F16, &b, q, c);
+        else if (c->kv->type == DTYPE_I8)
+            attend_block(sum, s, DTYPE_I8, &b, q, c);
         else
             attend_block(sum, s, DTYPE_F32, &b, q, c);
     }
     for (int h = 0; h < c->n_rep; h++)
-        for (size_t d = 0; d < dim; d++)
-            out[(size_t)h * dim + d] = sum[(size_t)h * ld + d] / s[h].total;
+        neon_attention_end(out + (size_t)h * dim, sum + (size_t)h * ld, &s[h], (int)dim);
 }
 
 static void attention(float *out, const float *q, const struct attn_call *call, float *scratch) {
     size_t dim = (size_t)call->kv->head_dim;
-    for (int h = 0; h < call->n_rep; h += MAX_REP) {
+    for (int h = 0; h < call->n_rep; h += NEON_MAX_REP) {
         struct attn_call some = *call;
-        some.n_rep = call->n_rep - h < MAX_REP ? call->n_rep - h : MAX_REP;
+        some.n_rep = call->n_rep - h < NEON_MAX_REP ? call->n_rep - h : NEON_MAX_REP;
         if (call->slopes) some.slopes += h;
         attend(out + (size_t)h * dim, q + (size_t)h * dim, &some, scratch);
     }
@@ -170,7 +138,7 @@ static void store_row(const struct kv_layer *kv, size_t at, const float *src) {
         return;
     }
     uint16_t *dst = (uint16_t *)kv->base + at;
-    for (; d + LANES <= dim; d += LANES)
+    for (; d + NEON_LANES <= dim; d += NEON_LANES)
         vst1_u16(dst + d, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(src + d))));
     for (; d < dim; d++) dst[d] = f32_to_f16(src[d]);
 }
@@ -186,8 +154,14 @@ static void kv_store(const struct kv_layer *kv, int block, int slot, const float
     }
 }
 
+/* Storing int8 stays with kernels/ref. */
 void neon_attention_init(struct ops *ops) {
-    ops->float_kv.attention_scratch = attention_scratch;
-    ops->float_kv.attention = attention;
+    struct attention_ops *kinds[] = {&ops->float_kv, &ops->int8_kv};
+    for (int i = 0; i < 2; i++) {
+        kinds[i]->attention_scratch = attention_scratch;
+        kinds[i]->attention = attention;
+        kinds[i]->many_scratch = neon_attention_many_scratch;
+        kinds[i]->attention_many = neon_attention_many;
+    }
     ops->float_kv.kv_store = kv_store;
 }

@@ -15,6 +15,15 @@
 #include <stddef.h>
 #include <string.h>
 
+#define NEON_INLINE static inline __attribute__((always_inline))
+
+/* Accumulators stay in registers only where every loop over them is unrolled. */
+#ifdef __clang__
+#define NEON_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define NEON_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 /* Up to four floats, the other lanes 0. */
 static inline float32x4_t neon_load(const float *x, size_t n) {
     if (n >= 4) return vld1q_f32(x);

@@ -7,7 +7,7 @@
  * Cost      a few stores.
  *
  * Call only on a processor with the instruction set; see kernels/cpu/features.h. What is missing
- * here (whole numbers, outliers, rotations) stays with kernels/ref. */
+ * here (whole numbers, outliers, rotations, storing int8) stays with kernels/ref. */
 #ifndef KERNELS_NEON_NEON_H
 #define KERNELS_NEON_NEON_H
 
