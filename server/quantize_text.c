@@ -34,11 +34,14 @@ static const struct argp_option options[] = {
      "on the same model and text has kept there",
      3},
     {"target", OPT_TARGET, "NAME", 0,
-     "What a matrix reproduces: weights (default; its own outputs) or output (the original's, "
-     "which makes up for the blocks before; half as slow again)",
+     "What a matrix reproduces: weights (default; its own outputs), output (the original's, which "
+     "makes up for the blocks before; half as slow again) or block (the same, and down the state "
+     "that the original's block leaves)",
      3},
     {"target-share", OPT_TARGET_SHARE, "X", 0,
-     "With --target output: how much of the way there a matrix goes, 0.01 to 1 (0.25)", 3},
+     "With --target output or block: how much of the way there a matrix goes, 0.01 to 1 (0.25, "
+     "0.3)",
+     3},
     {"tokens", OPT_TOKENS, "NAME", 0,
      "How tokens count: equal (default), or state (o, down: by the state they add to)", 3},
     {"act-moments", OPT_ACT_MOMENTS, "NAME", 0,

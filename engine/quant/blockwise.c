@@ -97,11 +97,11 @@ int blockwise_check_moments(const struct blockwise_options *o, bool output_targe
                             bool weighs_tokens, struct error *err) {
     if (output_target && o->transform != TRANSFORM_NONE)
         return error_set(err, -EINVAL,
-                         "learn-transform scales the coded model's inputs, which target output "
+                         "learn-transform scales the coded model's inputs, which another target "
                          "sets against the original's: use either");
     if (output_target && o->hessian == HESSIAN_GUIDED)
         return error_set(err, -EINVAL,
-                         "hessian guided has no cross moments, which target output needs");
+                         "hessian guided has no cross moments, which another target needs");
     if (weighs_tokens && o->hessian == HESSIAN_GUIDED)
         return error_set(err, -EINVAL,
                          "hessian guided weighs the tokens itself: it goes with tokens all alone");

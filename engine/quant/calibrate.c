@@ -48,7 +48,7 @@ static int make_states(struct spill *s, const struct calibrate *c,
 static int make_moments(struct calibrate *c, const struct calibrate_options *o, struct error *err) {
     struct moments_options options = {.hidden = c->hidden,
                                       .max_tokens = CALIBRATE_BATCH,
-                                      .has_reference = o->has_reference,
+                                      .reference = o->reference,
                                       .tokens = o->tokens,
                                       .n_threads = o->n_threads};
     int widest = 0;
@@ -137,7 +137,11 @@ static int run_piece(struct calibrate *c, const struct piece *p, const struct pa
     }
     if (!advance && !pass->collect) return 0;
     int r = model_read_state(c->m, output, err);
-    if (r == 0 && pass->collect && !is_reference) r = moments_end_batch(c->moments, output, err);
+    if (r == 0 && pass->collect && !is_reference) {
+        /* Its piece has just gone through the block. */
+        const float *other = c->reference.x ? state_at(c, &c->reference, p) : NULL;
+        r = moments_end_batch(c->moments, output, other, err);
+    }
     return r;
 }
 
@@ -167,11 +171,12 @@ int calibrate_open(struct calibrate **ret, struct model *m, const int32_t *token
     c->hidden = model_get_config(m)->hidden;
     c->batch_windows = windows_at_once(ctx);
     c->chunk = ctx < CALIBRATE_BATCH ? ctx : CALIBRATE_BATCH;
+    bool has_reference = options->reference != MOMENTS_ALONE;
     struct pass embed = {
-        .layer = -1, .advance = true, .on_states = true, .on_reference = options->has_reference};
+        .layer = -1, .advance = true, .on_states = true, .on_reference = has_reference};
     int r = make_batch_room(c, tokens, err);
     if (r == 0) r = make_states(&c->states, c, options, err);
-    if (r == 0 && options->has_reference) r = make_states(&c->reference, c, options, err);
+    if (r == 0 && has_reference) r = make_states(&c->reference, c, options, err);
     if (r == 0) r = make_moments(c, options, err);
     if (r == 0) r = run_pass(c, &embed, err);
     if (r < 0)

@@ -27,7 +27,7 @@ enum { CALIBRATE_BATCH = 1024, CALIBRATE_SEQUENCES = 32 };
 
 struct calibrate_options {
     int n_threads;
-    bool has_reference; /* states of the original model go along */
+    enum moments_reference reference; /* whether states of the original model go along */
     enum moments_tokens tokens;
     size_t memory; /* bytes of states to keep in memory at most */
     int act_bits;  /* moments of inputs rounded so (kernels/rounding.h); 0 and 16: as they are */

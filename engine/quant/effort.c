@@ -41,6 +41,6 @@ void effort_apply(enum effort effort, const struct quantize_options *asked,
     o->layer.explore = s->explore;
     o->layer.refine = s->refine;
     o->is_static = !coded;
-    o->target = coded ? QUANTIZE_OUTPUT : QUANTIZE_WEIGHTS;
+    o->target = coded ? QUANTIZE_BLOCK : QUANTIZE_WEIGHTS;
     o->tokens = MOMENTS_EQUAL;
 }

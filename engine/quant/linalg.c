@@ -54,7 +54,7 @@ struct gram {
     double *h;
     const float *y, *x; /* the same for a gram matrix */
     size_t n_rows;
-    int n;
+    int m, n; /* widths of y and x */
     bool is_gram;
     atomic_int failed;
 };
@@ -68,7 +68,7 @@ static void gram_tile(void *arg, size_t index) {
         row = (int)index / tiles(g->n);
         col = (int)index % tiles(g->n);
     }
-    int height = tile_size(g->n, row), width = tile_size(g->n, col);
+    int height = tile_size(g->m, row), width = tile_size(g->n, col);
     float *sum = malloc(sizeof(float) * TILE * TILE);
     if (!sum) {
         atomic_store(&g->failed, 1);
@@ -77,9 +77,9 @@ static void gram_tile(void *arg, size_t index) {
     for (size_t first = 0; first < g->n_rows; first += LINALG_GRAM_ROWS) {
         size_t rows = g->n_rows - first;
         if (rows > LINALG_GRAM_ROWS) rows = LINALG_GRAM_ROWS;
-        const float *y = g->y + first * (size_t)g->n, *x = g->x + first * (size_t)g->n;
+        const float *y = g->y + first * (size_t)g->m, *x = g->x + first * (size_t)g->n;
         cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, height, width, (int)rows, 1.0f,
-                    y + (size_t)row * TILE, g->n, x + (size_t)col * TILE, g->n, 0.0f, sum, TILE);
+                    y + (size_t)row * TILE, g->m, x + (size_t)col * TILE, g->n, 0.0f, sum, TILE);
         for (int i = 0; i < height; i++) {
             double *h = g->h + ((size_t)row * TILE + (size_t)i) * (size_t)g->n + (size_t)col * TILE;
             for (int j = 0; j < width; j++) h[j] += (double)sum[i * TILE + j];
@@ -97,14 +97,14 @@ static int add_products(struct gram *g, size_t n_tiles, int n_threads, struct er
 
 int linalg_gram_add(double *h, const float *x, size_t n_rows, int n, int n_threads,
                     struct error *err) {
-    struct gram g = {.h = h, .y = x, .x = x, .n_rows = n_rows, .n = n, .is_gram = true};
+    struct gram g = {.h = h, .y = x, .x = x, .n_rows = n_rows, .m = n, .n = n, .is_gram = true};
     return add_products(&g, triangle_count(tiles(n)), n_threads, err);
 }
 
-int linalg_cross_add(double *c, const float *y, const float *x, size_t n_rows, int n, int n_threads,
-                     struct error *err) {
-    struct gram g = {.h = c, .y = y, .x = x, .n_rows = n_rows, .n = n};
-    return add_products(&g, (size_t)tiles(n) * (size_t)tiles(n), n_threads, err);
+int linalg_cross_add(double *c, const float *y, int m, const float *x, int n, size_t n_rows,
+                     int n_threads, struct error *err) {
+    struct gram g = {.h = c, .y = y, .x = x, .n_rows = n_rows, .m = m, .n = n};
+    return add_products(&g, (size_t)tiles(m) * (size_t)tiles(n), n_threads, err);
 }
 
 void linalg_symmetrize(double *h, int n, double factor) {
@@ -207,14 +207,14 @@ int linalg_inverse_factor(double *u, double *h, int n, int n_threads, struct err
 struct divide {
     double *a;
     const double *u;
-    int n;
+    int m, n;
     atomic_int failed;
 };
 
 /* A tile of rows: a u^T u. */
 static void divide_tile(void *arg, size_t index) {
     struct divide *d = arg;
-    int rows = tile_size(d->n, (int)index);
+    int rows = tile_size(d->m, (int)index);
     double *a = d->a + index * TILE * (size_t)d->n;
     double *half = malloc((size_t)rows * (size_t)d->n * sizeof *half);
     if (!half) {
@@ -228,10 +228,10 @@ static void divide_tile(void *arg, size_t index) {
     free(half);
 }
 
-int linalg_divide(double *a, const double *h, int n, int n_threads, struct error *err) {
+int linalg_divide(double *a, int m, const double *h, int n, int n_threads, struct error *err) {
     size_t count = (size_t)n * (size_t)n;
     double *u = malloc(count * sizeof *u), *copy = malloc(count * sizeof *copy);
-    struct divide d = {.a = a, .u = u, .n = n};
+    struct divide d = {.a = a, .u = u, .m = m, .n = n};
     int r = u && copy ? 0 : error_set(err, -ENOMEM, "division: out of memory");
     atomic_init(&d.failed, 0);
     if (r == 0) {
@@ -239,7 +239,7 @@ int linalg_divide(double *a, const double *h, int n, int n_threads, struct error
         r = linalg_inverse_factor(u, copy, n, n_threads, err);
     }
     free(copy);
-    if (r == 0) parallel_for(n_threads, (size_t)tiles(n), divide_tile, &d);
+    if (r == 0) parallel_for(n_threads, (size_t)tiles(m), divide_tile, &d);
     if (r == 0 && atomic_load(&d.failed)) r = error_set(err, -ENOMEM, "division: out of memory");
     free(u);
     return r;

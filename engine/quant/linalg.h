@@ -30,9 +30,9 @@ enum { LINALG_GRAM_ROWS = 512 };
 int linalg_gram_add(double *h, const float *x, size_t n_rows, int n, int n_threads,
                     struct error *err);
 
-/* c: (n, n) += y^T x, y and x: (n_rows, n), summed likewise. */
-int linalg_cross_add(double *c, const float *y, const float *x, size_t n_rows, int n, int n_threads,
-                     struct error *err);
+/* c: (m, n) += y^T x, y: (n_rows, m), x: (n_rows, n), summed likewise. */
+int linalg_cross_add(double *c, const float *y, int m, const float *x, int n, size_t n_rows,
+                     int n_threads, struct error *err);
 
 /* Multiplies the upper triangle by factor and mirrors it into the lower one. */
 void linalg_symmetrize(double *h, int n, double factor);
@@ -41,8 +41,8 @@ void linalg_symmetrize(double *h, int n, double factor);
  * used up: with 11008 inputs a copy is a gigabyte. u may not overlap it, and is scratch on failure. */
 int linalg_inverse_factor(double *u, double *h, int n, int n_threads, struct error *err);
 
-/* a: (n, n) becomes a * inverse(h); h: (n, n) symmetric. a is scratch on failure. */
-int linalg_divide(double *a, const double *h, int n, int n_threads, struct error *err);
+/* a: (m, n) becomes a * inverse(h); h: (n, n) symmetric. a is scratch on failure. */
+int linalg_divide(double *a, int m, const double *h, int n, int n_threads, struct error *err);
 
 /* c (m, n) = alpha * a (m, k) * b (k, n) + beta * c; ld is the distance between rows. */
 struct linalg_shape {

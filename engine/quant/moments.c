@@ -12,7 +12,7 @@ struct moments {
     struct moments_options o;
     double *h[INPUT_COUNT], *cross[INPUT_COUNT];
     double mass[INPUT_COUNT];                          /* sum of the tokens' weights */
-    float *held[INPUT_COUNT], *reference[INPUT_COUNT]; /* (max_tokens, width) of this batch */
+    float *held[INPUT_COUNT], *reference[INPUT_COUNT]; /* (max_tokens, widths) of this batch */
     float *weight;                                     /* (max_tokens) square roots */
     int n[INPUT_COUNT];                                /* tokens held */
     int failed;
@@ -22,9 +22,19 @@ static bool weighs(const struct moments *m, enum calibrate_input input) {
     return m->o.tokens == MOMENTS_BY_STATE && (input == INPUT_O || input == INPUT_DOWN);
 }
 
+static bool of_states(const struct moments *m, enum calibrate_input input) {
+    return m->o.reference == MOMENTS_STATES && input == INPUT_DOWN;
+}
+
+/* Width of what a batch keeps of the reference. */
+static int reference_width(const struct moments *m, enum calibrate_input input) {
+    if (m->o.reference == MOMENTS_ALONE) return 0;
+    return of_states(m, input) ? m->o.hidden : m->o.width[input];
+}
+
 /* Whether a batch's inputs wait for its end. */
 static bool holds(const struct moments *m, enum calibrate_input input) {
-    return m->o.has_reference || weighs(m, input);
+    return m->o.reference != MOMENTS_ALONE || weighs(m, input);
 }
 
 static int make_input(struct moments *m, enum calibrate_input input) {
@@ -32,9 +42,10 @@ static int make_input(struct moments *m, enum calibrate_input input) {
     m->h[input] = malloc(n * n * sizeof *m->h[input]);
     if (!m->h[input]) return -ENOMEM;
     if (holds(m, input) && !(m->held[input] = malloc(cells * sizeof(float)))) return -ENOMEM;
-    if (!m->o.has_reference) return 0;
-    m->cross[input] = malloc(n * n * sizeof *m->cross[input]);
-    m->reference[input] = malloc(cells * sizeof(float));
+    size_t width = (size_t)reference_width(m, input);
+    if (width == 0) return 0;
+    m->cross[input] = malloc(width * n * sizeof *m->cross[input]);
+    m->reference[input] = malloc(width * (size_t)m->o.max_tokens * sizeof(float));
     return m->cross[input] && m->reference[input] ? 0 : -ENOMEM;
 }
 
@@ -70,17 +81,18 @@ void moments_clear(struct moments *m) {
     m->failed = 0;
     for (int i = 0; i < INPUT_COUNT; i++) {
         size_t n = (size_t)m->o.width[i];
+        size_t width = (size_t)reference_width(m, (enum calibrate_input)i);
         m->mass[i] = 0.0;
         m->n[i] = 0;
         if (m->h[i]) memset(m->h[i], 0, n * n * sizeof *m->h[i]);
-        if (m->cross[i]) memset(m->cross[i], 0, n * n * sizeof *m->cross[i]);
+        if (m->cross[i]) memset(m->cross[i], 0, width * n * sizeof *m->cross[i]);
     }
 }
 
 void moments_show(struct moments *m, enum calibrate_input input, bool is_reference, const float *x,
                   int n) {
     int width = m->o.width[input];
-    if (m->failed) return;
+    if (m->failed || (is_reference && of_states(m, input))) return;
     float *copy = is_reference ? m->reference[input] : holds(m, input) ? m->held[input] : NULL;
     if (copy) {
         memcpy(copy, x, (size_t)n * (size_t)width * sizeof *x);
@@ -113,24 +125,33 @@ static void scale_rows(float *x, const float *factor, int n, int width) {
         for (int k = 0; k < width; k++) x[(size_t)t * (size_t)width + (size_t)k] *= factor[t];
 }
 
+/* What the coded block's output lacks, in place of the reference's input. */
+static void keep_lack(struct moments *m, enum calibrate_input input, const float *y,
+                      const float *reference) {
+    size_t n = (size_t)m->n[input] * (size_t)m->o.hidden;
+    for (size_t k = 0; k < n; k++) m->reference[input][k] = reference[k] - y[k];
+}
+
 static int add_held(struct moments *m, enum calibrate_input input, const float *y) {
-    int n = m->n[input], width = m->o.width[input];
+    int n = m->n[input], width = m->o.width[input], other = reference_width(m, input);
     double mass = (double)n;
     if (weighs(m, input)) {
         mass = weigh_tokens(m, y, n);
         scale_rows(m->held[input], m->weight, n, width);
-        if (m->reference[input]) scale_rows(m->reference[input], m->weight, n, width);
+        if (m->reference[input]) scale_rows(m->reference[input], m->weight, n, other);
     }
     m->mass[input] += mass;
     int r = linalg_gram_add(m->h[input], m->held[input], (size_t)n, width, m->o.n_threads, NULL);
     if (r == 0 && m->cross[input])
-        r = linalg_cross_add(m->cross[input], m->reference[input], m->held[input], (size_t)n, width,
-                             m->o.n_threads, NULL);
+        r = linalg_cross_add(m->cross[input], m->reference[input], other, m->held[input], width,
+                             (size_t)n, m->o.n_threads, NULL);
     m->n[input] = 0;
     return r;
 }
 
-int moments_end_batch(struct moments *m, const float *y, struct error *err) {
+int moments_end_batch(struct moments *m, const float *y, const float *reference,
+                      struct error *err) {
+    if (m->n[INPUT_DOWN] > 0 && of_states(m, INPUT_DOWN)) keep_lack(m, INPUT_DOWN, y, reference);
     for (int i = 0; i < INPUT_COUNT && !m->failed; i++)
         if (m->n[i] > 0) m->failed = add_held(m, (enum calibrate_input)i, y);
     return m->failed ? error_set(err, m->failed, "moments: out of memory") : 0;
@@ -143,7 +164,8 @@ int moments_finish(struct moments *m, struct error *err) {
         /* A device that was lost shows nothing to the tap. */
         if (!(m->mass[i] > 0.0)) return error_set(err, -EIO, "the device gave no inputs");
         linalg_symmetrize(m->h[i], m->o.width[i], 1.0 / m->mass[i]);
-        for (size_t k = 0; m->cross[i] && k < n * n; k++) m->cross[i][k] /= m->mass[i];
+        size_t cells = n * (size_t)reference_width(m, (enum calibrate_input)i);
+        for (size_t k = 0; k < cells; k++) m->cross[i][k] /= m->mass[i];
     }
     return 0;
 }

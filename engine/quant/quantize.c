@@ -120,21 +120,26 @@ static int open_writer(struct quantize *q, const char *out, struct error *err) {
     return r;
 }
 
-static bool has_reference(const struct quantize *q) { return q->o.target == QUANTIZE_OUTPUT; }
+static enum moments_reference reference_of(const struct quantize *q) {
+    static const enum moments_reference of[] = {[QUANTIZE_WEIGHTS] = MOMENTS_ALONE,
+                                                [QUANTIZE_OUTPUT] = MOMENTS_INPUTS,
+                                                [QUANTIZE_BLOCK] = MOMENTS_STATES};
+    return of[q->o.target];
+}
 
 static int moments_bits(const struct quantize *q) {
     return q->o.moments == QUANTIZE_MOMENTS_ROUNDED ? q->o.act_bits : 16;
 }
 
 static int open_model(struct quantize *q, struct error *err) {
+    int n_streams = reference_of(q) == MOMENTS_ALONE ? 1 : 2;
     struct model_options options = {.kv_type = DTYPE_F32,
                                     .max_batch_tokens = CALIBRATE_BATCH,
                                     .max_logit_rows = 1,
-                                    .n_kv_blocks =
-                                        (has_reference(q) ? 2 : 1) * calibrate_kv_blocks(q->o.ctx),
+                                    .n_kv_blocks = n_streams * calibrate_kv_blocks(q->o.ctx),
                                     .layers_on_demand = true};
     struct calibrate_options states = {.n_threads = q->o.layer.n_threads,
-                                       .has_reference = has_reference(q),
+                                       .reference = reference_of(q),
                                        .tokens = q->o.tokens,
                                        .memory = q->o.state_memory,
                                        .act_bits = moments_bits(q)};

@@ -51,7 +51,8 @@ struct quantize_events {
 /* What a matrix is to reproduce. */
 enum quantize_target {
     QUANTIZE_WEIGHTS, /* its own outputs on the inputs that it will see */
-    QUANTIZE_OUTPUT   /* the original model's outputs, from the inputs that it will see */
+    QUANTIZE_OUTPUT,  /* the original model's outputs, from the inputs that it will see */
+    QUANTIZE_BLOCK    /* the same, and down the states that the original's block leaves */
 };
 
 /* With 8 bits rounded inputs measured better, with 4 plain ones (README.md). */
@@ -76,7 +77,7 @@ struct quantize_options {
     uint64_t seed;  /* of the own text */
     bool is_static; /* inputs come from the unquantized model, not from the coded blocks */
     enum quantize_target target;
-    double target_share; /* of the way to the original's outputs, up to 1; 0 = 0.25 */
+    double target_share;        /* of the way there, up to 1; 0 = 0.25, with QUANTIZE_BLOCK 0.3 */
     enum moments_tokens tokens; /* how tokens count in the second moments */
     const char *moments_folder; /* second moments are kept there, see moments_file.h; static inputs
                                    only. NULL: nowhere */

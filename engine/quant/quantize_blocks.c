@@ -146,6 +146,17 @@ static int make_matrix(struct quantize *q, const struct layer_input *in,
     return q->blockwise ? 0 : finish_matrix(q, layer, role, err);
 }
 
+static int new_target(struct target **ret, const struct quantize *q, enum calibrate_input input,
+                      const double *h, int n, struct error *err) {
+    const double *cross = calibrate_cross(q->calibrate, input);
+    struct target_way way = {q->o.target_share, target_ridge};
+    int n_threads = q->o.layer.n_threads;
+    if (!cross) return 0;
+    if (q->o.target == QUANTIZE_BLOCK && input == INPUT_DOWN)
+        return target_new_of_states(ret, h, cross, q->config->hidden, n, &way, n_threads, err);
+    return target_new(ret, h, cross, n, &way, n_threads, err);
+}
+
 /* The matrices that read one input; the factor is theirs in common. */
 static int make_input(struct quantize *q, int layer, enum calibrate_input input,
                       struct error *err) {
@@ -155,9 +166,7 @@ static int make_input(struct quantize *q, int layer, enum calibrate_input input,
     int other = q->blockwise ? blockwise_code(q->blockwise, input, q->coded, err) : 1;
     if (other <= 0) return other < 0 ? error_prefix(err, other, "block %d", layer) : 0;
     double *h = calibrate_moments(q->calibrate, input, &n);
-    const double *cross = calibrate_cross(q->calibrate, input);
-    struct target_way way = {q->o.target_share, target_ridge};
-    if (cross) r = target_new(&target, h, cross, n, &way, q->o.layer.n_threads, err);
+    r = new_target(&target, q, input, h, n, err);
     if (r == 0) r = layer_input_new(&in, h, n, &q->o.layer, err);
     if (r < 0) {
         target_free(target);

@@ -15,8 +15,9 @@
 
 enum { TEXT_CTX = 1024, OWN_CTX = 512, WINDOWS = 64, MAX_WINDOWS = 1 << 16 };
 
-/* The best of 0.25, 0.4 and 0.5 on SmolLM2; the story model, a fifth as deep, likes 0.5. */
-static const double target_share = 0.25;
+/* About the best on SmolLM2 (README.md, The target). */
+static const double target_shares[] = {
+    [QUANTIZE_WEIGHTS] = 0.0, [QUANTIZE_OUTPUT] = 0.25, [QUANTIZE_BLOCK] = 0.3};
 
 const char *quantize_method_name(enum layer_method method) {
     static const char *const names[] = {"rtn", "gptq", "bcq", "gptq-bcq", "gptqt"};
@@ -34,7 +35,7 @@ const char *quantize_weighting_name(enum layer_weighting weighting) {
 }
 
 const char *quantize_target_name(enum quantize_target target) {
-    static const char *const names[] = {"weights", "output"};
+    static const char *const names[] = {"weights", "output", "block"};
     return (size_t)target < sizeof names / sizeof *names ? names[target] : NULL;
 }
 
@@ -84,9 +85,10 @@ static int settle_shard(struct quantize *q, struct error *err) {
 }
 
 static int settle_share(struct quantize_options *o, struct error *err) {
-    if (o->target != QUANTIZE_OUTPUT && o->target_share != 0.0)
-        return error_set(err, -EINVAL, "target share: it is a share of the way of target output");
-    if (o->target == QUANTIZE_OUTPUT && o->target_share == 0.0) o->target_share = target_share;
+    if (o->target == QUANTIZE_WEIGHTS && o->target_share != 0.0)
+        return error_set(err, -EINVAL,
+                         "target share: it is a share of the way of target output or block");
+    if (o->target_share == 0.0) o->target_share = target_shares[o->target];
     if (!(o->target_share >= 0.0 && o->target_share <= 1.0))
         return error_set(err, -EINVAL, "target share: %g is not in 0..1", o->target_share);
     return 0;
@@ -106,7 +108,7 @@ int quantize_settle(struct quantize *q, struct error *err) {
                       "mixed: learn-transform and learn-clip fit scales for one number of bits");
     if (r == 0) r = blockwise_check(&o->blockwise, &o->layer, o->is_static, err);
     if (r == 0)
-        r = blockwise_check_moments(&o->blockwise, o->target == QUANTIZE_OUTPUT,
+        r = blockwise_check_moments(&o->blockwise, o->target != QUANTIZE_WEIGHTS,
                                     o->tokens != MOMENTS_EQUAL, err);
     if (r < 0) return r;
     o->layer.n_threads = parallel_threads(o->layer.n_threads);
@@ -121,12 +123,12 @@ int quantize_settle(struct quantize *q, struct error *err) {
     if (o->windows == 0) o->windows = WINDOWS;
     if (o->windows < 1 || o->windows > MAX_WINDOWS)
         return error_set(err, -EINVAL, "windows: %d is not in 1..%d", o->windows, MAX_WINDOWS);
-    if (o->target == QUANTIZE_OUTPUT && o->is_static)
+    if (o->target != QUANTIZE_WEIGHTS && o->is_static)
         return error_set(err, -EINVAL,
-                         "target output: static inputs are the original's own, nothing can differ");
-    if (o->target == QUANTIZE_OUTPUT && o->blockwise.transform != TRANSFORM_NONE)
+                         "target: static inputs are the original's own, nothing can differ");
+    if (o->target != QUANTIZE_WEIGHTS && o->blockwise.transform != TRANSFORM_NONE)
         return error_set(err, -EINVAL,
-                         "target output: learn-transform scales inputs, the original's stay");
+                         "target: learn-transform scales inputs, the original's stay");
     r = settle_share(o, err);
     if (r < 0) return r;
     if (o->output_bits == 0) o->output_bits = 16;
@@ -214,7 +216,7 @@ json_t *quantize_describe(const struct quantize *q) {
                                   q->o.calibration ? "file" : "self-generated", "windows",
                                   q->o.windows, "ctx", q->o.ctx, "static", (int)q->o.is_static));
     json_object_set_new(o, "target", json_string(quantize_target_name(q->o.target)));
-    if (q->o.target == QUANTIZE_OUTPUT)
+    if (q->o.target != QUANTIZE_WEIGHTS)
         json_object_set_new(o, "target_share", json_real(q->o.target_share));
     json_object_set_new(o, "tokens_weigh", json_string(quantize_tokens_name(q->o.tokens)));
     return o;

@@ -11,10 +11,13 @@
  * W* = W + share W (C - H) inverse(H + ridge mean(diag H) I), so that what the text does not
  * determine stays as it was. With x = y nothing moves.
  *
+ * Down's output ends in the block's state, and can make up for all that this lacks: with e the
+ * original's state less the coded one's, W* = W + share E inverse(H + ridge ...), E = mean of e x^T.
+ *
  * The whole way is right for one matrix and wrong for many in a row: a regression onto noisy inputs
  * shrinks what it predicts, each block's activations then shrink those of the next, and 30 blocks
- * of SmolLM2 end with nothing. A quarter of the way (as GPTAQ's authors take in their code) keeps
- * most of the gain; README.md, The target. */
+ * of SmolLM2 end with nothing. A part of the way (the strength of QEP, arXiv 2504.09629) keeps most
+ * of the gain; README.md, The target. The states are the aim of LoaQ (arXiv 2509.06297) as well. */
 #ifndef ENGINE_QUANT_TARGET_H
 #define ENGINE_QUANT_TARGET_H
 
@@ -29,6 +32,9 @@ struct target_way {
 /* h, cross: (n, n), h not damped yet. */
 int target_new(struct target **ret, const double *h, const double *cross, int n,
                const struct target_way *way, int n_threads, struct error *err);
+/* lack: (rows, n), E; the target is for weights of as many rows. */
+int target_new_of_states(struct target **ret, const double *h, const double *lack, int rows, int n,
+                         const struct target_way *way, int n_threads, struct error *err);
 void target_free(struct target *t); /* NULL is allowed */
 
 /* w: (rows, n). */

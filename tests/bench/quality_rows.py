@@ -129,6 +129,7 @@ OPTIONS = [
     ("true-loss re-explore, 4 sets", "--explore 4"),
     ("weights 1/U_jj^2", "--weighting u"),
     ("output-aware targets", "--target output"),
+    ("the same, and down's at the block's state", "--target block"),
     ("tokens weighted by state", "--tokens state"),
     ("whole groups in order of energy", "--order group"),
     ("static inputs", "--static"),
@@ -166,7 +167,8 @@ OWN_TEXT = [
 ]
 
 # Options that need the coded blocks' states, and those that train or run the model backwards.
-CODED_STATES = {"output-aware targets", "norms fitted by least squares", "norms fitted by moments",
+CODED_STATES = {"output-aware targets", "the same, and down's at the block's state",
+                "norms fitted by least squares", "norms fitted by moments",
                 "norms fitted by gradient", "inputs of the coded blocks, 16 windows"}
 TRAINING = {"learned clipping", "trained transformation", "Fisher-weighted codebooks", "guided Hessians",
             "block-wise training", "mixed precision at the bits of the plain row", "static inputs, 16 windows"}

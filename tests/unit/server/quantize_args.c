@@ -57,7 +57,7 @@ Test(quantize_args, a_normal_effort_takes_the_originals_inputs_where_flags_need_
         cr_expect_eq(args.o.target, QUANTIZE_WEIGHTS, "%s", lines[i]);
         cr_expect_eq(args.o.windows, 64, "%s", lines[i]);
     }
-    cr_expect_eq(parse("q MODEL OUT --effort normal").o.target, QUANTIZE_OUTPUT);
+    cr_expect_eq(parse("q MODEL OUT --effort normal").o.target, QUANTIZE_BLOCK);
     cr_expect_eq(parse("q MODEL OUT --effort normal --target weights").o.target, QUANTIZE_WEIGHTS);
     cr_expect_eq(parse("q MODEL OUT --effort normal --target-share 0.5").o.target_share, 0.5);
 }

@@ -143,7 +143,8 @@ Test(calibrate, the_reference_goes_through_the_original_block) {
     struct rig r;
     struct calibrate *c;
     struct error err;
-    struct calibrate_options options = {.n_threads = 2, .memory = SIZE_MAX, .has_reference = true};
+    struct calibrate_options options = {
+        .n_threads = 2, .memory = SIZE_MAX, .reference = MOMENTS_INPUTS};
     int ctx = 60, n_windows = 30;
     rig_open(&r, "models/llama-gqa", ctx, true);
     int32_t *tokens = random_tokens(&r, (size_t)(n_windows * ctx));

@@ -164,7 +164,7 @@ static void check_resumption(bool is_static, double outliers, enum quantize_targ
     o.is_static = is_static;
     o.layer.outliers = outliers;
     o.target = target;
-    o.tokens = target == QUANTIZE_OUTPUT ? MOMENTS_BY_STATE : MOMENTS_EQUAL;
+    o.tokens = target != QUANTIZE_WEIGHTS ? MOMENTS_BY_STATE : MOMENTS_EQUAL;
     o.act_bits = act_bits;
     o.layer.incoherence = turn;
     cr_assert_eq(run("models/llama-gqa", whole, &o, &seen, &summary, &err), 0, "%s", err.text);
@@ -187,6 +187,7 @@ Test(quantize, interrupted_runs_give_the_same_bytes) {
     check_resumption(true, 0.0, QUANTIZE_WEIGHTS, 16, LAYER_NATURAL);
     check_resumption(false, 1.0, QUANTIZE_OUTPUT, 8, LAYER_NATURAL);
     check_resumption(false, 0.0, QUANTIZE_OUTPUT, 16, LAYER_TURN_BOTH);
+    check_resumption(false, 0.0, QUANTIZE_BLOCK, 16, LAYER_NATURAL);
 }
 
 Test(quantize, static_inputs_leave_outputs_nothing_to_make_up_for) {
@@ -203,7 +204,7 @@ Test(quantize, static_inputs_leave_outputs_nothing_to_make_up_for) {
 Test(quantize, a_share_needs_a_way_and_is_no_more_than_it) {
     static const double shares[] = {0.5, 1.5, -0.1};
     static const enum quantize_target targets[] = {QUANTIZE_WEIGHTS, QUANTIZE_OUTPUT,
-                                                   QUANTIZE_OUTPUT};
+                                                   QUANTIZE_BLOCK};
     for (int i = 0; i < 3; i++) {
         struct quantize_options o = quick();
         struct quantize_summary summary;

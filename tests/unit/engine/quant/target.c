@@ -105,6 +105,34 @@ Test(target, a_share_goes_that_part_of_the_way) {
     free(s);
 }
 
+/* What the states lack is a matrix of its own, of which the target's inputs show a part. */
+Test(target, states_move_weights_by_what_they_lack) {
+    struct streams *s = make_streams(0.4);
+    static double lack[ROWS * N];
+    struct target_way way = {0.5, 0.05};
+    struct target *t;
+    uint64_t seed = 3;
+    float w[ROWS * N];
+    double mean = 0.0;
+    for (int i = 0; i < ROWS * N; i++) lack[i] = support_normal(&seed);
+    for (int k = 0; k < N; k++) mean += s->h[k * N + k] / N;
+    cr_assert_eq(target_new_of_states(&t, s->h, lack, ROWS, N, &way, 2, NULL), 0);
+    memcpy(w, s->w, sizeof w);
+    cr_assert_eq(target_apply(t, w, ROWS, 2, NULL), 0);
+    target_free(t);
+    for (int r = 0; r < ROWS; r++) {
+        for (int j = 0; j < N; j++) {
+            double left = 0.0;
+            for (int k = 0; k < N; k++) {
+                double h = s->h[k * N + j] + (j == k ? 0.05 * mean : 0.0);
+                left += ((double)w[r * N + k] - (double)s->w[r * N + k]) * h;
+            }
+            cr_assert(fabs(left - 0.5 * lack[r * N + j]) < 1e-3, "[%d, %d]", r, j);
+        }
+    }
+    free(s);
+}
+
 Test(target, equal_streams_and_dead_inputs_move_nothing) {
     struct streams *s = make_streams(0.0);
     float w[ROWS * N];
