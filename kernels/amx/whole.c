@@ -129,7 +129,8 @@ struct chunk {
 };
 
 AVX512_INLINE void expand(enum whole_form form, const struct chunk *c, int g) {
-    const char *words = c->at + (size_t)g * whole_group_bytes(form) + WHOLE_SCALES;
+    const char *words =
+        c->at + (size_t)g * whole_group_bytes(form, WHOLE_ROWS) + whole_scales_bytes(WHOLE_ROWS);
     const __m512i zero = _mm512_set1_epi8((char)(1 << (c->bits - 1)));
     if (form == WHOLE_BYTES) return;
     AVX512_UNROLL for (int j = 0; j < WHOLE_QUADS; j++) {
@@ -141,7 +142,7 @@ AVX512_INLINE void expand(enum whole_form form, const struct chunk *c, int g) {
 /* Where the codes of a group are bytes. */
 AVX512_INLINE const char *bytes_of(enum whole_form form, const struct chunk *c, int g) {
     if (form != WHOLE_BYTES) return (const char *)c->e->codes[g];
-    return c->at + (size_t)g * whole_group_bytes(form) + WHOLE_SCALES;
+    return c->at + (size_t)g * whole_group_bytes(form, WHOLE_ROWS) + whole_scales_bytes(WHOLE_ROWS);
 }
 
 /* 256 times the sums of high bytes plus those of low ones. Words can hold sums of high bytes with four bits,
@@ -191,9 +192,9 @@ AVX512_INLINE void multiply(enum whole_form form, const int parity, const struct
 
 /* Lines of a group far ahead, so that n passes fetch all of it; the first fetches those of one near. */
 AVX512_INLINE void prefetch(enum whole_form form, const struct chunk *c, int g, int pass, int n) {
-    const int lines = (int)(whole_group_bytes(form) / LINE);
-    const char *far = c->at + (size_t)(g + FAR) * whole_group_bytes(form);
-    const char *near = c->at + (size_t)(g + NEAR) * whole_group_bytes(form);
+    const int lines = (int)(whole_group_bytes(form, WHOLE_ROWS) / LINE);
+    const char *far = c->at + (size_t)(g + FAR) * whole_group_bytes(form, WHOLE_ROWS);
+    const char *near = c->at + (size_t)(g + NEAR) * whole_group_bytes(form, WHOLE_ROWS);
     for (int i = lines * pass / n; i < lines * (pass + 1) / n; i++)
         _mm_prefetch(far + (size_t)i * LINE, _MM_HINT_T1);
     for (int i = 0; pass == 0 && i < lines; i++) _mm_prefetch(near + (size_t)i * LINE, _MM_HINT_T0);
@@ -203,7 +204,7 @@ AVX512_INLINE void prefetch(enum whole_form form, const struct chunk *c, int g, 
 AVX512_INLINE void add_chunk(__m512 (*y)[HALVES], enum whole_form form, const struct chunk *c,
                              const struct input *x, const struct factors *factors, const bool first,
                              int pass, int n) {
-    const size_t bytes = whole_group_bytes(form);
+    const size_t bytes = whole_group_bytes(form, WHOLE_ROWS);
     struct sums sums[2];
     __m512 sum[TOKENS][HALVES];
     AVX512_UNROLL for (int t = 0; t < TOKENS; t++) sum[t][0] = y[t][0], sum[t][1] = y[t][1];
@@ -234,7 +235,7 @@ AVX512_INLINE void panel(float *y, size_t ldy, enum whole_form form, const char 
     const size_t most = form == WHOLE_BYTES && sets == 1 ? groups : CHUNK;
     for (size_t g = 0; g < groups; g += most) {
         const int some = groups - g < most ? (int)(groups - g) : (int)most;
-        const struct chunk c = {w + g * whole_group_bytes(form), &e, bits, some};
+        const struct chunk c = {w + g * whole_group_bytes(form, WHOLE_ROWS), &e, bits, some};
         add_chunk(sums, form, &c, x + g, factors + g, true, 0, sets);
         for (int i = 1; i < sets; i++) {
             const size_t at = (size_t)i * groups + g;
@@ -249,7 +250,8 @@ AVX512_INLINE void panel(float *y, size_t ldy, enum whole_form form, const char 
 
 AVX512_INLINE void mul_form(float *y, size_t ldy, enum whole_form form, const char *packed,
                             const struct bcq_spec *w, const void *act, int n, int b0, int b1) {
-    const size_t groups = whole_groups(w->cols), bytes = groups * whole_group_bytes(form);
+    const size_t groups = whole_groups(w->cols),
+                 bytes = groups * whole_group_bytes(form, WHOLE_ROWS);
     for (int b = b0; b < b1; b++)
         for (int t = 0; t < n; t += MOST_TOKENS) {
             const size_t at = (size_t)(t / TOKENS) * groups;

@@ -1,97 +1,55 @@
+/* Widening codes to fp32 in place of multiplying words costs twice the operations, which at 4 and 6
+ * bits is more than memory takes.
+ *
+ * Words are vectors of 16 bits, lane 2 r + e of a vector for row r of half a panel and input 2 j + e
+ * of the group, the halves in turns. A word holds the codes of several j:
+ *   up to 4 bits   4 nibbles, j = 4 v .. 4 v + 3 in vector v;
+ *   5, 6 bits      the same for the low 4 bits; then vectors of 8 pairs of bits, the high ones;
+ *   7, 8 bits      2 bytes, j = 2 v and 2 v + 1.
+ * Neither a shuffle nor a widening is needed to take them out. */
 #include <immintrin.h>
-#include <math.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "kernels/avx2/avx2.h"
 #include "kernels/avx2/math.h"
 #include "kernels/ops.h"
+#include "kernels/rounding.h"
+#include "kernels/whole.h"
 
-/* Whole numbers times whole numbers: x is rounded to 16 bits with a scale for each 32 inputs, the
- * group of the weights, so that a group's sum is exact in 32 bits and one multiply-add brings it
- * into the row's. Codes stay unsigned; their zero, 2^(m-1), is taken off through the group's sum
- * of x. Widening codes to fp32 in place of this costs twice the operations, which at 4 and 6
- * bits is more than memory takes.
- *
- * Packed form: panels of 16 rows, group by group: 16 scales in fp16, then vectors of 16-bit
- * words, lane 2 r + e of a vector for row r of half a panel and input 2 j + e of the group, the
- * halves in turns. A word holds the codes of several j:
- *   up to 4 bits   4 nibbles, j = 4 v .. 4 v + 3 in vector v;
- *   5, 6 bits      the same for the low 4 bits; then vectors of 8 pairs of bits, the high ones;
- *   7, 8 bits      2 bytes, j = 2 v and 2 v + 1.
- * Neither a shuffle nor a widening is needed to take them out. */
-enum {
-    ROWS = 16,
-    GROUP = BCQ_WHOLE_GROUP,
-    SCALES = ROWS * (int)sizeof(uint16_t), /* bytes before a group's words */
-    AHEAD = 2048
-};
+enum { ROWS = 16, GROUP = WHOLE_GROUP, AHEAD = 2048 };
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum form { NIBBLES, SIXES, BYTES };
-
-static enum form form_of(int bits) { return bits <= 4 ? NIBBLES : bits <= 6 ? SIXES : BYTES; }
-
-/* Bytes of a group of a panel. */
-INLINE size_t group_bytes(enum form form) {
-    return SCALES + (form == NIBBLES ? 4 : form == SIXES ? 6 : 8) * 2 * sizeof(__m256i);
-}
-
-static size_t groups_of(int cols) { return ((size_t)cols + GROUP - 1) / GROUP; }
-
-static size_t pack_bytes(const struct bcq_spec *w) {
-    size_t panels = ((size_t)w->rows + ROWS - 1) / ROWS;
-    return panels * groups_of(w->cols) * group_bytes(form_of(w->bits));
-}
+static size_t pack_bytes(const struct bcq_spec *w) { return whole_pack_bytes(w, ROWS); }
 
 /* words: (vectors, 2, 16) of a group. */
-static void place(uint16_t *words, enum form form, int row, int k, unsigned code) {
+static void place_code(uint16_t *words, enum whole_form form, int row, int k, unsigned code) {
     size_t j = (size_t)k / 2, at = (size_t)row / 8 * 16 + (size_t)row % 8 * 2 + (size_t)k % 2;
-    if (form == BYTES) {
+    if (form == WHOLE_BYTES) {
         words[j / 2 * 32 + at] |= (uint16_t)(code << 8 * (j % 2));
         return;
     }
     words[j / 4 * 32 + at] |= (uint16_t)((code & 15) << 4 * (j % 4));
-    if (form == SIXES) words[(4 + j / 8) * 32 + at] |= (uint16_t)(code >> 4 << 2 * (j % 8));
+    if (form == WHOLE_SIXES) words[(4 + j / 8) * 32 + at] |= (uint16_t)(code >> 4 << 2 * (j % 8));
+}
+
+static void place(void *words, int row, const struct bcq_view *w, int r, int group) {
+    uint8_t codes[GROUP];
+    bcq_whole_codes(w, r, group, codes);
+    for (int k = 0; k < GROUP; k++)
+        place_code(words, whole_form_of(w->spec.bits), row, k, codes[k]);
 }
 
 static void pack(void *dst, const struct bcq_view *w, int b0, int b1) {
-    enum form form = form_of(w->spec.bits);
-    size_t groups = groups_of(w->spec.cols), bytes = group_bytes(form);
-    for (int b = b0; b < b1; b++)
-        for (size_t g = 0; g < groups; g++) {
-            char *to = (char *)dst + ((size_t)b * groups + g) * bytes;
-            uint16_t *scales = (uint16_t *)(void *)to;
-            for (int r = 0; r < ROWS && b * ROWS + r < w->spec.rows; r++) {
-                uint8_t codes[GROUP];
-                bcq_whole_codes(w, b * ROWS + r, (int)g, codes);
-                scales[r] = w->alpha[(size_t)(b * ROWS + r) * groups + g];
-                for (int k = 0; k < GROUP; k++) place(scales + ROWS, form, r, k, codes[k]);
-            }
-        }
+    whole_pack(dst, w, b0, b1, ROWS, place);
 }
 
 /* -- Inputs ----------------------------------------------------------------------------------- */
 
-/* A group of a token's x. */
-struct input {
-    int16_t x[GROUP];
-};
-struct factor {
-    float scale; /* NaN if an x was not finite */
-    int32_t sum; /* of the whole numbers */
-};
-
-/* All inputs of n tokens, then their factors. */
-static const struct factor *factors(const void *act, size_t groups, int n) {
-    return (const struct factor *)((const struct input *)act + groups * (size_t)n);
-}
-
 static size_t act_bytes(int act_bits, int cols, int n) {
     (void)act_bits;
-    return groups_of(cols) * (size_t)n * (sizeof(struct input) + sizeof(struct factor));
+    return whole_act_bytes(cols, n);
 }
 
 /* Magnitudes are compared as integers: that orders finite values alike, and a NaN wins. */
@@ -107,45 +65,29 @@ INLINE float largest_of(const float x[GROUP]) {
     return _mm_cvtss_f32(_mm_castsi128_ps(v));
 }
 
-static void round_group(struct input *to, struct factor *factor, const float x[GROUP]) {
-    const float tiny = 1e-30f, most = 32767.0f;
-    float largest = largest_of(x);
-    bool some = largest > tiny && largest < INFINITY;
-    __m256 up = _mm256_set1_ps(some ? most / largest : 0);
+static struct whole_factor round_group(union whole_input *to, const float *x) {
+    struct rounding r;
+    rounding_to(&r, largest_of(x), 32767);
+    __m256 up = _mm256_set1_ps(r.up);
     __m256i sum = _mm256_setzero_si256();
     for (int i = 0; i < GROUP; i += 16) {
         __m256i a = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), up));
         __m256i b = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i + 8), up));
         __m256i v = _mm256_permute4x64_epi64(_mm256_packs_epi32(a, b), 0xd8);
-        if (!some) v = _mm256_setzero_si256(); /* Inf times 0 is the least integer */
+        if (!(r.up > 0)) v = _mm256_setzero_si256(); /* Inf times 0 is the least integer */
         sum = _mm256_add_epi32(sum, _mm256_madd_epi16(v, _mm256_set1_epi16(1)));
         _mm256_storeu_si256((__m256i *)(void *)(to->x + i), v);
     }
     __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
     s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
     s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
-    factor->sum = _mm_cvtsi128_si32(s);
-    factor->scale = some ? largest / most : largest < INFINITY ? 0 : NAN;
+    return (struct whole_factor){.scale = r.scale, .sum = _mm_cvtsi128_si32(s)};
 }
 
 static void act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x, size_t ldx,
                      int n, int part, int n_parts) {
-    const int cols = w->cols;
-    size_t groups = groups_of(cols);
-    int t0 = (int)((int64_t)n * part / n_parts), t1 = (int)((int64_t)n * (part + 1) / n_parts);
     (void)act_bits;
-    for (int t = t0; t < t1; t++) {
-        size_t at = (size_t)t * groups;
-        struct input *to = (struct input *)act + at;
-        struct factor *factor = (struct factor *)((struct input *)act + groups * (size_t)n) + at;
-        for (size_t g = 0; g < groups; g++) {
-            size_t left = (size_t)cols - g * GROUP;
-            float last[GROUP] = {0};
-            const float *from = x + (size_t)t * ldx + g * GROUP;
-            if (left < GROUP) from = memcpy(last, from, left * sizeof *from);
-            round_group(&to[g], &factor[g], from);
-        }
-    }
+    whole_act_pack(act, w->cols, x, ldx, n, part, n_parts, round_group);
 }
 
 /* -- Products --------------------------------------------------------------------------------- */
@@ -155,21 +97,21 @@ INLINE __m256i vector_at(const char *words, int v, int half) {
 }
 
 /* Codes of inputs 2 j, 2 j + 1 for eight rows; everything but words is a constant. */
-INLINE __m256i codes(enum form form, const char *words, int half, int j) {
-    if (form == BYTES) {
+INLINE __m256i codes(enum whole_form form, const char *words, int half, int j) {
+    if (form == WHOLE_BYTES) {
         __m256i v = vector_at(words, j / 2, half);
         return j % 2 ? _mm256_srli_epi16(v, 8) : _mm256_and_si256(v, _mm256_set1_epi16(0xff));
     }
     __m256i low = _mm256_srli_epi16(vector_at(words, j / 4, half), 4 * (j % 4));
     if (j % 4 < 3) low = _mm256_and_si256(low, _mm256_set1_epi16(15));
-    if (form == NIBBLES) return low;
+    if (form == WHOLE_NIBBLES) return low;
     __m256i high = vector_at(words, 4 + j / 8, half);
     int place = 2 * (j % 8);
     high = place < 4 ? _mm256_slli_epi16(high, 4 - place) : _mm256_srli_epi16(high, place - 4);
     return _mm256_or_si256(low, _mm256_and_si256(high, _mm256_set1_epi16(0x30)));
 }
 
-INLINE __m256i pair_of(const struct input *x, int j) {
+INLINE __m256i pair_of(const union whole_input *x, int j) {
     int32_t pair;
     memcpy(&pair, x->x + 2 * j, sizeof pair);
     return _mm256_set1_epi32(pair);
@@ -211,13 +153,13 @@ INLINE void prefetch(const char *p, size_t bytes) {
 
 /* y: n_rows rows of a panel for n tokens, whose inputs and factors are groups apart. */
 #define DEFINE_PANEL(n)                                                                            \
-    INLINE void panel_##n(float *y, size_t ldy, enum form form, const char *w, int zero,           \
-                          int n_rows, const struct input *x, const struct factor *factor,          \
-                          size_t groups) {                                                         \
+    INLINE void panel_##n(float *y, size_t ldy, enum whole_form form, const char *w, int zero,     \
+                          int n_rows, const union whole_input *x,                                  \
+                          const struct whole_factor *factor, size_t groups) {                      \
         EACH_##n(SUMS);                                                                            \
-        for (size_t g = 0; g < groups; g++, w += group_bytes(form), x++, factor++) {               \
-            const char *words = w + SCALES;                                                        \
-            prefetch(w, group_bytes(form));                                                        \
+        for (size_t g = 0; g < groups; g++, w += whole_group_bytes(form, ROWS), x++, factor++) {   \
+            const char *words = w + whole_scales_bytes(ROWS);                                      \
+            prefetch(w, whole_group_bytes(form, ROWS));                                            \
             EACH_##n(START);                                                                       \
             _Pragma("GCC unroll 16") for (int j = 0; j < GROUP / 2; j++) {                         \
                 __m256i c = codes(form, words, 0, j), d = codes(form, words, 1, j), v;             \
@@ -234,16 +176,16 @@ DEFINE_PANEL(1)
 DEFINE_PANEL(2)
 DEFINE_PANEL(4)
 
-INLINE void mul_form(float *y, size_t ldy, enum form form, const char *packed,
+INLINE void mul_form(float *y, size_t ldy, enum whole_form form, const char *packed,
                      const struct bcq_spec *w, const void *act, int n, int b0, int b1) {
-    size_t groups = groups_of(w->cols), panel = groups * group_bytes(form);
-    const struct factor *all = factors(act, groups, n);
+    size_t groups = whole_groups(w->cols), panel = groups * whole_group_bytes(form, ROWS);
+    const struct whole_factor *all = whole_factors(act, groups, n);
     for (int b = b0; b < b1; b++) {
         const char *from = packed + (size_t)b * panel;
         int n_rows = w->rows - b * ROWS, zero = 1 << (w->bits - 1);
         for (int t = 0, m; t < n; t += m) {
-            const struct input *x = (const struct input *)act + (size_t)t * groups;
-            const struct factor *factor = all + (size_t)t * groups;
+            const union whole_input *x = (const union whole_input *)act + (size_t)t * groups;
+            const struct whole_factor *factor = all + (size_t)t * groups;
             float *to = y + (size_t)t * ldy + (size_t)b * ROWS;
             m = n - t >= 4 ? 4 : n - t >= 2 ? 2 : 1;
             if (m == 4) panel_4(to, ldy, form, from, zero, n_rows, x, factor, groups);
@@ -255,11 +197,11 @@ INLINE void mul_form(float *y, size_t ldy, enum form form, const char *packed,
 
 static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,
                 int act_bits, int n, int b0, int b1) {
-    enum form form = form_of(w->bits);
+    enum whole_form form = whole_form_of(w->bits);
     (void)act_bits;
-    if (form == NIBBLES) mul_form(y, ldy, NIBBLES, packed, w, act, n, b0, b1);
-    if (form == SIXES) mul_form(y, ldy, SIXES, packed, w, act, n, b0, b1);
-    if (form == BYTES) mul_form(y, ldy, BYTES, packed, w, act, n, b0, b1);
+    if (form == WHOLE_NIBBLES) mul_form(y, ldy, WHOLE_NIBBLES, packed, w, act, n, b0, b1);
+    if (form == WHOLE_SIXES) mul_form(y, ldy, WHOLE_SIXES, packed, w, act, n, b0, b1);
+    if (form == WHOLE_BYTES) mul_form(y, ldy, WHOLE_BYTES, packed, w, act, n, b0, b1);
 }
 
 void avx2_whole_init(struct bcq_ops *whole) {

@@ -13,15 +13,12 @@ enum {
     NEAR = 4096
 };
 
-static size_t pack_bytes(const struct bcq_spec *w) {
-    size_t panels = ((size_t)w->rows + WHOLE_ROWS - 1) / WHOLE_ROWS;
-    return panels * whole_groups(w->cols) * whole_group_bytes(whole_form_of(w->bits));
-}
+static size_t pack_bytes(const struct bcq_spec *w) { return whole_pack_bytes(w, WHOLE_ROWS); }
 
 /* The codes of a group of a row, a byte each. */
-static void codes_of(uint32_t quads[WHOLE_QUADS], const struct bcq_view *w, int row, size_t group) {
+static void codes_of(uint32_t quads[WHOLE_QUADS], const struct bcq_view *w, int row, int group) {
     size_t bits = (size_t)w->spec.bits, words = (size_t)w->layout.plane_words;
-    const uint32_t *plane = w->planes + (size_t)row * bits * words + group;
+    const uint32_t *plane = w->planes + (size_t)row * bits * words + (size_t)group;
     __m256i codes = _mm256_setzero_si256();
     for (size_t p = 0; p < bits; p++)
         codes =
@@ -29,11 +26,12 @@ static void codes_of(uint32_t quads[WHOLE_QUADS], const struct bcq_view *w, int 
     _mm256_storeu_si256((__m256i *)(void *)quads, codes);
 }
 
-/* words: (vectors, 2, 16) of a group. */
-static void place(uint32_t *words, enum whole_form form, int row,
-                  const uint32_t quads[WHOLE_QUADS]) {
+/* to: (vectors, 2, 16) of a group. */
+static void place(void *to, int row, const struct bcq_view *w, int r, int group) {
     const uint32_t nibble = 0x0f0f0f0f, pair = 0x03030303;
-    words += row;
+    const enum whole_form form = whole_form_of(w->spec.bits);
+    uint32_t quads[WHOLE_QUADS], *words = (uint32_t *)to + row;
+    codes_of(quads, w, r, group);
     for (size_t j = 0; j < WHOLE_QUADS; j++) {
         if (form == WHOLE_BYTES) {
             words[WHOLE_ROWS * j] = quads[j];
@@ -46,52 +44,24 @@ static void place(uint32_t *words, enum whole_form form, int row,
 }
 
 static void pack(void *dst, const struct bcq_view *w, int b0, int b1) {
-    enum whole_form form = whole_form_of(w->spec.bits);
-    size_t groups = whole_groups(w->spec.cols), bytes = whole_group_bytes(form);
-    for (int b = b0; b < b1; b++)
-        for (size_t g = 0; g < groups; g++) {
-            char *to = (char *)dst + ((size_t)b * groups + g) * bytes;
-            for (int r = 0; r < WHOLE_ROWS && b * WHOLE_ROWS + r < w->spec.rows; r++) {
-                uint32_t quads[WHOLE_QUADS];
-                codes_of(quads, w, b * WHOLE_ROWS + r, g);
-                ((uint16_t *)(void *)to)[r] = w->alpha[(size_t)(b * WHOLE_ROWS + r) * groups + g];
-                place((uint32_t *)(void *)(to + WHOLE_SCALES), form, r, quads);
-            }
-        }
+    whole_pack(dst, w, b0, b1, WHOLE_ROWS, place);
 }
 
 /* -- Inputs ----------------------------------------------------------------------------------- */
 
-/* A group of a token's x: 256 * high + low. */
-struct input {
-    int8_t high[WHOLE_GROUP], low[WHOLE_GROUP];
-};
-
-/* All inputs of n tokens, then their factors. */
-static const struct whole_factor *factors(const void *act, size_t groups, int n) {
-    return (const struct whole_factor *)((const struct input *)act + groups * (size_t)n);
-}
-
 size_t avx512_whole_act_bytes(int act_bits, int cols, int n) {
     (void)act_bits;
-    return whole_groups(cols) * (size_t)n * (sizeof(struct input) + sizeof(struct whole_factor));
+    return whole_act_bytes(cols, n);
+}
+
+static struct whole_factor round_group(union whole_input *to, const float *x) {
+    return whole_round(to->high, to->low, x, WHOLE_GROUP);
 }
 
 void avx512_whole_act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x,
                            size_t ldx, int n, int part, int n_parts) {
-    const int cols = w->cols;
-    size_t groups = whole_groups(cols);
-    int t0 = (int)((int64_t)n * part / n_parts), t1 = (int)((int64_t)n * (part + 1) / n_parts);
     (void)act_bits;
-    for (int t = t0; t < t1; t++) {
-        size_t at = (size_t)t * groups;
-        struct input *to = (struct input *)act + at;
-        struct whole_factor *factor =
-            (struct whole_factor *)((struct input *)act + groups * (size_t)n) + at;
-        for (size_t g = 0; g < groups; g++)
-            factor[g] = whole_round(to[g].high, to[g].low, x + (size_t)t * ldx + g * WHOLE_GROUP,
-                                    (size_t)cols - g * WHOLE_GROUP);
-    }
+    whole_act_pack(act, w->cols, x, ldx, n, part, n_parts, round_group);
 }
 
 /* -- Products --------------------------------------------------------------------------------- */
@@ -118,7 +88,7 @@ struct chunk {
 
 /* Inputs of some tokens, from the chunk's first group on. */
 struct tokens {
-    const struct input *x;
+    const union whole_input *x;
     const struct whole_factor *factor;
     size_t step; /* from token to token */
 };
@@ -126,14 +96,14 @@ struct tokens {
 /* sums: (n, 2) vectors of a panel's rows. ahead: the panel is read for the first time. */
 AVX512_INLINE void add_chunk(__m512 (*sums)[2], enum whole_form form, const struct chunk *c,
                              const struct tokens *tokens, int n, bool ahead) {
-    const struct input *x = tokens->x;
+    const union whole_input *x = tokens->x;
     const struct whole_factor *factor = tokens->factor;
     const char *words = c->words, *scales = c->scales;
     __m512 sum[TOKENS][2];
     AVX512_UNROLL for (int t = 0; t < n; t++) sum[t][0] = sums[t][0], sum[t][1] = sums[t][1];
     for (int g = 0; g < c->n; g++, x++, factor++) {
         __m512i high[TOKENS][2], low[TOKENS][2];
-        if (ahead) prefetch(scales, whole_group_bytes(form));
+        if (ahead) prefetch(scales, whole_group_bytes(form, WHOLE_ROWS));
         AVX512_UNROLL for (int t = 0; t < n; t++) {
             high[t][0] = high[t][1] = _mm512_setzero_si512();
             low[t][0] = low[t][1] =
@@ -218,12 +188,12 @@ AVX512_INLINE void add_tile(__m512 (*sums)[2], enum whole_form form, const struc
 /* y: n_rows rows of a panel for up to TILE tokens. */
 AVX512_INLINE void panel(float *y, size_t ldy, enum whole_form form, const char *w, int zero,
                          int n_rows, struct tokens tokens, size_t groups, int n) {
-    const size_t bytes = whole_group_bytes(form);
+    const size_t bytes = whole_group_bytes(form, WHOLE_ROWS);
     __m512 sums[TILE][2];
     for (int t = 0; t < n; t++) sums[t][0] = sums[t][1] = _mm512_setzero_ps();
     for (size_t g = 0; g < groups; g += CHUNK) {
         int n_groups = groups - g < CHUNK ? (int)(groups - g) : CHUNK;
-        struct chunk c = {w, w + WHOLE_SCALES, bytes, bytes, zero, n_groups};
+        struct chunk c = {w, w + whole_scales_bytes(WHOLE_ROWS), bytes, bytes, zero, n_groups};
         add_tile(sums, form, &c, &tokens, n);
         w += CHUNK * bytes;
         tokens.x += CHUNK;
@@ -237,12 +207,12 @@ AVX512_INLINE void panel(float *y, size_t ldy, enum whole_form form, const char 
 
 AVX512_INLINE void mul_form(float *y, size_t ldy, enum whole_form form, const char *packed,
                             const struct bcq_spec *w, const void *act, int n, int b0, int b1) {
-    size_t groups = whole_groups(w->cols), bytes = groups * whole_group_bytes(form);
+    size_t groups = whole_groups(w->cols), bytes = groups * whole_group_bytes(form, WHOLE_ROWS);
     for (int b = b0; b < b1; b++)
         for (int t = 0; t < n; t += TILE) {
             size_t at = (size_t)t * groups;
-            const struct tokens tokens = {(const struct input *)act + at,
-                                          factors(act, groups, n) + at, groups};
+            const struct tokens tokens = {(const union whole_input *)act + at,
+                                          whole_factors(act, groups, n) + at, groups};
             panel(y + (size_t)t * ldy + (size_t)b * WHOLE_ROWS, ldy, form,
                   packed + (size_t)b * bytes, 1 << (w->bits - 1), w->rows - b * WHOLE_ROWS, tokens,
                   groups, n - t < TILE ? n - t : TILE);

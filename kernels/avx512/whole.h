@@ -6,13 +6,10 @@
  * Fails     never.
  * Cost      stated per function.
  *
- * Whole numbers times whole numbers: x is rounded to 16 bits with a scale for each 32 inputs, the
- * group of the weights, so that a group's sum is exact in 32 bits and one multiply-add brings it
- * into the row's. x is 256 times a high byte plus a low one, both signed. Codes are unsigned, their
- * zero is 2^(m-1).
+ * kernels/whole.h has what all levels do. x is 256 times a high byte plus a low one, both signed.
  *
- * Packed form: panels of 32 rows, group by group: 32 scales in fp16, then vectors of words, a word
- * for each of 16 rows with four inputs ("a quad", 8 in a group), the halves of a panel in turns:
+ * Words are those of 32 rows, vectors with a word for each of 16 rows with four inputs ("a quad", 8
+ * in a group), the halves of a panel in turns:
  *   up to 4 bits   quads 2 v and 2 v + 1 in the nibbles of vector v;
  *   5, 6 bits      the same for the low 4 bits; then vectors of 4 quads' high pairs of bits;
  *   7, 8 bits      quad v. */
@@ -20,37 +17,14 @@
 #define KERNELS_AVX512_WHOLE_H
 
 #include <immintrin.h>
-#include <math.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
 
 #include "kernels/avx512/math.h"
-#include "kernels/weights.h"
+#include "kernels/rounding.h"
+#include "kernels/whole.h"
 
-enum {
-    WHOLE_LANES = 16,
-    WHOLE_ROWS = 2 * WHOLE_LANES,
-    WHOLE_GROUP = BCQ_WHOLE_GROUP,
-    WHOLE_QUADS = WHOLE_GROUP / 4,
-    WHOLE_SCALES = WHOLE_ROWS * (int)sizeof(uint16_t) /* bytes before a group's words */
-};
-
-enum whole_form { WHOLE_NIBBLES, WHOLE_SIXES, WHOLE_BYTES };
-
-static inline enum whole_form whole_form_of(int bits) {
-    return bits <= 4 ? WHOLE_NIBBLES : bits <= 6 ? WHOLE_SIXES : WHOLE_BYTES;
-}
-
-/* Bytes of a group of a panel. */
-AVX512_INLINE size_t whole_group_bytes(enum whole_form form) {
-    const int vectors = form == WHOLE_NIBBLES ? 4 : form == WHOLE_SIXES ? 6 : 8;
-    return WHOLE_SCALES + (size_t)vectors * 2 * sizeof(__m512i);
-}
-
-static inline size_t whole_groups(int cols) {
-    return ((size_t)cols + WHOLE_GROUP - 1) / WHOLE_GROUP;
-}
+enum { WHOLE_LANES = 16, WHOLE_ROWS = 2 * WHOLE_LANES, WHOLE_QUADS = WHOLE_GROUP / 4 };
 
 AVX512_INLINE __m512i whole_vector(const char *words, int v, int half) {
     return _mm512_loadu_si512(words + 64 * (2 * v + half));
@@ -82,12 +56,6 @@ AVX512_INLINE void whole_store(float *y, int r, int n_rows, __m512 sum) {
 
 /* -- Inputs ----------------------------------------------------------------------------------- */
 
-/* What a group of a token's x is counted in. */
-struct whole_factor {
-    float scale; /* NaN if an x was not finite */
-    int32_t sum; /* of the whole numbers */
-};
-
 /* Magnitudes are compared as integers: that orders finite values alike, and a NaN wins. */
 AVX512_INLINE float whole_largest(__m512 a, __m512 b) {
     __m512i v = _mm512_max_epi32(_mm512_castps_si512(_mm512_abs_ps(a)),
@@ -110,22 +78,16 @@ AVX512_INLINE __m512i whole_split(int8_t *high, int8_t *low, __m512 x, __m512 up
 
 /* high, low: (WHOLE_GROUP); x: the first n of a group. */
 AVX512_INLINE struct whole_factor whole_round(int8_t *high, int8_t *low, const float *x, size_t n) {
-    const float tiny = 1e-30f, most = 32639.0f; /* 127 of both bytes */
     __m512 a = _mm512_maskz_loadu_ps(avx512_mask(n), x);
     __m512 b =
         _mm512_maskz_loadu_ps(avx512_mask(n > WHOLE_LANES ? n - WHOLE_LANES : 0), x + WHOLE_LANES);
-    float largest = whole_largest(a, b);
-    bool some = largest > tiny && largest < INFINITY;
-    __mmask16 mask = some ? 0xffff : 0;
-    __m512 up = _mm512_set1_ps(some ? most / largest : 0);
+    struct rounding r;
+    rounding_to(&r, whole_largest(a, b), 32639); /* 127 of both bytes */
+    __mmask16 mask = r.up > 0 ? 0xffff : 0;
+    __m512 up = _mm512_set1_ps(r.up);
     __m512i v = whole_split(high, low, a, up, mask);
     v = _mm512_add_epi32(v, whole_split(high + WHOLE_LANES, low + WHOLE_LANES, b, up, mask));
-    return (struct whole_factor){
-        .scale = some                 ? largest / most
-                 : largest < INFINITY ? 0
-                                      : NAN,
-        .sum = _mm512_reduce_add_epi32(v),
-    };
+    return (struct whole_factor){.scale = r.scale, .sum = _mm512_reduce_add_epi32(v)};
 }
 
 /* As ops.h says, for any number of tokens. */

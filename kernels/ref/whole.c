@@ -3,14 +3,13 @@
 #include <string.h>
 
 #include "kernels/ops.h"
+#include "kernels/whole.h"
 
 /* Packed form: for each row the codes, a byte each, then the scales in fp32. act is a copy of x. */
-enum { ROW_BLOCK = 16, GROUP = BCQ_WHOLE_GROUP };
-
-static size_t groups_of(int cols) { return ((size_t)cols + GROUP - 1) / GROUP; }
+enum { ROW_BLOCK = 16, GROUP = WHOLE_GROUP };
 
 static size_t row_bytes(const struct bcq_spec *w) {
-    return groups_of(w->cols) * (GROUP + sizeof(float));
+    return whole_groups(w->cols) * (GROUP + sizeof(float));
 }
 
 static int last_row(const struct bcq_spec *w, int b1) {
@@ -20,7 +19,7 @@ static int last_row(const struct bcq_spec *w, int b1) {
 static size_t pack_bytes(const struct bcq_spec *w) { return (size_t)w->rows * row_bytes(w); }
 
 static void pack(void *dst, const struct bcq_view *w, int b0, int b1) {
-    size_t groups = groups_of(w->spec.cols);
+    size_t groups = whole_groups(w->spec.cols);
     for (int r = b0 * ROW_BLOCK; r < last_row(&w->spec, b1); r++) {
         uint8_t *codes = (uint8_t *)dst + (size_t)r * row_bytes(&w->spec);
         for (size_t g = 0; g < groups; g++) {
@@ -51,7 +50,7 @@ static double mul_row(const uint8_t *codes, const struct bcq_spec *w, const floa
     double sum = 0;
     for (int k = 0; k < w->cols; k++) {
         float scale;
-        memcpy(&scale, codes + groups_of(w->cols) * GROUP + (size_t)(k / GROUP) * sizeof scale,
+        memcpy(&scale, codes + whole_groups(w->cols) * GROUP + (size_t)(k / GROUP) * sizeof scale,
                sizeof scale);
         sum += (double)scale * (codes[k] - zero) * (double)x[k];
     }
