@@ -2,6 +2,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "kernels/neon/math.h"
 #include "kernels/neon/neon.h"
 #include "kernels/ops.h"
 
@@ -11,7 +12,7 @@
  *
  * One token: two panels side by side make eight chains, which hide the latency of an addition.
  * More: 4 tokens x 16 rows of sums in registers. */
-enum { ROWS = 16, TOKENS = 4 };
+enum { ROWS = NEON_PANEL, TOKENS = 4 };
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -86,10 +87,8 @@ INLINE void tile(const struct call *c, enum dtype type, int b, int t, int n_pane
     }
     for (int p = 0; p < n_panels; p++)
         for (int i = 0; i < n; i++) {
-            int r0 = (b + p) * ROWS, left = c->rows - r0 < ROWS ? c->rows - r0 : ROWS;
-            float out[ROWS];
-            for (int j = 0; j < 4; j++) vst1q_f32(out + 4 * j, sum[p * n + i][j]);
-            memcpy(c->y + (size_t)(t + i) * c->ldy + r0, out, (size_t)left * sizeof *out);
+            int r0 = (b + p) * ROWS;
+            neon_store_rows(c->y + (size_t)(t + i) * c->ldy + r0, sum[p * n + i], c->rows - r0);
         }
 }
 

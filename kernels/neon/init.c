@@ -5,6 +5,7 @@
 void ops_init_neon(struct ops *ops) {
     ops->level = "neon";
     neon_bcq_init(&ops->bcq);
+    neon_whole_init(&ops->whole);
     ops->shift = (struct bcq_ops){0};
     neon_dense_init(&ops->dense);
     neon_attention_init(ops);

@@ -43,6 +43,15 @@ static inline void neon_store(float *x, float32x4_t v, size_t n) {
     memcpy(x, some, n * sizeof *x);
 }
 
+enum { NEON_PANEL = 16 /* rows that lie side by side in a packed matrix */ };
+
+/* The first n_rows of a panel, all if there are more. */
+static inline void neon_store_rows(float *y, const float32x4_t v[NEON_PANEL / 4], int n_rows) {
+    float rows[NEON_PANEL];
+    for (int i = 0; i < NEON_PANEL / 4; i++) vst1q_f32(rows + 4 * i, v[i]);
+    memcpy(y, rows, (size_t)(n_rows < NEON_PANEL ? n_rows : NEON_PANEL) * sizeof *y);
+}
+
 /* e^x to 1.2e-7 of its value; 0 below -86.9, and at 88.3 it stops growing. x = n ln 2 + r with
  * |r| <= 0.35, where the Taylor series up to r^7 errs by 5e-9. */
 static inline float32x4_t neon_exp(float32x4_t x) {

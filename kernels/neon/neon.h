@@ -7,7 +7,7 @@
  * Cost      a few stores.
  *
  * Call only on a processor with the instruction set; see kernels/cpu/features.h. What is missing
- * here (whole numbers, outliers, rotations, storing int8) stays with kernels/ref. */
+ * here (outliers, rotations, storing int8) stays with kernels/ref. */
 #ifndef KERNELS_NEON_NEON_H
 #define KERNELS_NEON_NEON_H
 
@@ -16,6 +16,7 @@ struct dense_ops;
 struct ops;
 
 void neon_bcq_init(struct bcq_ops *bcq);
+void neon_whole_init(struct bcq_ops *whole);
 void neon_dense_init(struct dense_ops *dense);
 void neon_attention_init(struct ops *ops);
 void neon_norm_init(struct ops *ops);
