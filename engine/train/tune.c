@@ -422,18 +422,19 @@ static char *quantization_text(const struct tune *t) {
     return made;
 }
 
-/* What lies beside coded matrices stays as it is. */
-static int carry_sides(struct tune *t, struct error *err) {
+/* What lies beside coded matrices stays as it is, and so does a coded output matrix. */
+static int carry_blocks(struct tune *t, struct error *err) {
     int r = 0;
     for (size_t i = 0; r == 0 && i < source_count(t->coded); i++) {
-        const struct source_tensor *side = source_at(t->coded, i);
-        if (side->kind != SOURCE_SIDE) continue;
-        struct safetensors_tensor out = {.name = side->name,
+        const struct source_tensor *block = source_at(t->coded, i);
+        if (block->kind != SOURCE_SIDE && block->kind != SOURCE_CODED) continue;
+        if (checkpoint_writer_has(t->writer, block->name)) continue;
+        struct safetensors_tensor out = {.name = block->name,
                                          .type = SAFETENSORS_U8,
                                          .n_dims = 1,
-                                         .shape = {side->n_bytes},
-                                         .data = side->stored,
-                                         .n_bytes = side->n_bytes};
+                                         .shape = {block->n_bytes},
+                                         .data = block->stored,
+                                         .n_bytes = block->n_bytes};
         r = checkpoint_writer_add(t->writer, &out, err);
     }
     return r;
@@ -446,7 +447,7 @@ static int write_result(struct tune *t, struct error *err) {
     int r = quantization ? 0 : error_set(err, -ENOMEM, "config: out of memory");
     if (r == 0) r = student_write(t->student, t->writer, err);
     if (r == 0) r = carry_tensors(t->writer, t->coded, is_ours, t->student, err);
-    if (r == 0) r = carry_sides(t, err);
+    if (r == 0) r = carry_blocks(t, err);
     if (r == 0) r = texts_write(t->writer, t->coded, quantization, err);
     if (r == 0 && source_file_text(t->coded, "layer_errors.json", &text, &n) == 0)
         r = checkpoint_writer_add_file(t->writer, "layer_errors.json", text, n, err);

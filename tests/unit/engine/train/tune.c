@@ -37,7 +37,7 @@ static void write_text(const char *path, int n) {
     fclose(f);
 }
 
-static void quantize(const char *out, const char *params) {
+static void quantize(const char *out, const char *params, int output_bits) {
     struct quantize_options o;
     struct quantize_events none = {0};
     struct quantize_summary summary;
@@ -46,6 +46,7 @@ static void quantize(const char *out, const char *params) {
     quantize_defaults(&o);
     o.layer.method = LAYER_RTN;
     o.layer.bits = 2;
+    o.output_bits = output_bits;
     o.layer.kind = strcmp(params, "free") ? BCQ_COMPACT : BCQ_FREE;
     o.layer.n_threads = 2;
     o.calibration = text;
@@ -62,7 +63,7 @@ static void make(void) {
     scratch_join(coded, folder, "coded");
     scratch_join(text, folder, "text");
     write_text(text, 60);
-    quantize(coded, "compact");
+    quantize(coded, "compact", 16);
 }
 
 static void clear(void) { scratch_remove(folder); }
@@ -174,6 +175,32 @@ Test(tune, codes_stay, .init = make, .fini = clear) {
     source_close(b);
 }
 
+Test(tune, a_coded_output_matrix_stays, .init = make, .fini = clear) {
+    char from[SCRATCH_PATH], out[SCRATCH_PATH];
+    struct tune_options o = quick();
+    struct tune_summary s;
+    struct error err;
+    struct source *a, *b;
+    int n_whole = 0;
+    quantize(at(from, "whole"), "compact", 8);
+    o.steps = 1;
+    cr_assert_eq(tune(at(out, "out"), from, &o, &s, &err), 0, "%s", err.text);
+    cr_assert_eq(source_open(&a, from, &err), 0);
+    cr_assert_eq(source_open(&b, out, &err), 0, "%s", err.text);
+    cr_assert_eq(source_count(a), source_count(b));
+    for (size_t i = 0; i < source_count(a); i++) {
+        const struct source_tensor *x = source_at(a, i), *y = source_at(b, i);
+        cr_assert_str_eq(x->name, y->name);
+        if (!x->is_bcq || x->bcq.spec.kind != BCQ_WHOLE) continue;
+        cr_assert_eq(x->n_bytes, y->n_bytes);
+        cr_assert_arr_eq(x->stored, y->stored, x->n_bytes, "%s", x->name);
+        n_whole++;
+    }
+    cr_assert_eq(n_whole, 1);
+    source_close(a);
+    source_close(b);
+}
+
 Test(tune, never_ends_worse_than_it_began, .init = make, .fini = clear) {
     char out[SCRATCH_PATH];
     struct tune_options o = quick();
@@ -199,7 +226,7 @@ Test(tune, free_parameters_too, .init = make, .fini = clear) {
     struct tune_options o = quick();
     struct tune_summary s;
     struct error err;
-    quantize(at(from, "free"), "free");
+    quantize(at(from, "free"), "free", 16);
     cr_assert_eq(tune(at(out, "out"), from, &o, &s, &err), 0, "%s", err.text);
     cr_assert_lt(s.after, s.before);
 }
