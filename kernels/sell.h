@@ -1,10 +1,10 @@
-/* sell.h - packs outliers in the layout that the products of every level read.
+/* sell.h - outliers in the layout that the products of every level read.
  *
  * Owns      nothing.
  * Borrows   the view during the call.
  * Thread    any; blocks are independent.
  * Fails     never.
- * Cost      a pass over the entries.
+ * Cost      a pass over the entries, for each SELL_TOKENS tokens of a product.
  *
  * Sixteen rows are a block: step s of it holds the s-th entry of each of its rows side by side (a
  * sliced ELLPACK). A level that gathers gets full vectors and no loop of two or three rounds per
@@ -37,6 +37,43 @@ static inline const void *sell_columns(const struct sell *s) {
 
 static inline const uint16_t *sell_values(const struct sell *s) {
     return (const uint16_t *)(const void *)((const char *)s + s->values); /* the same, fp16 */
+}
+
+/* What a step's columns are: two or four bytes for each row, or one for all rows. */
+enum sell_form { SELL_NARROW, SELL_WIDE, SELL_WHOLE };
+
+enum { SELL_TOKENS = 4 /* that share each reading of columns and values */ };
+
+/* How a level adds a block's products: to y, the first row of the block, for those of the n_rows rows
+ * from there on that are the block's. n: 1 or SELL_TOKENS; n and form are constants in it. */
+typedef void sell_block(float *y, size_t ldy, const struct sell *s, const float *x, size_t ldx,
+                        int n, int block, int n_rows, enum sell_form form);
+
+#define SELL_INLINE static inline __attribute__((always_inline))
+
+SELL_INLINE void sell_add_form(float *y, size_t ldy, const struct sell *s, const float *x,
+                               size_t ldx, int n, int r0, int r1, enum sell_form form,
+                               sell_block *add) {
+    for (int b = r0 / SELL_ROWS; b * SELL_ROWS < r1; b++) {
+        int t = 0, row = b * SELL_ROWS;
+        if (s->starts[b] == s->starts[b + 1]) continue;
+        for (; t + SELL_TOKENS <= n; t += SELL_TOKENS)
+            add(y + (size_t)t * ldy + row, ldy, s, x + (size_t)t * ldx, ldx, SELL_TOKENS, b,
+                r1 - row, form);
+        for (; t < n; t++)
+            add(y + (size_t)t * ldy + row, ldy, s, x + (size_t)t * ldx, ldx, 1, b, r1 - row, form);
+    }
+}
+
+/* struct ops.outliers_add, by blocks. */
+SELL_INLINE void sell_add(float *y, size_t ldy, const struct sell *s, const float *x, size_t ldx,
+                          int n, int r0, int r1, sell_block *add) {
+    if (s->whole)
+        sell_add_form(y, ldy, s, x, ldx, n, r0, r1, SELL_WHOLE, add);
+    else if (s->is_wide)
+        sell_add_form(y, ldy, s, x, ldx, n, r0, r1, SELL_WIDE, add);
+    else
+        sell_add_form(y, ldy, s, x, ldx, n, r0, r1, SELL_NARROW, add);
 }
 
 size_t sell_bytes(const struct outliers_view *v);
