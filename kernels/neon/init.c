@@ -9,6 +9,7 @@ void ops_init_neon(struct ops *ops) {
     ops->shift = (struct bcq_ops){0};
     neon_dense_init(&ops->dense);
     neon_outliers_init(ops);
+    neon_rotate_init(ops);
     neon_attention_init(ops);
     neon_norm_init(ops);
     neon_elementwise_init(ops);
