@@ -135,17 +135,9 @@ static const void *act_of(const struct linear_job *job, int thread) {
     return act;
 }
 
-/* Threads take chunks in turn. Turn i of n goes to where the thread was a round ago, so that what it
- * has prefetched beyond the end of a chunk is its own next one, not that of another core. */
-static int place_of_turn(int i, int n, int n_threads) {
-    int each = n / n_threads, more = n % n_threads, thread = i % n_threads;
-    return thread * each + (thread < more ? thread : more) + i / n_threads;
-}
-
-static void run_chunk(void *arg, int thread, int turn) {
+static void run_chunk(void *arg, int thread, int chunk) {
     const struct linear_job *job = arg;
     struct cpu *cpu = job->cpu;
-    int chunk = place_of_turn(turn, job->first_chunk[job->n_calls], pool_threads(cpu->pool));
     int i = 0, t0 = job->t0, n = job->n_slice;
     while (chunk >= job->first_chunk[i + 1]) i++;
     const struct linear_call *c = &job->calls[i];

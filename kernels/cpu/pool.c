@@ -16,12 +16,15 @@
 #include "kernels/cpu/event.h"
 #include "kernels/error.h"
 
-/* One word says everything about the job: its number, how many chunks it has and which comes
- * next. A thread takes a chunk by moving the word on; when that succeeds the job cannot end before
- * this chunk is counted as done, so job and arg, written before the word, stay as they are. */
+/* Each thread has a word: the job's number, where its chunks end and which of them comes next. Its
+ * chunks lie side by side, so that what it prefetches beyond the end of one is its own next one. It
+ * takes them from the front, and then others' from their back: a thread that is alone with its word
+ * waits for no cache line. When the word moves on, the job cannot end before this chunk is counted as
+ * done, so what was written before the words stays as it is. A thread counts all that
+ * it took once it finds no more. */
 enum {
     MAX_THREADS = 256,
-    FIELD = 20, /* bits of the two chunk numbers in the word */
+    FIELD = 20, /* bits of the two chunk numbers in a word */
     /* About 50 us: longer than the pauses between the operations of a step, shorter than a time
      * slice. */
     SPINS = 1500,
@@ -37,22 +40,28 @@ enum {
     CROWDED_NS = 250 * 1000
 };
 
-struct pool {
-    struct event posted, ended;
-    _Alignas(64) atomic_uint_least64_t word; /* job << 40 | chunks << 20 | next */
-    _Alignas(64) atomic_int done;            /* chunks of the job */
-    atomic_int caller_cpu;                   /* where the job was posted */
-    atomic_bool crowded;                     /* a helper woke up there */
+/* What a thread learns of a job, in a line of its own. */
+struct range {
+    _Alignas(64) atomic_uint_least64_t word; /* job << 40 | end << 20 | next */
     pool_job *job;
     void *arg;
-    uint64_t n_jobs;
-    int64_t solo_until; /* CLOCK_MONOTONIC, ns: the caller works alone before */
-    int solo_factor;    /* SOLO_FACTOR..SOLO_MOST */
-    int64_t chunk_ns;   /* of the caller's in the last shared job */
-    atomic_bool stop;
+    int n_chunks;          /* of all threads */
+    atomic_int caller_cpu; /* where the job was posted */
+};
+
+struct pool {
+    struct event posted, ended;
+    _Alignas(64) atomic_int done; /* chunks of the job */
+    _Alignas(64) uint64_t n_jobs; /* from here on the caller's own */
+    int64_t solo_until;           /* CLOCK_MONOTONIC, ns: the caller works alone before */
+    int solo_factor;              /* SOLO_FACTOR..SOLO_MOST */
+    int64_t chunk_ns;             /* of the caller's in the last shared job */
+    _Alignas(64) atomic_bool stop;
+    atomic_bool crowded; /* a helper woke up where the job was posted */
     int n_threads, spins;
     int n_started; /* workers to join */
     pthread_t threads[MAX_THREADS];
+    struct range ranges[MAX_THREADS];
 };
 
 struct worker {
@@ -66,36 +75,46 @@ static int64_t now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-/* -1 when every chunk of the job is taken. */
-static int take(struct pool *pool, int *ret_chunks) {
+/* The next chunk of a thread, or the last one; -1 when all are taken. */
+static int take(struct range *range, bool last) {
     const uint64_t mask = (UINT64_C(1) << FIELD) - 1;
-    uint64_t word = atomic_load_explicit(&pool->word, memory_order_relaxed);
+    uint64_t word = atomic_load_explicit(&range->word, memory_order_relaxed);
     for (;;) {
-        uint64_t next = word & mask, chunks = word >> FIELD & mask;
-        if (next >= chunks) return -1;
-        if (atomic_compare_exchange_weak_explicit(&pool->word, &word, word + 1,
-                                                  memory_order_acquire, memory_order_relaxed)) {
-            *ret_chunks = (int)chunks;
-            return (int)next;
-        }
+        uint64_t next = word & mask, end = word >> FIELD & mask;
+        if (next >= end) return -1;
+        uint64_t moved = last ? word - (mask + 1) : word + 1;
+        if (atomic_compare_exchange_weak_explicit(&range->word, &word, moved, memory_order_acquire,
+                                                  memory_order_relaxed))
+            return (int)(last ? end - 1 : next);
     }
+}
+
+static int take_any(struct pool *pool, int thread) {
+    int chunk = take(&pool->ranges[thread], false), other = thread;
+    for (int i = 1; i < pool->n_threads && chunk < 0; i++) {
+        if (++other == pool->n_threads) other = 0;
+        chunk = take(&pool->ranges[other], true);
+    }
+    return chunk;
 }
 
 /* How many it took. */
 static int take_all(struct pool *pool, int thread) {
-    int chunks = 0, chunk, n = 0;
-    for (; (chunk = take(pool, &chunks)) >= 0; n++) {
-        pool->job(pool->arg, thread, chunk);
-        if (atomic_fetch_add_explicit(&pool->done, 1, memory_order_acq_rel) + 1 == chunks)
-            event_signal(&pool->ended);
-    }
+    const struct range *mine = &pool->ranges[thread];
+    int chunk, n = 0;
+    for (; (chunk = take_any(pool, thread)) >= 0; n++) mine->job(mine->arg, thread, chunk);
+    if (!n) return 0;
+    int n_chunks = mine->n_chunks; /* of this job until what was taken counts */
+    if (atomic_fetch_add_explicit(&pool->done, n, memory_order_acq_rel) + n == n_chunks)
+        event_signal(&pool->ended);
     return n;
 }
 
 /* On the caller's processor a helper takes the time that the caller would have; it spins there while
  * the caller waits for its turn. */
-static bool in_the_way(struct pool *pool) {
-    return sched_getcpu() == atomic_load_explicit(&pool->caller_cpu, memory_order_relaxed);
+static bool in_the_way(struct pool *pool, int thread) {
+    struct range *mine = &pool->ranges[thread];
+    return sched_getcpu() == atomic_load_explicit(&mine->caller_cpu, memory_order_relaxed);
 }
 
 static void *work(void *arg) {
@@ -107,12 +126,12 @@ static void *work(void *arg) {
         seen = event_wait(&pool->posted, seen, spins);
         if (atomic_load_explicit(&pool->stop, memory_order_relaxed)) return NULL;
         spins = 0;
-        if (in_the_way(pool)) {
+        if (in_the_way(pool, me.thread)) {
             atomic_store_explicit(&pool->crowded, true, memory_order_relaxed);
             sched_yield();
         }
         take_all(pool, me.thread);
-        if (!in_the_way(pool)) spins = pool->spins;
+        if (!in_the_way(pool, me.thread)) spins = pool->spins;
     }
 }
 
@@ -161,9 +180,11 @@ int pool_open(struct pool **ret, int n_threads, struct error *err) {
     pool->solo_factor = SOLO_FACTOR;
     pool->chunk_ns = 0;
     atomic_init(&pool->stop, false);
-    atomic_init(&pool->word, 0);
+    for (int i = 0; i < n_threads; i++) {
+        atomic_init(&pool->ranges[i].word, 0);
+        atomic_init(&pool->ranges[i].caller_cpu, -1);
+    }
     atomic_init(&pool->done, 0);
-    atomic_init(&pool->caller_cpu, -1);
     atomic_init(&pool->crowded, false);
     int rc = event_init(&pool->posted);
     if (!rc && (rc = event_init(&pool->ended))) event_deinit(&pool->posted);
@@ -201,13 +222,17 @@ static void note_stall(struct pool *pool, int64_t now, int64_t stall) {
 }
 
 /* Others hold the last chunks; how long they take tells whether somebody interrupts them. */
-static void await_helpers(struct pool *pool, unsigned seen, int n_chunks, int64_t since) {
+static void await_helpers(struct pool *pool, int n_chunks, int64_t since) {
     for (int i = 0; i < pool->spins / 16; i++) {
         if (atomic_load_explicit(&pool->done, memory_order_acquire) == n_chunks) return;
         event_relax();
     }
-    while (atomic_load_explicit(&pool->done, memory_order_acquire) != n_chunks)
-        seen = event_wait(&pool->ended, seen, pool->spins);
+    for (;;) {
+        /* Read before the chunks are: the count moves when the last one is done. */
+        unsigned seen = atomic_load_explicit(&pool->ended.count, memory_order_acquire);
+        if (atomic_load_explicit(&pool->done, memory_order_acquire) == n_chunks) break;
+        event_wait(&pool->ended, seen, pool->spins);
+    }
     int64_t now = now_ns();
     if (now - since > STALL_NS + 2 * pool->chunk_ns) note_stall(pool, now, now - since);
 }
@@ -222,23 +247,39 @@ static bool alone(struct pool *pool, int n_chunks) {
     return pool->solo_until && now_ns() < pool->solo_until;
 }
 
+/* The caller's chunks are the first, and it has one where there are fewer than threads. */
+static void post(struct pool *pool, pool_job *job, void *arg, int n_chunks) {
+    const uint64_t number = ++pool->n_jobs << 2 * FIELD;
+    const int cpu = sched_getcpu();
+    uint64_t next = 0;
+    atomic_store_explicit(&pool->done, 0, memory_order_relaxed);
+    for (int i = 0; i < pool->n_threads; i++) {
+        struct range *r = &pool->ranges[i];
+        r->job = job;
+        r->arg = arg;
+        r->n_chunks = n_chunks;
+        atomic_store_explicit(&r->caller_cpu, cpu, memory_order_relaxed);
+    }
+    /* Only now, for who finds its own range empty takes from any other. */
+    for (int i = 0; i < pool->n_threads; i++) {
+        int64_t of_all = (int64_t)n_chunks * (i + 1) + pool->n_threads - 1;
+        uint64_t end = (uint64_t)(of_all / pool->n_threads);
+        atomic_store_explicit(&pool->ranges[i].word, number | end << FIELD | next,
+                              memory_order_release);
+        next = end;
+    }
+    event_signal(&pool->posted);
+}
+
 void pool_run(struct pool *pool, pool_job *job, void *arg, int n_chunks) {
     if (alone(pool, n_chunks)) {
         for (int i = 0; i < n_chunks; i++) job(arg, 0, i);
         return;
     }
-    /* Read before the job is posted: the count moves when its last chunk is done. */
-    unsigned seen = atomic_load_explicit(&pool->ended.count, memory_order_acquire);
-    atomic_store_explicit(&pool->caller_cpu, sched_getcpu(), memory_order_relaxed);
-    pool->job = job;
-    pool->arg = arg;
-    atomic_store_explicit(&pool->done, 0, memory_order_relaxed);
-    uint64_t word = ++pool->n_jobs << 2 * FIELD | (uint64_t)n_chunks << FIELD;
-    atomic_store_explicit(&pool->word, word, memory_order_release);
-    event_signal(&pool->posted);
+    post(pool, job, arg, n_chunks);
     int64_t start = now_ns();
     int n = take_all(pool, 0);
     int64_t end = now_ns();
     pool->chunk_ns = n ? (end - start) / n : 0;
-    await_helpers(pool, seen, n_chunks, end);
+    await_helpers(pool, n_chunks, end);
 }
