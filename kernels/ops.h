@@ -20,6 +20,16 @@
 
 #include "kernels/weights.h"
 
+/* Where part begins of what act_pack() below does for n tokens, and of their spans one token after the
+ * other. */
+static inline int bcq_first_token(int n, int part, int n_parts) {
+    return (int)((int64_t)n * part / n_parts);
+}
+static inline int64_t bcq_first_span(int n, int spans, int part, int n_parts) {
+    if (n_parts <= n) return (int64_t)spans * bcq_first_token(n, part, n_parts);
+    return (int64_t)spans * n * part / n_parts;
+}
+
 /* Binary-coded matrix times activations. mul() follows act_pack() of the same x; a call to
  * pack(), act_pack() or mul() covers a part, so that threads can share the work.
  * Tolerance: ||y - y64|| <= 2e-4 ||y64|| against fp64 on the stored parameters for x without
@@ -37,8 +47,9 @@ struct bcq_ops {
 
     /* What mul() needs of x: tables or quantized activations for n tokens, plus group sums. w: of
      * any matrix that is then multiplied by them; all have its kind, cols, bits, group and widths of
-     * q and p. act is 64-byte aligned. Parts 0..n_parts-1 together cover everything. act_bits: 16 for
-     * x as it is; 8 or 4 rounds x to whole numbers as kernels/rounding.h says, the same ones at every level,
+     * q and p. act is 64-byte aligned. Parts 0..n_parts-1 together cover everything; where n_parts <= n,
+     * part i has the tokens from bcq_first_token(n, i, n_parts) to the next part's first and reads no
+     * others. act_bits: 16 for x as it is; 8 or 4 rounds x to whole numbers as kernels/rounding.h says, the same ones at every level,
      * whose sums over a plane are exact. */
     size_t (*act_bytes)(int act_bits, int cols, int n);
     void (*act_pack)(void *act, int act_bits, const struct bcq_spec *w, const float *x, size_t ldx,
@@ -109,7 +120,8 @@ struct rotate_plan {
 };
 
 struct ops {
-    const char *level; /* "ref", "avx2", "avx512", "amx", "neon": the strongest set that filled anything */
+    const char
+        *level; /* "ref", "avx2", "avx512", "amx", "neon": the strongest set that filled anything */
     struct bcq_ops bcq;
     struct bcq_ops shift; /* for blocks that pow2_ready() approves and act_bits below 16, without
                              products by weights; zeroed where bcq is faster with them */

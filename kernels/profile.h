@@ -8,7 +8,8 @@
  *           a table of timed operations in the place of the back end's own.
  *
  * Only a back end that does its work before it returns can be timed so; one that queues it would show
- * the queueing. */
+ * the queueing. The CPU's leaves nothing for later while it is timed, so a batch's step takes a little
+ * longer then. */
 #ifndef KERNELS_PROFILE_H
 #define KERNELS_PROFILE_H
 

@@ -21,6 +21,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels/ops.h"
 #include "kernels/weights.h"
 
 enum { WHOLE_GROUP = BCQ_WHOLE_GROUP };
@@ -100,7 +101,7 @@ typedef struct whole_factor whole_rounding(union whole_input *to, const float *x
 static inline void whole_act_pack(void *act, int cols, const float *x, size_t ldx, int n, int part,
                                   int n_parts, whole_rounding *rounding) {
     size_t groups = whole_groups(cols);
-    int t0 = (int)((int64_t)n * part / n_parts), t1 = (int)((int64_t)n * (part + 1) / n_parts);
+    int t0 = bcq_first_token(n, part, n_parts), t1 = bcq_first_token(n, part + 1, n_parts);
     for (int t = t0; t < t1; t++) {
         size_t at = (size_t)t * groups;
         union whole_input *to = (union whole_input *)act + at;

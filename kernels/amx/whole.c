@@ -97,7 +97,7 @@ static void pack_nothing(struct input *to, struct factors *factors, int t, size_
 static void pack_tiles(void *act, int cols, const float *x, size_t ldx, int n, int part,
                        int n_parts) {
     size_t groups = whole_groups(cols);
-    int t0 = (int)((int64_t)n * part / n_parts), t1 = (int)((int64_t)n * (part + 1) / n_parts);
+    int t0 = bcq_first_token(n, part, n_parts), t1 = bcq_first_token(n, part + 1, n_parts);
     int end = part + 1 < n_parts ? t1 : (int)sets_of(n) * TOKENS;
     for (int t = t0; t < end; t++) {
         struct input *to = (struct input *)act + (size_t)(t / TOKENS) * groups;

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/ops.h"
+
 /* Eight inputs' magnitudes add up to at most this many whole numbers. Half of it, the sum of two
  * entries, is 125.9 * 128 less what rounding may add: the sum of two high bytes is inside
  * -127..126 whatever the low bytes carry. */
@@ -210,19 +212,22 @@ void avx2_bcq_act_pack(void *act, int act_bits, const struct bcq_spec *w, const 
                        size_t ldx, int n, int part, int n_parts) {
     const int cols = w->cols;
     const bool few = cols <= AVX2_BCQ_FEW;
-    int64_t total = few ? n : (int64_t)n_spans(cols) * n;
-    int64_t first = total * part / n_parts, last = total * (part + 1) / n_parts;
+    const int spans = few ? 1 : n_spans(cols);
+    const int64_t first = bcq_first_span(n, spans, part, n_parts);
+    const int64_t last = bcq_first_span(n, spans, part + 1, n_parts);
     int16_t *whole = (int16_t *)(uintptr_t)avx2_bcq_whole(act, act_bits < 16, n_spans(cols), n, 0);
     for (int64_t i = first; i < last; i++) {
         float tail[AVX2_BCQ_SPAN];
-        const float *from = x + (size_t)(few ? i : i % n) * ldx;
-        void *record = (uint8_t *)act + (size_t)i * avx2_bcq_record(act_bits < 16);
+        const int t = (int)(i / spans), span = (int)(i % spans);
+        const size_t at = (size_t)span * (size_t)n + (size_t)t;
+        const float *from = x + (size_t)t * ldx;
+        void *record = (uint8_t *)act + at * avx2_bcq_record(act_bits < 16);
         if (few)
-            copy_few((float *)act + (size_t)i * (size_t)cols, act_bits, from, cols);
+            copy_few((float *)act + (size_t)t * (size_t)cols, act_bits, from, cols);
         else if (act_bits < 16)
-            byte_tables(record, whole + i * AVX2_BCQ_SPAN, inputs(from, cols, (int)(i / n), tail),
+            byte_tables(record, whole + at * AVX2_BCQ_SPAN, inputs(from, cols, span, tail),
                         act_bits);
         else
-            tables(record, whole + i * AVX2_BCQ_SPAN, inputs(from, cols, (int)(i / n), tail));
+            tables(record, whole + at * AVX2_BCQ_SPAN, inputs(from, cols, span, tail));
     }
 }

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/ops.h"
+
 /* Largest sum over a run of the whole token, 127 * 254. */
 static const float LIMIT = 32258.0f;
 
@@ -271,8 +273,9 @@ static void pack_span(enum avx512_bcq_inputs use, void *act, const struct column
 void avx512_bcq_act_pack_for(enum avx512_bcq_inputs use, void *act, int act_bits,
                              const struct bcq_spec *w, const float *x, size_t ldx, int n, int part,
                              int n_parts) {
-    int64_t spans = n_spans(w->cols), total = spans * n;
-    int64_t first = total * part / n_parts, last = total * (part + 1) / n_parts;
+    const int spans = n_spans(w->cols);
+    const int64_t first = bcq_first_span(n, spans, part, n_parts);
+    const int64_t last = bcq_first_span(n, spans, part + 1, n_parts);
     struct avx512_bcq_token *tokens = act;
     for (int64_t i = first; i < last; i++) {
         int t = (int)(i / spans), span = (int)(i % spans);

@@ -57,6 +57,7 @@ no_memory:
 }
 
 void cpu_kv_free(struct backend *be, struct kv *kv) {
+    cpu_flush((struct cpu *)be);
     memory_free(&((struct cpu *)be)->memory, kv->data);
     free(kv);
 }
@@ -93,7 +94,7 @@ void cpu_kv_store(struct backend *be, struct kv *kv, int layer, const struct buf
     struct cpu *cpu = (struct cpu *)be;
     struct store_job job = {layer_of(kv, layer), k->data, v->data};
     size_t width = (size_t)kv->spec.n_kv_heads * (size_t)kv->spec.head_dim;
-    cpu_for_rows(cpu, cpu->batch.n_tokens, 2 * width, store_rows, &job);
+    cpu_rows_later(cpu, cpu->batch.n_tokens, 2 * width, store_rows, &job, sizeof job);
 }
 
 struct attention_job {
@@ -168,6 +169,7 @@ static int tokens_together(const struct cpu *cpu, const struct attention_job *jo
 
 void cpu_attention(struct backend *be, const struct attention_call *call) {
     struct cpu *cpu = (struct cpu *)be;
+    cpu_flush(cpu);
     struct attention_job job = {.layer = layer_of(call->kv, call->layer), .call = call};
     int kv_heads = job.layer.n_kv_heads, per_kv = call->n_heads / kv_heads;
     int n = cpu->batch.n_tokens, threads = pool_threads(cpu->pool);
@@ -217,6 +219,7 @@ static struct cpu_angles *find_angles(struct cpu *cpu, const struct rope_call *c
 static const struct cpu_angles *angles_for(struct cpu *cpu, const struct rope_call *call) {
     struct cpu_angles *a = find_angles(cpu, call);
     if (a) return a;
+    cpu_flush(cpu); /* which may read the angles that make room */
     a = &cpu->angles[cpu->next_angles++ % CPU_ANGLES];
     a->inv_freq = NULL;
     size_t bytes = a->n * sizeof(float);
@@ -249,6 +252,6 @@ void cpu_rope(struct backend *be, const struct rope_call *call) {
     const struct cpu_angles *angles = angles_for(cpu, call);
     if (!angles) return;
     struct angles_job job = {angles, call->x->data, call->n_heads, call->head_dim};
-    cpu_for_rows(cpu, cpu->batch.n_tokens, (size_t)call->n_heads * (size_t)call->head_dim,
-                 rope_rows, &job);
+    cpu_rows_later(cpu, cpu->batch.n_tokens, (size_t)call->n_heads * (size_t)call->head_dim,
+                   rope_rows, &job, sizeof job);
 }

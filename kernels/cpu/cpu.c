@@ -1,5 +1,6 @@
 #include "kernels/cpu/cpu.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -10,7 +11,10 @@
 #include "kernels/cpu/pool.h"
 
 /* A fork costs a few microseconds, which is what this many floats take on one thread. */
-enum { SMALL = 1 << 15 };
+enum { SMALL = 1 << 13 };
+
+/* Floats that a thread copies at a time. */
+enum { COPY = 1 << 13 };
 
 struct rows_job {
     struct cpu *cpu;
@@ -26,7 +30,7 @@ static void run_rows(void *arg, int thread, int chunk) {
     job->fn(job->cpu, job->arg, thread, row, end);
 }
 
-void cpu_for_rows(struct cpu *cpu, int n, size_t cost, cpu_rows *fn, const void *arg) {
+static void share_rows(struct cpu *cpu, int n, size_t cost, cpu_rows *fn, const void *arg) {
     int n_threads = pool_threads(cpu->pool);
     if (n <= 0) return;
     if (n == 1 || n_threads == 1 || (size_t)n * cost < SMALL) {
@@ -36,6 +40,39 @@ void cpu_for_rows(struct cpu *cpu, int n, size_t cost, cpu_rows *fn, const void 
     int chunks = n_threads * CPU_CHUNKS;
     struct rows_job job = {cpu, fn, arg, n, (n + chunks - 1) / chunks};
     pool_run(cpu->pool, run_rows, &job, (n + job.chunk - 1) / job.chunk);
+}
+
+void cpu_for_rows(struct cpu *cpu, int n, size_t cost, cpu_rows *fn, const void *arg) {
+    cpu_flush(cpu);
+    share_rows(cpu, n, cost, fn, arg);
+}
+
+void cpu_run_later(struct cpu *cpu, int thread, int row0, int row1) {
+    for (int i = 0; i < cpu->n_later; i++)
+        cpu->later[i].fn(cpu, cpu->later[i].arg, thread, row0, row1);
+}
+
+static void run_later(struct cpu *cpu, const void *arg, int thread, int row0, int row1) {
+    (void)arg;
+    cpu_run_later(cpu, thread, row0, row1);
+}
+
+void cpu_flush(struct cpu *cpu) {
+    size_t cost = 0;
+    for (int i = 0; i < cpu->n_later; i++) cost += cpu->later[i].cost;
+    if (cpu->n_later) share_rows(cpu, cpu->later_rows, cost, run_later, NULL);
+    cpu->n_later = 0;
+}
+
+void cpu_rows_later(struct cpu *cpu, int n, size_t cost, cpu_rows *fn, const void *arg,
+                    size_t arg_bytes) {
+    assert(arg_bytes <= CPU_LATER_BYTES);
+    if (cpu->later_rows != n || cpu->n_later == CPU_LATER) cpu_flush(cpu);
+    struct cpu_later *later = &cpu->later[cpu->n_later++];
+    *later = (struct cpu_later){.fn = fn, .cost = cost};
+    memcpy(later->arg, arg, arg_bytes);
+    cpu->later_rows = n;
+    if (cpu->base.profile) cpu_flush(cpu); /* which times each apart */
 }
 
 int cpu_grow(struct cpu *cpu, void **p, size_t *have, size_t want) {
@@ -71,13 +108,31 @@ static int buffer_new(struct backend *be, struct buffer **ret, size_t n, struct 
 }
 
 static void buffer_free(struct backend *be, struct buffer *buffer) {
+    cpu_flush((struct cpu *)be);
     memory_free(&((struct cpu *)be)->memory, buffer->data);
     free(buffer);
 }
 
 static int cpu_sync(struct backend *be, struct error *err) {
-    const struct cpu *cpu = (struct cpu *)be;
+    struct cpu *cpu = (struct cpu *)be;
+    cpu_flush(cpu);
     return cpu->rc ? error_set(err, cpu->rc, "%s", cpu->failure.text) : 0;
+}
+
+struct copy_job {
+    float *dst;
+    const float *src;
+    size_t n;
+};
+
+/* Rows of COPY floats. */
+static void copy_rows(struct cpu *cpu, const void *arg, int thread, int row0, int row1) {
+    const struct copy_job *job = arg;
+    size_t from = (size_t)row0 * COPY, to = (size_t)row1 * COPY;
+    (void)cpu;
+    (void)thread;
+    if (to > job->n) to = job->n;
+    memcpy(job->dst + from, job->src + from, (to - from) * sizeof *job->dst);
 }
 
 static int buffer_read(struct backend *be, float *dst, const struct buffer *src, size_t offset,
@@ -85,18 +140,21 @@ static int buffer_read(struct backend *be, float *dst, const struct buffer *src,
     if (offset > src->n || n > src->n - offset)
         return error_set(err, -EINVAL, "reading %zu numbers at %zu of %zu", n, offset, src->n);
     int rc = cpu_sync(be, err);
-    if (!rc && n) memcpy(dst, src->data + offset, n * sizeof *dst);
-    return rc;
+    if (rc || !n) return rc;
+    struct copy_job job = {dst, src->data + offset, n};
+    cpu_for_rows((struct cpu *)be, (int)((n - 1) / COPY + 1), COPY, copy_rows, &job);
+    return 0;
 }
 
 static void buffer_write(struct backend *be, struct buffer *dst, size_t offset, const float *src,
                          size_t n) {
-    (void)be;
+    cpu_flush((struct cpu *)be);
     if (n) memcpy(dst->data + offset, src, n * sizeof *src);
 }
 
 static void cpu_begin(struct backend *be, const struct batch *batch) {
     struct cpu *cpu = (struct cpu *)be;
+    cpu_flush(cpu);
     cpu->batch = *batch;
     cpu->n_rows = batch->n_tokens;
     cpu->next_angles = 0;
@@ -106,12 +164,12 @@ static void cpu_begin(struct backend *be, const struct batch *batch) {
 struct norm_job {
     float *dst;
     const float *src;
-    const struct norm_call *call;
+    struct norm_call call;
 };
 
 static void norm_rows(struct cpu *cpu, const void *arg, int thread, int row0, int row1) {
     const struct norm_job *job = arg;
-    const struct norm_call *c = job->call;
+    const struct norm_call *c = &job->call;
     (void)thread;
     for (int i = row0; i < row1; i++) {
         float *dst = job->dst + (size_t)i * (size_t)c->dim;
@@ -126,8 +184,8 @@ static void norm_rows(struct cpu *cpu, const void *arg, int thread, int row0, in
 static void cpu_norm(struct backend *be, struct buffer *dst, const struct buffer *src,
                      const struct norm_call *call) {
     struct cpu *cpu = (struct cpu *)be;
-    struct norm_job job = {dst->data, src->data, call};
-    cpu_for_rows(cpu, cpu->n_rows, (size_t)call->dim, norm_rows, &job);
+    struct norm_job job = {dst->data, src->data, *call};
+    cpu_rows_later(cpu, cpu->n_rows, (size_t)call->dim, norm_rows, &job, sizeof job);
 }
 
 struct pair_job {
@@ -147,7 +205,8 @@ static void gate_rows(struct cpu *cpu, const void *arg, int thread, int row0, in
 static void cpu_gate(struct backend *be, struct buffer *gate, const struct buffer *up, int width) {
     struct cpu *cpu = (struct cpu *)be;
     struct pair_job job = {.dst = gate->data, .src = up->data, .width = (size_t)width};
-    cpu_for_rows(cpu, cpu->n_rows, 4 * job.width, gate_rows, &job); /* an exp each */
+    /* An exponential each. */
+    cpu_rows_later(cpu, cpu->n_rows, 4 * job.width, gate_rows, &job, sizeof job);
 }
 
 static void add_rows(struct cpu *cpu, const void *arg, int thread, int row0, int row1) {
@@ -160,12 +219,13 @@ static void add_rows(struct cpu *cpu, const void *arg, int thread, int row0, int
 static void cpu_add(struct backend *be, struct buffer *dst, const struct buffer *src, int width) {
     struct cpu *cpu = (struct cpu *)be;
     struct pair_job job = {.dst = dst->data, .src = src->data, .width = (size_t)width};
-    cpu_for_rows(cpu, cpu->n_rows, job.width, add_rows, &job);
+    cpu_rows_later(cpu, cpu->n_rows, job.width, add_rows, &job, sizeof job);
 }
 
 static void cpu_gather(struct backend *be, struct buffer *dst, const struct buffer *src,
                        const int32_t *rows, int n_rows, int width) {
     size_t w = (size_t)width;
+    cpu_flush((struct cpu *)be);
     for (int i = 0; i < n_rows; i++)
         memcpy(dst->data + (size_t)i * w, src->data + (size_t)rows[i] * w, w * sizeof(float));
     ((struct cpu *)be)->n_rows = n_rows;

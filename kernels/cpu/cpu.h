@@ -4,7 +4,8 @@
  * Borrows   the batch between begin() and sync().
  * Thread    one, as kernels/backend.h says; it forks to its pool inside an operation.
  * Fails     cpu_open() with -EINVAL, -ENOTSUP, -ENOMEM, -EAGAIN.
- * Cost      nothing is queued: an operation is done when it returns.
+ * Cost      an operation is done when it returns, but for those that treat each row alone: they wait
+ *           for the next one of another kind.
  *
  * The structs are shared by the files of kernels/cpu alone. Scratch grows when weights and pools
  * are made; within a step only the first rope() of a batch may need memory, and keeps -ENOMEM
@@ -18,6 +19,7 @@
 #include "kernels/error.h"
 #include "kernels/ops.h"
 
+struct cpu;
 struct cpu_basis;
 struct pool;
 struct rotation_view;
@@ -28,7 +30,9 @@ enum {
     CPU_MAX_REP = 8,         /* query heads in one call of ops.attention */
     CPU_ATTENTION_ROWS = 96, /* query heads times tokens of one ops.attention_many() */
     CPU_CHUNKS = 8,          /* chunks of work for each thread */
-    CPU_ANGLES = 4           /* rotation schemes that a batch keeps angles for */
+    CPU_ANGLES = 4,          /* rotation schemes that a batch keeps angles for */
+    CPU_LATER = 8,           /* operations on rows that wait */
+    CPU_LATER_BYTES = 64     /* of an argument of theirs */
 };
 
 struct buffer {
@@ -76,6 +80,15 @@ struct cpu_packed {
     _Alignas(64) uint64_t job;
 };
 
+/* Covers rows [row0, row1) of an operation that treats each row alone. */
+typedef void cpu_rows(struct cpu *cpu, const void *arg, int thread, int row0, int row1);
+
+struct cpu_later {
+    cpu_rows *fn;
+    size_t cost; /* as for cpu_for_rows() */
+    _Alignas(16) char arg[CPU_LATER_BYTES];
+};
+
 struct cpu {
     struct backend base;
     struct ops ops;
@@ -88,6 +101,8 @@ struct cpu {
     int n_rows; /* rows that activations have: n_tokens, or what gather() left */
     struct cpu_angles angles[CPU_ANGLES];
     int next_angles;
+    struct cpu_later later[CPU_LATER];
+    int n_later, later_rows; /* rows: of all of them */
 
     float *tmp; /* (threads, CPU_TMP) */
     void *act;  /* of a slice, for the widest weight */
@@ -105,10 +120,18 @@ struct cpu {
 
 int cpu_open(struct backend **ret, const char *level, int n_threads, struct error *err);
 
-/* Covers rows [0, n) by calls of fn, on all threads if n * cost is worth it. cost: floats touched
- * for a row, or what takes as long. */
-typedef void cpu_rows(struct cpu *cpu, const void *arg, int thread, int row0, int row1);
+/* Covers rows [0, n) by calls of fn, on all threads if n * cost is worth it, after all that waits.
+ * cost: floats touched for a row, or what takes as long. */
 void cpu_for_rows(struct cpu *cpu, int n, size_t cost, cpu_rows *fn, const void *arg);
+
+/* The same of an operation that may wait, with a copy of arg. What comes next does them together: one
+ * fork for all, and the thread that packs a row's inputs has just made them. */
+void cpu_rows_later(struct cpu *cpu, int n, size_t cost, cpu_rows *fn, const void *arg,
+                    size_t arg_bytes);
+/* Rows [row0, row1) of what waits; who has done all rows sets n_later to 0. */
+void cpu_run_later(struct cpu *cpu, int thread, int row0, int row1);
+/* All that waits, now. */
+void cpu_flush(struct cpu *cpu);
 
 /* Freed by memory_free(). -ENOMEM. */
 int cpu_rotation_new(struct cpu *cpu, struct cpu_rotation **ret, const struct rotation_view *v);

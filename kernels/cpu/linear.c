@@ -119,7 +119,9 @@ static void pack(const struct linear_job *job, void *act, int part, int n_parts)
 
 static void pack_part(void *arg, int thread, int part) {
     const struct linear_job *job = arg;
-    (void)thread;
+    if (job->cpu->n_later)
+        cpu_run_later(job->cpu, thread, job->t0 + bcq_first_token(job->n_slice, part, job->n_parts),
+                      job->t0 + bcq_first_token(job->n_slice, part + 1, job->n_parts));
     pack(job, job->cpu->act, part, job->n_parts);
 }
 
@@ -172,7 +174,9 @@ static void run_slice(struct linear_job *job, bool share) {
     struct pool *pool = job->cpu->pool;
     int n_chunks = job->first_chunk[job->n_calls];
     job->n_parts = share ? pool_threads(pool) * (job->n_slice < 16 ? 1 : 4) : 1;
+    if (job->cpu->n_later && job->n_parts > job->n_slice) job->n_parts = job->n_slice;
     job->own_act = job->bcq ? own_act(job) : 0;
+    if (job->own_act) cpu_run_later(job->cpu, 0, job->t0, job->t0 + job->n_slice);
     job->cpu->n_jobs++;
     if (job->bcq && !job->own_act) pool_run(pool, pack_part, job, job->n_parts);
     if (share) {
@@ -198,6 +202,9 @@ static void linear_some(struct cpu *cpu, const struct linear_call *calls, int n_
     }
     plan(&job);
     const struct cpu_rotation *rotation = calls[0].w->rotation;
+    job.n_slice = job.n < CPU_SLICE ? job.n : CPU_SLICE;
+    /* What waits is done with the packing if there is one, a slice at a time. */
+    if (!job.bcq || rotation || own_act(&job) || cpu->later_rows != job.n) cpu_flush(cpu);
     for (job.t0 = 0; job.t0 < job.n; job.t0 += CPU_SLICE) {
         job.n_slice = job.n - job.t0 < CPU_SLICE ? job.n - job.t0 : CPU_SLICE;
         job.slice = job.x + (size_t)job.t0 * (size_t)job.cols;
@@ -205,6 +212,7 @@ static void linear_some(struct cpu *cpu, const struct linear_call *calls, int n_
         run_slice(&job, work >= SMALL_WORK);
         turn_all_back(&job);
     }
+    cpu->n_later = 0;
 }
 
 /* Whether calls a and b take the same form of the input; and there is one buffer for products that

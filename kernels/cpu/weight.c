@@ -131,6 +131,7 @@ int cpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
 }
 
 void cpu_weight_free(struct backend *be, struct weight *weight) {
+    cpu_flush((struct cpu *)be);
     memory_free(&((struct cpu *)be)->memory, weight->data);
     memory_free(&((struct cpu *)be)->memory, weight->outliers);
     memory_free(&((struct cpu *)be)->memory, weight->rotation);

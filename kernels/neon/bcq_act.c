@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "kernels/neon/bcq.h"
+#include "kernels/ops.h"
 #include "kernels/rounding.h"
 
 /* Four magnitudes add up to at most this many whole numbers; rounding four adds up to two. */
@@ -87,13 +88,14 @@ static void pack_span(struct neon_bcq_act *out, const float *x, int n, int act_b
 void neon_bcq_act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x,
                        size_t ldx, int n, int part, int n_parts) {
     const int cols = w->cols;
-    size_t all = spans_of(cols) * (size_t)n, n_tokens = (size_t)n;
-    size_t i0 = all * (size_t)part / (size_t)n_parts,
-           i1 = all * (size_t)(part + 1) / (size_t)n_parts;
-    for (size_t i = i0; i < i1; i++) {
-        int pos = (int)(i / n_tokens) * NEON_BCQ_SPAN;
+    const int spans = (int)spans_of(cols);
+    const int64_t first = bcq_first_span(n, spans, part, n_parts);
+    const int64_t last = bcq_first_span(n, spans, part + 1, n_parts);
+    for (int64_t i = first; i < last; i++) {
+        size_t t = (size_t)(i / spans), span = (size_t)(i % spans);
+        int pos = (int)span * NEON_BCQ_SPAN;
         int left = cols - pos < NEON_BCQ_SPAN ? cols - pos : NEON_BCQ_SPAN;
-        const struct neon_bcq_act *to = neon_bcq_at(act, act_bits < 16, i);
-        pack_span((struct neon_bcq_act *)to, x + i % n_tokens * ldx + pos, left, act_bits);
+        const struct neon_bcq_act *to = neon_bcq_at(act, act_bits < 16, span * (size_t)n + t);
+        pack_span((struct neon_bcq_act *)to, x + t * ldx + pos, left, act_bits);
     }
 }

@@ -50,7 +50,7 @@ static size_t act_bytes(int act_bits, int cols, int n) {
 static void act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x, size_t ldx,
                      int n, int part, int n_parts) {
     const int cols = w->cols;
-    int t0 = (int)((int64_t)n * part / n_parts), t1 = (int)((int64_t)n * (part + 1) / n_parts);
+    int t0 = bcq_first_token(n, part, n_parts), t1 = bcq_first_token(n, part + 1, n_parts);
     for (int t = t0; t < t1; t++) {
         float *out = (float *)act + (size_t)t * (size_t)cols;
         if (act_bits < 16)

@@ -55,7 +55,7 @@ static size_t act_bytes(int act_bits, int cols, int n) {
 static void act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x, size_t ldx,
                      int n, int part, int n_parts) {
     const int cols = w->cols;
-    int t0 = (int)((int64_t)n * part / n_parts), t1 = (int)((int64_t)n * (part + 1) / n_parts);
+    int t0 = bcq_first_token(n, part, n_parts), t1 = bcq_first_token(n, part + 1, n_parts);
     for (int t = t0; t < t1; t++)
         for (size_t s = 0; s < spans_of(cols); s++) {
             uint8_t *out = (uint8_t *)act + ((size_t)t * spans_of(cols) + s) * SPAN_BYTES;

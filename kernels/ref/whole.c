@@ -38,7 +38,7 @@ static size_t act_bytes(int act_bits, int cols, int n) {
 static void act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x, size_t ldx,
                      int n, int part, int n_parts) {
     const int cols = w->cols;
-    int t0 = (int)((int64_t)n * part / n_parts), t1 = (int)((int64_t)n * (part + 1) / n_parts);
+    int t0 = bcq_first_token(n, part, n_parts), t1 = bcq_first_token(n, part + 1, n_parts);
     (void)act_bits;
     for (int t = t0; t < t1; t++)
         memcpy((float *)act + (size_t)t * (size_t)cols, x + (size_t)t * ldx,

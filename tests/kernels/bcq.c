@@ -84,6 +84,24 @@ static void packed_deinit(struct packed *m) {
     free(m->block);
 }
 
+/* Each part sees its own tokens and nothing else, where it has whole tokens. */
+static void pack_inputs(const struct packed *m, const struct bcq_ops *ops, void *act,
+                        const float *x, int n, int n_parts) {
+    const struct bcq_spec *s = &m->view.spec;
+    const size_t cols = (size_t)s->cols;
+    for (int part = n_parts - 1; part >= 0; part--) {
+        struct fence own = fence_new((size_t)n * cols * sizeof(float), sizeof(float));
+        int t0 = bcq_first_token(n, part, n_parts), t1 = bcq_first_token(n, part + 1, n_parts);
+        for (int t = 0; t < n; t++) {
+            bool seen = n_parts > n || (t >= t0 && t < t1);
+            for (size_t i = (size_t)t * cols; i < (size_t)(t + 1) * cols; i++)
+                ((float *)own.p)[i] = seen ? x[i] : NAN;
+        }
+        ops->act_pack(act, m->act_bits, s, own.p, cols, n, part, n_parts);
+        fence_free(&own);
+    }
+}
+
 /* y: (n, rows + GAP), in ranges of blocks and n_parts of packing. */
 static struct fence multiply(struct check *c, const struct packed *m, const float *x, int n,
                              int n_parts, bool whole) {
@@ -93,8 +111,7 @@ static struct fence multiply(struct check *c, const struct packed *m, const floa
     struct fence act = fence_new(ops->act_bytes(m->act_bits, s->cols, n), 64);
     struct fence y = fence_new(size * sizeof(float), sizeof(float));
     for (size_t i = 0; i < size; i++) ((float *)y.p)[i] = untouched;
-    for (int part = n_parts - 1; part >= 0; part--)
-        ops->act_pack(act.p, m->act_bits, s, x, (size_t)s->cols, n, part, n_parts);
+    pack_inputs(m, ops, act.p, x, n, n_parts);
     int end = n_blocks(c, m), a = whole ? end : end / 4, b = whole ? end : a + (end - a) / 2;
     const int range[][2] = {{b, end}, {0, a}, {a, b}};
     for (int i = 0; i < 3; i++)

@@ -324,6 +324,64 @@ Test(backend, linear_gives_equal_bits_alone_in_a_batch_and_on_any_number_of_thre
     matrices_deinit(&m);
 }
 
+/* More operations on rows than wait at a time, before, between and after products. at_once: each is done
+ * before the next. Returns h (n, COLS), then the products. */
+static float *run_rows(struct backend *be, const struct matrices *m, const float *x, int n,
+                       bool at_once) {
+    struct weight_view view;
+    void *gains = matrix_dense(&view, DTYPE_F32, 1, COLS, 8);
+    struct weight *gain = weight_of(be, WEIGHT_VECTOR, &view),
+                  *w = weight_of(be, WEIGHT_LINEAR, &m->views[0]);
+    struct buffer *in = buffer_of(be, x, (size_t)n * COLS),
+                  *h = buffer_of(be, NULL, (size_t)n * COLS),
+                  *y = buffer_of(be, NULL, (size_t)n * 130);
+    struct linear_call call = {.dst = y, .w = w, .accumulate = true};
+    struct norm_call norm = {gain, NULL, COLS, 1e-5f};
+    struct plain_batch batch;
+    plain_batch(&batch, n);
+    backend_begin(be, &batch.batch);
+    for (int i = 0; i < 25; i++) {
+        if (i % 8 == 0) backend_norm(be, h, i ? h : in, &norm);
+        if (i % 8 == 5) backend_gate(be, h, in, COLS);
+        if (i % 12 == 6) backend_linear(be, &call, 1, h);
+        backend_add(be, h, in, COLS);
+        if (at_once) cr_assert_eq(backend_sync(be, NULL), 0);
+    }
+    float *ret = malloc((size_t)n * (COLS + 130) * sizeof *ret);
+    cr_assert_eq(backend_buffer_read(be, ret, h, 0, (size_t)n * COLS, NULL), 0);
+    cr_assert_eq(backend_buffer_read(be, ret + (size_t)n * COLS, y, 0, (size_t)n * 130, NULL), 0);
+    backend_add(be, h, in, COLS); /* waits for nothing but the end of its buffers */
+    backend_buffer_free(be, in);
+    backend_buffer_free(be, h);
+    backend_buffer_free(be, y);
+    backend_weight_free(be, w);
+    backend_weight_free(be, gain);
+    free(gains);
+    return ret;
+}
+
+Test(backend, operations_that_wait_compute_what_they_would_at_once) {
+    static const int counts[] = {1, 7, 40, 300};
+    struct matrices m;
+    matrices_init(&m);
+    float *x = random_floats(300 * COLS, 11);
+    for (int l = 0; l < N_LEVELS; l++)
+        for (int threads = 1; threads <= 3; threads++) {
+            struct backend *be = open_level(levels[l], threads);
+            for (int i = 0; be && i < 4; i++) {
+                int n = counts[i];
+                float *want = run_rows(be, &m, x, n, true), *got = run_rows(be, &m, x, n, false);
+                cr_expect_arr_eq(want, got, (size_t)n * (COLS + 130) * sizeof *want,
+                                 "%s, %d threads, %d tokens", levels[l], threads, n);
+                free(want);
+                free(got);
+            }
+            backend_close(be);
+        }
+    free(x);
+    matrices_deinit(&m);
+}
+
 enum { HEADS = 6, KV_HEADS = 2, DIM = 20, LAYERS = 2 };
 
 /* Plain softmax over the stored values of one sequence whose token t is at position t. */
