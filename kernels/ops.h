@@ -59,6 +59,12 @@ struct bcq_ops {
      * written. packed is pack()'s whole result, act was packed with the same act_bits. */
     void (*mul)(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,
                 int act_bits, int n, int b0, int b1);
+
+    /* Into how many equal parts, 1, 2 or 4, a block can be cut for n tokens; and mul() of one of n_parts
+     * parts of block b. NULL: 1, and there is no mul_part(). */
+    int (*block_parts)(const struct bcq_spec *w, int act_bits, int n);
+    void (*mul_part)(float *y, size_t ldy, const void *packed, const struct bcq_spec *w,
+                     const void *act, int act_bits, int n, int b, int part, int n_parts);
 };
 
 /* Dense matrix times activations, fp32 accumulation over k in one fixed order per element.

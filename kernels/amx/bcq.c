@@ -153,8 +153,10 @@ static amx_block_function *many(int bits, int parts) {
     return blocks[parts - 1][bits - 1];
 }
 
+static bool few_tokens(int spans, int n) { return n <= TILE && spans <= AVX512_TILE_SPANS; }
+
 static void mul_tiles(const struct avx512_bcq_tile *c) {
-    const bool few = c->n <= TILE && c->shape->spans <= AVX512_TILE_SPANS;
+    const bool few = few_tokens(c->shape->spans, c->n);
     const int tokens = few && c->n <= TILE / 2 ? TILE / 2 : TILE;
     const int bits = c->shape->bits, parts = avx512_bcq_parts(c->act_bits);
     amx_block_function *multiply_block = few ? amx_few(bits, parts, tokens) : many(bits, parts);
@@ -187,7 +189,32 @@ static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec 
         avx512_bcq_mul_tables(y, ldy, packed, w, act, act_bits, n, b0, b1);
 }
 
+static int block_parts(const struct bcq_spec *w, int act_bits, int n) {
+    int spans = (w->cols + AVX512_BCQ_SPAN - 1) / AVX512_BCQ_SPAN;
+    return takes_tiles(w, act_bits, n) && few_tokens(spans, n) ? UNITS : 1;
+}
+
+static void mul_part(float *y, size_t ldy, const void *packed, const struct bcq_spec *w,
+                     const void *act, int act_bits, int n, int b, int part, int n_parts) {
+    struct avx512_bcq_shape s;
+    avx512_bcq_shape(&s, w);
+    mul_tiles(&(struct avx512_bcq_tile){.shape = &s,
+                                        .packed = packed,
+                                        .act = act,
+                                        .act_bits = act_bits,
+                                        .n = n,
+                                        .y = y,
+                                        .ldy = ldy,
+                                        .rows = w->rows,
+                                        .b0 = b,
+                                        .b1 = b + 1,
+                                        .u0 = UNITS / n_parts * part,
+                                        .u1 = UNITS / n_parts * (part + 1)});
+}
+
 void amx_bcq_init(struct bcq_ops *ops) {
     ops->act_pack = act_pack;
     ops->mul = mul;
+    ops->block_parts = block_parts;
+    ops->mul_part = mul_part;
 }

@@ -6,14 +6,18 @@
 /* What is done with a unit's span; at: its span's fifth bits. */
 struct place {
     int span, u, halves; /* halves: 0 where there is nothing */
+    bool first;          /* of the span's units */
     const uint8_t *at;
 };
 
-static struct place place_at(const struct avx512_bcq_shape *s, const uint8_t *block, int i) {
-    const int span = i / UNITS, n_halves = (s->words + 1) / 2;
+/* Of step i, where a span has 2^log_units units. */
+static struct place place_at(const struct avx512_bcq_tile *c, const uint8_t *block, int log_units,
+                             int i) {
+    const struct avx512_bcq_shape *s = c->shape;
+    const int span = i >> log_units, u = i - (span << log_units), n_halves = (s->words + 1) / 2;
     const size_t whole = LINE + (size_t)(HALVES * UNITS) * amx_half_bytes(s->bits);
     if (i < 0 || span >= s->spans) return (struct place){0};
-    return (struct place){span, i % UNITS, avx512_min(n_halves - HALVES * span, HALVES),
+    return (struct place){span, c->u0 + u, avx512_min(n_halves - HALVES * span, HALVES), u == 0,
                           block + s->head + (size_t)span * whole};
 }
 
@@ -23,7 +27,7 @@ AVX512_INLINE void expand_quarter(const int bits, const int k, struct amx_expand
                                   const struct amx_unit *unit, const struct amx_select *select) {
     const int half = k / 2;
     const uint8_t *code = p->at + LINE + (size_t)(p->u * p->halves + half) * amx_half_bytes(bits);
-    if (k == 0 && p->u == 0) avx512_bcq_prefetch(p->at);
+    if (k == 0 && p->first) avx512_bcq_prefetch(p->at);
     if (k % 2 == 0)
         totals->p16[HALVES * p->span + half][p->u] =
             amx_p16(bits, code, avx512_load(p->at), unit, half);
@@ -54,7 +58,7 @@ AVX512_INLINE void multiply_quarter(const int parts, const int k, const struct a
 
 AVX512_INLINE void begin_products(const int parts, const struct avx512_bcq_tile *c,
                                   const struct place *p) {
-    if (p->u == 0) {
+    if (p->first) {
         const struct avx512_bcq_many many =
             avx512_bcq_many_at(c->act, c->act_bits, c->shape->spans, c->n, p->span);
         const size_t apart = avx512_bcq_n16(c->n) * AVX512_BCQ_SPAN;
@@ -82,10 +86,12 @@ AVX512_INLINE void block(const int bits, const int parts, const int tokens,
     struct amx_select select;
     struct amx_unit units[UNITS];
     amx_select_init(bits, &select);
-    for (int u = 0; u < UNITS; u++) amx_unit_init(bits, &units[u], &select, block, u);
-    for (int i = 0; i < s->spans * UNITS + 2; i++) {
-        const struct place next = place_at(s, block, i), now = place_at(s, block, i - 1),
-                           last = place_at(s, block, i - 2);
+    for (int u = c->u0; u < c->u1; u++) amx_unit_init(bits, &units[u], &select, block, u);
+    const int log_units = (c->u1 - c->u0) / 2; /* of 1, 2 or 4 */
+    for (int i = 0; i < (s->spans << log_units) + 2; i++) {
+        const struct place next = place_at(c, block, log_units, i),
+                           now = place_at(c, block, log_units, i - 1),
+                           last = place_at(c, block, log_units, i - 2);
         const struct amx_add_to to = add_to(totals, c, &last);
         if (now.halves) begin_products(parts, c, &now);
         AVX512_UNROLL for (int k = 0; k < 4; k++) {

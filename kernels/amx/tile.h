@@ -99,9 +99,9 @@ AVX512_INLINE void amx_finish(struct avx512_tile_totals *totals, const struct av
         .n_rows = avx512_min(c->rows - b * AVX512_BCQ_ROWS, AVX512_BCQ_ROWS)};
     struct avx512_compact_scales scales[UNITS];
     AMX_BEFORE_LOADS();
-    for (int u = 0; u < UNITS; u++) scales[u] = avx512_compact_scales(block, u);
+    for (int u = c->u0; u < c->u1; u++) scales[u] = avx512_compact_scales(block, u);
     for (int t = 0; t < n_tokens; t += tokens)
-        for (int u = 0; u < UNITS; u++) {
+        for (int u = c->u0; u < c->u1; u++) {
             struct amx_sums sums;
             amx_add_offsets(&sums, totals, c, first, c->shape->spans, t0, t, u);
             for (int i = 0; i < avx512_min(n_tokens - t, tokens); i++) {

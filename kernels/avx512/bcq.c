@@ -121,7 +121,8 @@ void avx512_bcq_mul_many(avx512_bcq_tile_function *tile, float *y, size_t ldy, c
                                    .ldy = ldy,
                                    .rows = w->rows,
                                    .b0 = b0,
-                                   .b1 = b1});
+                                   .b1 = b1,
+                                   .u1 = AVX512_BCQ_UNITS});
 }
 
 static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,

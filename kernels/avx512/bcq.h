@@ -146,6 +146,7 @@ struct avx512_bcq_tile {
     float *y; /* (n, ldy) */
     size_t ldy;
     int rows, b0, b1;
+    int u0, u1; /* units of each block; all but for a few tokens on AMX */
 };
 typedef void avx512_bcq_tile_function(const struct avx512_bcq_tile *c);
 avx512_bcq_tile_function avx512_bcq_mul_tile;

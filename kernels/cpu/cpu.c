@@ -75,6 +75,14 @@ void cpu_rows_later(struct cpu *cpu, int n, size_t cost, cpu_rows *fn, const voi
     if (cpu->base.profile) cpu_flush(cpu); /* which times each apart */
 }
 
+struct cpu_turn cpu_turn(const struct cpu *cpu, int turn, int whole, int rest, int cut) {
+    int threads = pool_threads(cpu->pool), parts = rest * cut / threads;
+    int turns = whole / threads + parts, thread = turn / turns;
+    int part = thread * parts + turn % turns - whole / threads;
+    if (turn % turns < whole / threads) return (struct cpu_turn){turn - thread * parts, 0, 1};
+    return (struct cpu_turn){whole + part / cut, part % cut, cut};
+}
+
 int cpu_grow(struct cpu *cpu, void **p, size_t *have, size_t want) {
     if (want <= *have) return 0;
     void *more = memory_new(&cpu->memory, want);

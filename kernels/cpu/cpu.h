@@ -141,6 +141,14 @@ bool cpu_rotation_shared(const struct cpu_rotation *a, const struct cpu_rotation
 const float *cpu_rotate_inputs(struct cpu *cpu, const struct cpu_rotation *r, const float *x,
                                int n);
 
+/* What a turn does in a job of `whole` chunks and of `rest` more that are cut into parts, where the number
+ * of threads divides whole and rest * cut: each thread has as many of both, kernels/cpu/pool.h tells
+ * which turns are its own. */
+struct cpu_turn {
+    int chunk, part, n_parts;
+};
+struct cpu_turn cpu_turn(const struct cpu *cpu, int turn, int whole, int rest, int cut);
+
 /* Replaces *p by at least want bytes of zeros; -ENOMEM leaves it as it was. */
 int cpu_grow(struct cpu *cpu, void **p, size_t *have, size_t want);
 

@@ -31,6 +31,7 @@ struct linear_job {
     size_t own_act;              /* bytes of a thread's tables in cpu->act, 0: they are shared */
     int chunk_blocks[MAX_CALLS]; /* row blocks in a chunk of each call */
     int first_chunk[MAX_CALLS + 1];
+    int n_cut, cut; /* how many of the last chunks are cut, each into how many parts */
 };
 
 static int row_block(const struct cpu *cpu, const struct weight *w) {
@@ -137,29 +138,74 @@ static const void *act_of(const struct linear_job *job, int thread) {
     return act;
 }
 
-static void run_chunk(void *arg, int thread, int chunk) {
-    const struct linear_job *job = arg;
-    struct cpu *cpu = job->cpu;
-    int i = 0, t0 = job->t0, n = job->n_slice;
-    while (chunk >= job->first_chunk[i + 1]) i++;
-    const struct linear_call *c = &job->calls[i];
-    const struct weight *w = c->w;
-    int unit = row_block(cpu, w), blocks = n_blocks(cpu, w);
-    int b0 = (chunk - job->first_chunk[i]) * job->chunk_blocks[i];
-    int b1 = b0 + job->chunk_blocks[i] < blocks ? b0 + job->chunk_blocks[i] : blocks;
-    int r0 = b0 * unit, r1 = b1 * unit < w->rows ? b1 * unit : w->rows;
-    size_t ldy = c->accumulate ? (size_t)(r1 - r0) : (size_t)w->rows;
-    float *y = c->accumulate ? row_zero(cpu->tmp + (size_t)thread * CPU_TMP, r0)
-                             : c->dst->data + (size_t)t0 * ldy;
-    if (turns_back(c)) y = unturned(job, c, &ldy);
-    if (w->is_bcq)
-        w->bcq->mul(y, ldy, w->data, &w->spec, act_of(job, thread), w->act_bits, n, b0, b1);
+/* A chunk, or a part of a block that is one. */
+struct piece {
+    const struct linear_call *call;
+    int b0, b1, part, n_parts; /* blocks */
+    int r0, r1;                /* rows */
+};
+
+static struct piece piece_of_turn(const struct linear_job *job, int turn) {
+    struct cpu_turn t = {turn, 0, 1};
+    int i = 0, whole = job->first_chunk[job->n_calls] - job->n_cut;
+    if (job->n_cut) t = cpu_turn(job->cpu, turn, whole, job->n_cut, job->cut);
+    while (t.chunk >= job->first_chunk[i + 1]) i++;
+    struct piece p = {.part = t.part, .n_parts = t.n_parts};
+    p.call = &job->calls[i];
+    const struct weight *w = p.call->w;
+    int unit = row_block(job->cpu, w), blocks = n_blocks(job->cpu, w);
+    p.b0 = (t.chunk - job->first_chunk[i]) * job->chunk_blocks[i];
+    p.b1 = p.b0 + job->chunk_blocks[i] < blocks ? p.b0 + job->chunk_blocks[i] : blocks;
+    p.r0 = p.b0 * unit + unit / p.n_parts * p.part;
+    p.r1 = p.n_parts > 1 ? p.r0 + unit / p.n_parts : p.b1 * unit;
+    if (p.r1 > w->rows) p.r1 = w->rows;
+    return p;
+}
+
+static void multiply(const struct linear_job *job, const struct piece *p, float *y, size_t ldy,
+                     int thread) {
+    const struct weight *w = p->call->w;
+    const int n = job->n_slice;
+    const size_t ldx = (size_t)job->cols;
+    if (!w->is_bcq)
+        job->cpu->ops.dense.mul(y, ldy, w->data, w->type, w->rows, w->cols, job->slice, ldx, n,
+                                p->b0, p->b1);
+    else if (p->n_parts > 1)
+        w->bcq->mul_part(y, ldy, w->data, &w->spec, act_of(job, thread), w->act_bits, n, p->b0,
+                         p->part, p->n_parts);
     else
-        cpu->ops.dense.mul(y, ldy, w->data, w->type, w->rows, w->cols, job->slice,
-                           (size_t)job->cols, n, b0, b1);
+        w->bcq->mul(y, ldy, w->data, &w->spec, act_of(job, thread), w->act_bits, n, p->b0, p->b1);
     if (w->outliers)
-        cpu->ops.outliers_add(y, ldy, w->outliers, job->slice, (size_t)job->cols, n, r0, r1);
-    if (!turns_back(c)) finish(job, c, y, ldy, r0, r1, t0, n);
+        job->cpu->ops.outliers_add(y, ldy, w->outliers, job->slice, ldx, n, p->r0, p->r1);
+}
+
+static void run_chunk(void *arg, int thread, int turn) {
+    const struct linear_job *job = arg;
+    const struct piece p = piece_of_turn(job, turn);
+    const struct linear_call *c = p.call;
+    if (p.r0 >= p.r1) return; /* a part of a block that is not full */
+    size_t ldy = c->accumulate ? (size_t)(p.r1 - p.r0) : (size_t)c->w->rows;
+    float *y = c->accumulate ? row_zero(job->cpu->tmp + (size_t)thread * CPU_TMP, p.r0)
+                             : c->dst->data + (size_t)job->t0 * ldy;
+    if (turns_back(c)) y = unturned(job, c, &ldy);
+    multiply(job, &p, y, ldy, thread);
+    if (!turns_back(c)) finish(job, c, y, ldy, p.r0, p.r1, job->t0, job->n_slice);
+}
+
+/* Where threads would have unequal numbers of chunks, the last ones are cut into parts if they are blocks
+ * that can be. Returns the number of turns. */
+static int cut_last(struct linear_job *job) {
+    const int n = job->first_chunk[job->n_calls], threads = pool_threads(job->cpu->pool);
+    const int rest = n % threads, last = job->n_calls - 1;
+    const struct weight *w = job->calls[last].w;
+    job->n_cut = 0;
+    if (!rest || n < threads || rest > n - job->first_chunk[last] || job->chunk_blocks[last] > 1 ||
+        !w->is_bcq || !w->bcq->block_parts)
+        return n;
+    int most = w->bcq->block_parts(&w->spec, w->act_bits, job->n_slice);
+    for (job->cut = 1; job->cut < most && rest * job->cut % threads;) job->cut *= 2;
+    if (rest * job->cut % threads == 0) job->n_cut = rest;
+    return n + job->n_cut * (job->cut - 1);
 }
 
 static size_t own_act(const struct linear_job *job) {
@@ -172,7 +218,7 @@ static size_t own_act(const struct linear_job *job) {
 
 static void run_slice(struct linear_job *job, bool share) {
     struct pool *pool = job->cpu->pool;
-    int n_chunks = job->first_chunk[job->n_calls];
+    int n_chunks = cut_last(job);
     job->n_parts = share ? pool_threads(pool) * (job->n_slice < 16 ? 1 : 4) : 1;
     if (job->cpu->n_later && job->n_parts > job->n_slice) job->n_parts = job->n_slice;
     job->own_act = job->bcq ? own_act(job) : 0;

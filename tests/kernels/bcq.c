@@ -102,6 +102,17 @@ static void pack_inputs(const struct packed *m, const struct bcq_ops *ops, void 
     }
 }
 
+/* Block b, in parts where that can be. */
+static void multiply_block(const struct packed *m, const struct bcq_ops *ops, float *y, size_t ldy,
+                           const void *act, int n, int b) {
+    const struct bcq_spec *s = &m->view.spec;
+    int most = ops->block_parts ? ops->block_parts(s, m->act_bits, n) : 1;
+    int n_parts = most > 1 && b % 2 ? 2 : most;
+    for (int part = n_parts - 1; part >= 0 && n_parts > 1; part--)
+        ops->mul_part(y, ldy, m->data.p, s, act, m->act_bits, n, b, part, n_parts);
+    if (n_parts == 1) ops->mul(y, ldy, m->data.p, s, act, m->act_bits, n, b, b + 1);
+}
+
 /* y: (n, rows + GAP), in ranges of blocks and n_parts of packing. */
 static struct fence multiply(struct check *c, const struct packed *m, const float *x, int n,
                              int n_parts, bool whole) {
@@ -113,10 +124,9 @@ static struct fence multiply(struct check *c, const struct packed *m, const floa
     for (size_t i = 0; i < size; i++) ((float *)y.p)[i] = untouched;
     pack_inputs(m, ops, act.p, x, n, n_parts);
     int end = n_blocks(c, m), a = whole ? end : end / 4, b = whole ? end : a + (end - a) / 2;
-    const int range[][2] = {{b, end}, {0, a}, {a, b}};
-    for (int i = 0; i < 3; i++)
-        if (range[i][0] < range[i][1])
-            ops->mul(y.p, ldy, m->data.p, s, act.p, m->act_bits, n, range[i][0], range[i][1]);
+    for (int i = b; i < end; i++) multiply_block(m, ops, y.p, ldy, act.p, n, i);
+    if (0 < a) ops->mul(y.p, ldy, m->data.p, s, act.p, m->act_bits, n, 0, a);
+    if (a < b) ops->mul(y.p, ldy, m->data.p, s, act.p, m->act_bits, n, a, b);
     for (int t = 0; t < n; t++)
         for (int g = 0; g < GAP; g++)
             check_expect(c, ((float *)y.p)[(size_t)t * ldy + (size_t)(s->rows + g)] == untouched,
