@@ -103,6 +103,8 @@ struct attention_job {
     int n_rep;    /* query heads of one ops.attention() */
     int n_parts;  /* such groups for a token */
     int n_tokens; /* neighbours in the batch that are one row of work */
+    int n_whole;  /* where heads of keys are cut: those that are not, of all tokens together */
+    int cut;      /* into how many parts of query heads the others are; 0: none is */
 };
 
 /* Tokens from `token` on, before end, that follow each other in one sequence. */
@@ -114,22 +116,25 @@ static int run_length(const struct batch *b, int token, int end) {
     return n;
 }
 
-/* n tokens in a run; of its heads those of a part. */
-static void attend(struct cpu *cpu, const struct attention_job *job, int token, int n, int part,
-                   float *scratch) {
+/* Query heads [from, to) of those of a KV head. */
+struct heads {
+    int kv_head, from, to;
+};
+
+/* n tokens in a run. */
+static void attend(struct cpu *cpu, const struct attention_job *job, int token, int n,
+                   struct heads heads, float *scratch) {
     const struct attention_call *c = job->call;
     const struct attention_ops *ops = ops_of(cpu, job->layer.type);
     int per_kv = c->n_heads / job->layer.n_kv_heads;
-    int parts = (per_kv + job->n_rep - 1) / job->n_rep;
-    int kv_head = part / parts, from = part % parts * job->n_rep;
-    int head = kv_head * per_kv + from, pos = cpu->batch.positions[token];
+    int head = heads.kv_head * per_kv + heads.from, pos = cpu->batch.positions[token];
     size_t ld = (size_t)c->n_heads * (size_t)job->layer.head_dim;
     size_t at = (size_t)token * ld + (size_t)head * (size_t)job->layer.head_dim;
     struct attn_call one = {
         .kv = &job->layer,
         .blocks = blocks_of(&cpu->batch, token),
-        .kv_head = kv_head,
-        .n_rep = per_kv - from < job->n_rep ? per_kv - from : job->n_rep,
+        .kv_head = heads.kv_head,
+        .n_rep = heads.to - heads.from,
         .pos = pos,
         .first = c->window > 0 && pos >= c->window ? pos - c->window + 1 : 0,
         .scale = c->scale,
@@ -139,6 +144,13 @@ static void attend(struct cpu *cpu, const struct attention_job *job, int token, 
         ops->attention(c->dst->data + at, c->q->data + at, &one, scratch);
     else
         ops->attention_many(c->dst->data + at, c->q->data + at, ld, n, &one, c->window, scratch);
+}
+
+static struct heads heads_of(const struct attention_job *job, int part) {
+    int per_kv = job->call->n_heads / job->layer.n_kv_heads;
+    int parts = (per_kv + job->n_rep - 1) / job->n_rep, from = part % parts * job->n_rep;
+    int to = from + job->n_rep < per_kv ? from + job->n_rep : per_kv;
+    return (struct heads){part / parts, from, to};
 }
 
 /* Late tokens see the longest contexts and go first, which leaves the short ones to even out
@@ -151,8 +163,23 @@ static void attend_rows(struct cpu *cpu, const void *arg, int thread, int row0, 
         int token = end > job->n_tokens ? end - job->n_tokens : 0;
         for (int n; token < end; token += n) {
             n = job->n_tokens > 1 ? run_length(&cpu->batch, token, end) : 1;
-            attend(cpu, job, token, n, i % job->n_parts, scratch);
+            attend(cpu, job, token, n, heads_of(job, i % job->n_parts), scratch);
         }
+    }
+}
+
+/* The same where KV heads are cut; kernels/cpu/pool.h tells which turns are a thread's. */
+static void attend_turns(struct cpu *cpu, const void *arg, int thread, int turn0, int turn1) {
+    const struct attention_job *job = arg;
+    float *scratch = cpu->attention + (size_t)thread * cpu->attention_floats;
+    int kv_heads = job->layer.n_kv_heads, per_kv = job->call->n_heads / kv_heads;
+    int tokens = cpu->batch.n_tokens;
+    for (int turn = turn0; turn < turn1; turn++) {
+        struct cpu_turn t =
+            cpu_turn(cpu, turn, job->n_whole, tokens * kv_heads - job->n_whole, job->cut);
+        struct heads heads = {t.chunk % kv_heads, (per_kv * t.part + t.n_parts - 1) / t.n_parts,
+                              (per_kv * (t.part + 1) + t.n_parts - 1) / t.n_parts};
+        attend(cpu, job, tokens - 1 - t.chunk / kv_heads, 1, heads, scratch);
     }
 }
 
@@ -167,12 +194,33 @@ static int tokens_together(const struct cpu *cpu, const struct attention_job *jo
     return each < 1 ? 1 : each < most ? (int)each : most;
 }
 
+/* Few KV heads, and one more for some threads than for others: those are cut, the others' keys and values
+ * need not be read twice. Returns whether they can be. */
+static bool cut_heads(struct attention_job *job, int tokens, int threads) {
+    int heads = tokens * job->layer.n_kv_heads, rest = heads % threads;
+    int per_kv = job->call->n_heads / job->layer.n_kv_heads;
+    if (heads < threads || heads >= 2 * threads || !rest || per_kv > CPU_MAX_REP) return false;
+    job->n_whole = heads - rest;
+    for (job->cut = 2; job->cut <= per_kv; job->cut++)
+        if (rest * job->cut % threads == 0) return true;
+    return false;
+}
+
 void cpu_attention(struct backend *be, const struct attention_call *call) {
     struct cpu *cpu = (struct cpu *)be;
     cpu_flush(cpu);
     struct attention_job job = {.layer = layer_of(call->kv, call->layer), .call = call};
     int kv_heads = job.layer.n_kv_heads, per_kv = call->n_heads / kv_heads;
     int n = cpu->batch.n_tokens, threads = pool_threads(cpu->pool);
+    size_t longest = 0;
+    for (int t = 0; t < n; t++)
+        if ((size_t)cpu->batch.positions[t] > longest) longest = (size_t)cpu->batch.positions[t];
+    size_t cost = (longest + 1) * (size_t)job.layer.head_dim;
+    if (cut_heads(&job, n, threads)) {
+        int turns = job.n_whole + (n * kv_heads - job.n_whole) * job.cut;
+        cpu_for_rows(cpu, turns, cost * (size_t)per_kv, attend_turns, &job);
+        return;
+    }
     job.n_rep = per_kv < CPU_MAX_REP ? per_kv : CPU_MAX_REP;
     /* Few tokens and heads: reading keys and values twice is cheaper than an idle thread. */
     while (job.n_rep > 1 &&
@@ -180,10 +228,7 @@ void cpu_attention(struct backend *be, const struct attention_call *call) {
         job.n_rep = (job.n_rep + 1) / 2;
     job.n_parts = kv_heads * ((per_kv + job.n_rep - 1) / job.n_rep);
     job.n_tokens = tokens_together(cpu, &job);
-    size_t longest = 0;
-    for (int t = 0; t < n; t++)
-        if ((size_t)cpu->batch.positions[t] > longest) longest = (size_t)cpu->batch.positions[t];
-    size_t cost = (longest + 1) * (size_t)(job.layer.head_dim * job.n_rep * job.n_tokens);
+    cost *= (size_t)(job.n_rep * job.n_tokens);
     cpu_for_rows(cpu, (n + job.n_tokens - 1) / job.n_tokens * job.n_parts, cost, attend_rows, &job);
 }
 

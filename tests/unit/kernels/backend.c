@@ -446,13 +446,15 @@ Test(backend, attention_sees_what_a_plain_softmax_sees) {
     float *q = random_floats(N * QW, 1), *k = random_floats(N * KW, 2);
     float *v = random_floats(N * KW, 3), *want = malloc(N * QW * sizeof *want);
     for (int l = 0; l < N_LEVELS; l++) {
-        struct backend *be = open_level(levels[l], 2);
+        struct backend *be = open_level(levels[l], 2), *three = open_level(levels[l], 3);
         for (int c = 0; be && c < 12; c++) {
             enum dtype type = c >= 8 ? DTYPE_I8 : c & 1 ? DTYPE_F16 : DTYPE_F32;
             int window = c & 2 ? 19 : 0;
             const float *s = c & 4 || c == 9 ? slopes : NULL;
             float *whole = run_attention(be, type, q, k, v, N, N, window, s);
             float *steps = run_attention(be, type, q, k, v, N, 3, window, s);
+            /* Four heads of keys on three threads. */
+            float *pairs = run_attention(three, type, q, k, v, N, 2, window, s);
             plain_attention(want, q, k, v, N, window, s);
             double d = distance(whole, want, N * QW);
             cr_expect(d < (c >= 8  ? 2e-2
@@ -460,10 +462,13 @@ Test(backend, attention_sees_what_a_plain_softmax_sees) {
                                    : 2e-6),
                       "%s, case %d: %g", levels[l], c, d);
             cr_expect_arr_eq(whole, steps, N * QW * sizeof *whole, "%s, case %d", levels[l], c);
+            cr_expect_arr_eq(whole, pairs, N * QW * sizeof *whole, "%s, case %d", levels[l], c);
             free(whole);
             free(steps);
+            free(pairs);
         }
         backend_close(be);
+        backend_close(three);
     }
     free(q);
     free(k);
