@@ -41,14 +41,12 @@ static __m512 sum_each(const __m512 *a) {
                          _mm512_shuffle_f32x4(w[0], w[1], 0xdd));
 }
 
-/* Asks for slot j of the second block after this one. */
-AVX512_INLINE void prefetch(const struct block *b, int j, size_t row_bytes) {
+/* Asks for n bytes of the second block after this one, from byte `at` of its keys on: keys are asked for
+ * between products with keys, values between those with values, because a core waits for a few lines only at
+ * a time. */
+AVX512_INLINE void prefetch(const struct block *b, size_t at, size_t n) {
     if (!b->next) return;
-    const char *k = b->next + (size_t)j * row_bytes, *v = k + b->plane;
-    for (size_t i = 0; i < row_bytes; i += 64) {
-        _mm_prefetch(k + i, _MM_HINT_T0);
-        _mm_prefetch(v + i, _MM_HINT_T0);
-    }
+    for (size_t i = 0; i < n; i += 64) _mm_prefetch(b->next + at + i, _MM_HINT_T0);
 }
 
 /* part[h][slot]: vectors whose sum is q_h . k_slot, for n slots from j on. */
@@ -58,7 +56,7 @@ AVX512_INLINE void dot_slots(__m512 part[][KV_BLOCK_TOKENS], enum dtype type, co
     const char *row = b->k + (size_t)j * row_bytes;
     __m512 sum[HEADS][SLOTS], k[SLOTS];
     int i = 0;
-    for (int e = 0; e < n; e++) prefetch(b, j + e, row_bytes);
+    prefetch(b, (size_t)j * row_bytes, (size_t)n * row_bytes);
     for (int h = 0; h < n_heads; h++)
         for (int e = 0; e < n; e++) sum[h][e] = _mm512_setzero_ps();
     for (; i + AVX512_LANES <= dim; i += AVX512_LANES) {
@@ -110,8 +108,11 @@ AVX512_INLINE void gather_some(float *sum, size_t ld, enum dtype type, const str
                                       _mm512_set1_ps(keep[h]));
     for (int b = s->first; b < s->end; b++)
         for (int j = s->blocks[b].low; j < s->blocks[b].high; j++) {
-            const char *row = s->blocks[b].v + (size_t)j * (size_t)dim * dtype_size(type);
+            const size_t at = (size_t)j * (size_t)dim * dtype_size(type);
+            const char *row = s->blocks[b].v + at;
             __m512 v[2];
+            prefetch(&s->blocks[b], s->blocks[b].plane + at + (size_t)i * dtype_size(type),
+                     (size_t)(n * AVX512_LANES) * dtype_size(type));
             for (int e = 0; e < n; e++)
                 v[e] = avx512_kv_load(type, row, i + e * AVX512_LANES, dim, whole);
             for (int h = 0; h < n_heads; h++)
