@@ -226,26 +226,35 @@ static void pack_pairs(int16_t *out, const float *whole) {
     }
 }
 
-/* As 256 * high + low, both signed; inputs j, j + 4, j + 8 and j + 12 of a run side by side. */
-static void pack_bytes_apart(int8_t *low, int8_t *high, const float *whole) {
-    const __m128i fours = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    for (int i = 0; i < AVX512_BCQ_SPAN; i += 16) {
-        __m256i v = words(whole + i);
-        __m256i rest = _mm256_srai_epi16(_mm256_add_epi16(v, _mm256_set1_epi16(128)), 8);
-        _mm_storeu_si128((__m128i *)(low + i), _mm_shuffle_epi8(_mm256_cvtepi16_epi8(v), fours));
-        _mm_storeu_si128((__m128i *)(high + i),
-                         _mm_shuffle_epi8(_mm256_cvtepi16_epi8(rest), fours));
+/* x times up as 256 * high + low, both signed; inputs j, j + 4, j + 8 and j + 12 of a run side by side. */
+static void pack_bytes_apart(int8_t *low, int8_t *high, const float *x, float up) {
+    /* Where lower bytes are: inputs 4 j to 4 j + 3 of two runs are packed into lane j of words. */
+    const __m512i first =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 64, 66, 68, 70, 72, 74, 76, 78);
+    const __m512i lower = _mm512_add_epi32(
+        _mm512_set1_epi32(0x30201000), _mm512_mullo_epi32(first, _mm512_set1_epi32(0x01010101)));
+    const __m512i upper = _mm512_add_epi8(lower, _mm512_set1_epi8(1));
+    for (int i = 0; i < AVX512_BCQ_SPAN; i += 64) {
+        __m512i v[4], w[2];
+        AVX512_UNROLL for (int k = 0; k < 4; k++) v[k] =
+            _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i + 16 * k), _mm512_set1_ps(up)));
+        AVX512_UNROLL for (int k = 0; k < 2; k++) w[k] = _mm512_packs_epi32(v[2 * k], v[2 * k + 1]);
+        _mm512_storeu_si512(low + i, _mm512_permutex2var_epi8(w[0], lower, w[1]));
+        AVX512_UNROLL for (int k = 0; k < 2; k++) w[k] =
+            _mm512_add_epi16(w[k], _mm512_set1_epi16(128));
+        _mm512_storeu_si512(high + i, _mm512_permutex2var_epi8(w[0], upper, w[1]));
     }
 }
 
+/* Inputs that are whole once they are multiplied by up and rounded. */
 static void pack_many(const struct avx512_bcq_many *to, enum avx512_bcq_inputs use, int n, int t,
-                      const float *whole) {
+                      const float *x, float up) {
     const size_t row = (size_t)t * AVX512_BCQ_SPAN;
     int8_t *bytes = to->whole;
     if (use == AVX512_BCQ_PAIRS)
-        pack_pairs((int16_t *)to->whole + row, whole);
+        pack_pairs((int16_t *)to->whole + row, x);
     else
-        pack_bytes_apart(bytes + row, bytes + avx512_bcq_n16(n) * AVX512_BCQ_SPAN + row, whole);
+        pack_bytes_apart(bytes + row, bytes + avx512_bcq_n16(n) * AVX512_BCQ_SPAN + row, x, up);
 }
 
 static void pack_span(enum avx512_bcq_inputs use, void *act, const struct column *c, int n, int t,
@@ -253,18 +262,24 @@ static void pack_span(enum avx512_bcq_inputs use, void *act, const struct column
     struct avx512_bcq_span *out = span_of(c, span);
     float tail[AVX512_BCQ_SPAN], whole[AVX512_BCQ_SPAN];
     const float *x = inputs(c, span, tail);
-    if (c->act_bits < 16)
-        out->scale = avx512_bcq_round(whole, x, c->act_bits);
-    else
-        make_whole(whole, out, x);
+    float up = 1;
+    if (use == AVX512_BCQ_BYTES && c->act_bits == 16) {
+        scales(LIMIT_OF_4, largest_entry(x), &up, &out->scale);
+    } else {
+        if (c->act_bits < 16)
+            out->scale = avx512_bcq_round(whole, x, c->act_bits);
+        else
+            make_whole(whole, out, x);
+        x = whole;
+    }
     if (use != AVX512_BCQ_TABLES) {
         struct avx512_bcq_many to = avx512_bcq_many_at(act, c->act_bits, n_spans(c->cols), n, span);
-        pack_many(&to, use, n, t, whole);
+        pack_many(&to, use, n, t, x, up);
         to.scales[t] = out->scale;
     } else if (c->act_bits < 16) {
-        pack_bytes(out, whole);
+        pack_bytes(out, x);
     } else {
-        pack_tables(out, whole);
+        pack_tables(out, x);
     }
 }
 
