@@ -14,8 +14,9 @@ struct step {
 /* What best adds is tuning end to end, which the caller turns on; it starts from the original's
  * inputs, as fast does: those of the coded blocks cost more passes over the text, and alone brought
  * SmolLM2 4 % of KL at 2 bits and nothing at 3. With a target at the states behind each block they
- * bring 18 % and 4 % from half the text, hence normal; what tuning adds to that is not measured. More text beats more search: at 2 bits 64 windows
- * without variants end lower than 48 with 4 or 28 with 8 (README.md). Tokens weigh the same. */
+ * bring 18 % and 4 % from half the text, hence normal; what tuning adds to that is not measured.
+ * More text beats more search: at 2 bits 64 windows without variants end lower than 48 with 4 or 28
+ * with 8 (README.md). Tokens weigh the same. */
 static const struct step steps[] = {
     [EFFORT_FAST] = {"fast", 12, 7, 0, 1, 0},
     [EFFORT_NORMAL] = {"normal", 64, 10, 0, 2, 32},
