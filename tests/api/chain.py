@@ -3,12 +3,10 @@
 run, serve (plain and streaming), logits and tokenize agree on the embedded model; a quantized
 checkpoint works and is the same bytes each time; wrong usage is one line and a status. TAP.
 """
-import array
 import filecmp
 import json
 import os
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -16,6 +14,7 @@ import urllib.error
 import urllib.request
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
+import logits  # noqa: E402
 import served  # noqa: E402
 
 FOLDER, STORIES = sys.argv[1:3]
@@ -52,14 +51,6 @@ class Server(served.Served):
         return self.process.wait(timeout=30)
 
 
-def read_logits(path):
-    with open(path, "rb") as f:
-        header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
-        n, vocab = header["logits"]["shape"]
-        values = array.array("f", f.read(4 * n * vocab))
-    return [values[i * vocab:(i + 1) * vocab] for i in range(n)]
-
-
 def check_agreement(model):
     text = greedy(model)
     assert len(text) > N, text
@@ -79,7 +70,7 @@ def check_agreement(model):
     with tempfile.TemporaryDirectory() as folder:
         out = os.path.join(folder, "logits.safetensors")
         run("logits", model, "--ids", ",".join(map(str, ids)), "--out", out)
-        rows = read_logits(out)
+        rows = logits.read(out)
     for i in range(start - 1, len(ids) - 1):
         assert max(range(len(rows[i])), key=rows[i].__getitem__) == ids[i + 1], i
 
