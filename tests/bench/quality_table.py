@@ -56,7 +56,9 @@ def cells(row, store, has_other):
         return out + ["", "", "1"]
     out.append(f"{q['wall']:.0f} ({q['cpu']:.0f})" if q else "")
     out.append(number(q.get("mib"), 0))
-    out.append(number(store.results.get(quality_speed.key(row), {}).get("ratio"), 2))
+    # Before speeds were measured by form each row had one of its own.
+    speed = store.results.get(quality_speed.key(row)) or result.get("bench", {})
+    out.append(number(speed.get("ratio"), 2))
     return out
 
 
