@@ -420,8 +420,8 @@ static void parse_over(struct quantize_args *args, int argc, char **argv,
                        const struct quantize_args *first, bool tune) {
     *args = (struct quantize_args){.argc = argc, .argv = argv, .effort = -1};
     quantize_defaults(&args->o);
-    args->o.output_bits =
-        8; /* costs nothing measurable: engine/quant/README.md, The output matrix */
+    /* Costs nothing measurable: engine/quant/README.md, The output matrix. */
+    args->o.output_bits = 8;
     if (first) effort_apply((enum effort)first->effort, &first->o, &args->o);
     if (tune) args->tune.o.mode = TUNE_E2E;
     argp_parse(&argp, argc, argv, 0, NULL, args);
