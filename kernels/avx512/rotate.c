@@ -1,13 +1,12 @@
 /* Four stages of the butterfly stay in a register, the others go through the first cache two at a
  * time; the small factor mixes whole segments, sixteen places of four of them at once. */
 #include <immintrin.h>
-#include <string.h>
 
+#include "kernels/butterfly.h"
 #include "kernels/avx512/avx512.h"
 #include "kernels/ops.h"
-#include "kernels/ref/ref.h"
 
-enum { LANES = 16, TILE = 4 };
+enum { LANES = 16 };
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -65,18 +64,10 @@ static void one_stage(float *x, int half) {
     }
 }
 
-static void later_stages(float *x, int n, int length) {
-    int half = LANES;
-    for (; 4 * half <= length; half *= 4)
-        for (int i = 0; i < n; i += 4 * half) two_stages(x + i, half);
-    if (2 * half <= length)
-        for (int i = 0; i < n; i += 2 * half) one_stage(x + i, half);
-}
-
 /* Sixteen places of n segments from a on; a segment's sum goes by c in order whatever n is. */
 INLINE void mix_tile(float *to, const float *x, const struct rotate_plan *p, const float *basis,
                      int a, int n) {
-    __m512 sum[TILE];
+    __m512 sum[BUTTERFLY_TILE];
     for (int i = 0; i < n; i++) sum[i] = _mm512_setzero_ps();
     for (int c = 0; c < p->order; c++) {
         __m512 v = _mm512_loadu_ps(x + c * p->length);
@@ -86,25 +77,11 @@ INLINE void mix_tile(float *to, const float *x, const struct rotate_plan *p, con
     for (int i = 0; i < n; i++) _mm512_storeu_ps(to + (a + i) * p->length, sum[i]);
 }
 
-static void mix(float *x, float *tmp, const struct rotate_plan *p, const float *basis) {
-    for (int b = 0; b < p->length; b += LANES) {
-        int a = 0;
-        for (; a + TILE <= p->order; a += TILE) mix_tile(tmp + b, x + b, p, basis, a, TILE);
-        for (; a < p->order; a++) mix_tile(tmp + b, x + b, p, basis, a, 1);
-    }
-    memcpy(x, tmp, (size_t)p->n * sizeof *x);
-}
+static const struct butterfly_steps steps = {first_stages, two_stages, one_stage, mix_tile,
+                                             turn_signs};
 
-/* Segments shorter than a register are rare and left to the reference. */
 static void rotate(float *x, float *tmp, const struct rotate_plan *p, bool back) {
-    if (p->length < LANES) {
-        ref_rotate(x, tmp, p, back);
-        return;
-    }
-    first_stages(x, p, !back);
-    later_stages(x, p->n, p->length);
-    if (p->order > 1) mix(x, tmp, p, back ? p->transposed : p->basis);
-    if (back) turn_signs(x, p);
+    butterfly_rotate(x, tmp, p, back, LANES, &steps);
 }
 
 void avx512_rotate_init(struct ops *ops) { ops->rotate = rotate; }
