@@ -83,6 +83,12 @@ int cli_kv(enum dtype *ret, const char *text, struct error *err) {
     return 0;
 }
 
+int cli_parsed(int r, struct argp_state *state, const struct error *err) {
+    if (r > 0) return ARGP_ERR_UNKNOWN;
+    if (r < 0) argp_error(state, "%s", err->text);
+    return 0;
+}
+
 int cli_model(const char **model, const char *value, struct argp_state *state) {
     if (state->arg_num > 0) argp_error(state, "one MODEL is enough");
     *model = value;

@@ -394,9 +394,7 @@ static error_t parse(int key, char *value, struct argp_state *state) {
     int r = method_option(args, key, value, &err);
     if (r > 0) r = size_option(args, key, value, &err);
     if (r > 0) r = other_option(args, key, value, &err);
-    if (r > 0) return ARGP_ERR_UNKNOWN;
-    if (r < 0) argp_error(state, "%s", err.text);
-    return 0;
+    return cli_parsed(r, state, &err);
 }
 
 static const struct argp_child children[] = {{&quantize_text_argp, 0, NULL, 3},

@@ -75,9 +75,7 @@ static int take(struct blockwise_options *o, int key, const char *value, struct 
 static error_t parse(int key, char *value, struct argp_state *state) {
     struct error err;
     int r = take(state->input, key, value, &err);
-    if (r > 0) return ARGP_ERR_UNKNOWN;
-    if (r < 0) argp_error(state, "%s", err.text);
-    return 0;
+    return cli_parsed(r, state, &err);
 }
 
 const struct argp quantize_block_argp = {options, parse, NULL, NULL, NULL, NULL, NULL};

@@ -84,9 +84,7 @@ static error_t parse(int key, char *value, struct argp_state *state) {
         return 0;
     }
     int r = take(t, key, value, &err);
-    if (r > 0) return ARGP_ERR_UNKNOWN;
-    if (r < 0) argp_error(state, "%s", err.text);
-    return 0;
+    return cli_parsed(r, state, &err);
 }
 
 const struct argp quantize_tune_argp = {options, parse, NULL, NULL, NULL, NULL, NULL};
