@@ -35,7 +35,8 @@ int cli_kv(enum dtype *ret, const char *text, struct error *err);
 /* 16, 8 or 4. */
 int cli_act_bits(int *ret, const char *text, struct error *err);
 
-/* Ends an argp parser that took an option with r: positive where the key is not its own, negative with err. */
+/* Ends an argp parser that took an option with r: positive where the key is not its own, negative
+ * with err. */
 int cli_parsed(int r, struct argp_state *state, const struct error *err);
 
 /* A positional MODEL and no other, for a command's argp parser. Returns 0. */

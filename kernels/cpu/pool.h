@@ -7,12 +7,13 @@
  * Cost      a job that other threads help with: a store, and a fraction of a microsecond until they
  *           see it; sleeping threads cost nothing.
  *
- * Thread i of T begins with chunks n i / T (rounded up) and what follows, in order; who has no more takes
- * others' last ones. The caller works as thread 0 and waits for nobody who has not taken a chunk: helpers join when
- * they come, and a job ends with its last chunk. So a neighbour that holds a processor costs the
- * help it takes away and, when it interrupts a chunk, a wait; after such a wait, or when a helper
- * finds no processor but the caller's, the caller works alone for several times as long. Two
- * threads on a busy machine are about as fast as one, never many times slower. */
+ * Thread i of T begins with chunks n i / T (rounded up) and what follows, in order; who has no more
+ * takes others' last ones. The caller works as thread 0 and waits for nobody who has not taken a
+ * chunk: helpers join when they come, and a job ends with its last chunk. So a neighbour that holds
+ * a processor costs the help it takes away and, when it interrupts a chunk, a wait; after such a
+ * wait, or when a helper finds no processor but the caller's, the caller works alone for several
+ * times as long. Two threads on a busy machine are about as fast as one, never many times slower.
+ */
 #ifndef KERNELS_CPU_POOL_H
 #define KERNELS_CPU_POOL_H
 

@@ -43,9 +43,10 @@ struct neon_scales {
     const float *slopes; /* (rows); NULL: 0 */
 };
 
-/* p: from n rows' dot products with a block to their softmax terms; those of positions that are not seen
- * are undefined. keep: (NEON_ROWS), what older sums shrink by. A row that sees nothing keeps what it has. In a
- * file of its own: inline or cloned, a compiler could join operations in one kernel and not in the other. */
+/* p: from n rows' dot products with a block to their softmax terms; those of positions that are not
+ * seen are undefined. keep: (NEON_ROWS), what older sums shrink by. A row that sees nothing keeps
+ * what it has. In a file of its own: inline or cloned, a compiler could join operations in one
+ * kernel and not in the other. */
 void neon_softmax(int n, float (*p)[KV_BLOCK_TOKENS], float *keep, struct neon_softmax *s,
                   const struct neon_seen *seen, const struct neon_scales *scales);
 
