@@ -95,7 +95,7 @@ AVX512_INLINE void expand(const int bits, struct amx_expanded *e, __m512i (*p16)
                           const struct amx_select *select, int halves) {
     const __m512i fifth = avx512_load(at);
     const uint8_t *code = at + LINE;
-    avx512_bcq_prefetch(at);
+    avx512_bcq_prefetch(at, avx512_bcq_ahead_of_small);
     for (int u = 0; u < UNITS; u++)
         for (int half = 0; half < halves; half++, code += amx_half_bytes(bits)) {
             p16[half][u] = amx_p16(bits, code, fifth, &units[u], half);

@@ -27,7 +27,7 @@ AVX512_INLINE void expand_quarter(const int bits, const int k, struct amx_expand
                                   const struct amx_unit *unit, const struct amx_select *select) {
     const int half = k / 2;
     const uint8_t *code = p->at + LINE + (size_t)(p->u * p->halves + half) * amx_half_bytes(bits);
-    if (k == 0 && p->first) avx512_bcq_prefetch(p->at);
+    if (k == 0 && p->first) avx512_bcq_prefetch(p->at, avx512_bcq_ahead_of_small);
     if (k % 2 == 0)
         totals->p16[HALVES * p->span + half][p->u] =
             amx_p16(bits, code, avx512_load(p->at), unit, half);

@@ -174,9 +174,9 @@ AVX512_INLINE void amx_expand_pair(const int bits, struct amx_expanded *out, int
     __m512i words[BCQ_MAX_BITS];
     AVX512_UNROLL for (int p = 0; p < bits; p++) {
         words[p] = avx512_load(code + (j * bits + p) * AMX_LINE);
-        avx512_bcq_prefetch(code + (j * bits + p) * AMX_LINE);
+        avx512_bcq_prefetch(code + (j * bits + p) * AMX_LINE, avx512_bcq_ahead_of_small);
     }
-    if (j) avx512_bcq_prefetch(code + 2 * bits * AMX_LINE);
+    if (j) avx512_bcq_prefetch(code + 2 * bits * AMX_LINE, avx512_bcq_ahead_of_small);
     amx_expand_runs(bits, &out->low[half][8 * j], &out->high[half][8 * j], unit, s, words,
                     avx512_compact_q(nibbles, j));
 }

@@ -57,6 +57,10 @@ bool avx512_bcq_takes_tile(const struct bcq_spec *w, int act_bits, int n) {
     return n >= from[w->bits - 1];
 }
 
+static size_t packed_bytes(const struct avx512_bcq_shape *s, int rows) {
+    return ((size_t)rows + AVX512_BCQ_ROWS - 1) / AVX512_BCQ_ROWS * s->block_bytes;
+}
+
 void avx512_bcq_shape(struct avx512_bcq_shape *ret, const struct bcq_spec *w) {
     struct avx512_bcq_shape s = {.cols = w->cols,
                                  .group = w->group,
@@ -69,13 +73,15 @@ void avx512_bcq_shape(struct avx512_bcq_shape *ret, const struct bcq_spec *w) {
     if (s.form == AVX512_BCQ_ODD) odd_shape(&s);
     if (s.form == AVX512_BCQ_COMPACT) compact_shape(&s);
     if (s.form == AVX512_BCQ_FREE) free_shape(&s);
+    s.ahead = packed_bytes(&s, w->rows) < AVX512_BCQ_LARGE ? avx512_bcq_ahead_of_small
+                                                           : avx512_bcq_ahead_of_large;
     *ret = s;
 }
 
 size_t avx512_bcq_pack_bytes(const struct bcq_spec *w) {
     struct avx512_bcq_shape s;
     avx512_bcq_shape(&s, w);
-    return ((size_t)w->rows + AVX512_BCQ_ROWS - 1) / AVX512_BCQ_ROWS * s.block_bytes;
+    return packed_bytes(&s, w->rows);
 }
 
 static avx512_bcq_panel_function *kernel(const struct avx512_bcq_shape *s, int n, int parts) {

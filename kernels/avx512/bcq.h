@@ -38,11 +38,20 @@ enum {
     AVX512_BCQ_SPAN = 128,
     AVX512_BCQ_RUNS = AVX512_BCQ_SPAN / 16,
     AVX512_BCQ_COLUMNS = 4, /* tokens that a kernel takes at once */
-    /* Prefetch distances in bytes. A line is fetched into L2 far ahead and into L1 near its
-     * use: L1 has too few miss buffers to wait for memory. */
-    AVX512_BCQ_FAR = 16384,
-    AVX512_BCQ_NEAR = 4096
+    /* Bytes of a packed matrix. */
+    AVX512_BCQ_LARGE = 3 << 19
 };
+
+/* Prefetch distances in bytes. A line is fetched into L2 far ahead and into L1 near its use: L1
+ * has too few miss buffers to wait for memory. */
+struct avx512_bcq_ahead {
+    size_t far, near;
+};
+
+/* Between small matrices the far one reaches over the pause into the next, which is worth a tenth;
+ * within a large one lines that come early only crowd L2 (a twentieth, SPEED.md). */
+static const struct avx512_bcq_ahead avx512_bcq_ahead_of_small = {16384, 4096},
+                                     avx512_bcq_ahead_of_large = {4096, 1024};
 
 /* Which kernel takes a matrix. */
 enum avx512_bcq_form {
@@ -73,6 +82,8 @@ struct avx512_bcq_shape {
     size_t head;        /* bytes before the first span or piece */
     size_t params;      /* FREE, ODD: bytes of a unit's parameters */
     size_t block_bytes; /* a multiple of 64 */
+    /* Of look-ups. */
+    struct avx512_bcq_ahead ahead;
 };
 
 void avx512_bcq_shape(struct avx512_bcq_shape *ret, const struct bcq_spec *w);
@@ -220,9 +231,9 @@ AVX512_INLINE void avx512_bcq_groups_of(const struct avx512_bcq_shape *s, int ru
 
 AVX512_INLINE __m512i avx512_load(const void *p) { return _mm512_load_si512(p); }
 
-AVX512_INLINE void avx512_bcq_prefetch(const uint8_t *line) {
-    _mm_prefetch((const char *)((uintptr_t)line + AVX512_BCQ_FAR), _MM_HINT_T1);
-    _mm_prefetch((const char *)((uintptr_t)line + AVX512_BCQ_NEAR), _MM_HINT_T0);
+AVX512_INLINE void avx512_bcq_prefetch(const uint8_t *line, struct avx512_bcq_ahead ahead) {
+    _mm_prefetch((const char *)((uintptr_t)line + ahead.far), _MM_HINT_T1);
+    _mm_prefetch((const char *)((uintptr_t)line + ahead.near), _MM_HINT_T0);
 }
 
 /* Table selectors of a code vector's first (half = 0) or second run. */

@@ -23,9 +23,10 @@ AVX512_INLINE void look_up(const int bits, const int parts, const int8_t (*table
 }
 
 /* 16 rows x 64 inputs of n tokens; x: the span of the first. */
-AVX512_INLINE void half_unit(const int bits, const int n, const int parts, const uint8_t *code,
-                             __m512i fifth, __m512i fifth_at, const __m512i *d,
-                             const struct avx512_bcq_span *x, int half, __m512i *low, __m512i *high,
+AVX512_INLINE void half_unit(const int bits, const int n, const int parts,
+                             struct avx512_bcq_ahead ahead, const uint8_t *code, __m512i fifth,
+                             __m512i fifth_at, const __m512i *d, const struct avx512_bcq_span *x,
+                             int half, __m512i *low, __m512i *high,
                              struct avx512_compact_sums *sums) {
     const __m512i pairs =
         _mm512_set_epi16(62, 30, 60, 28, 58, 26, 56, 24, 54, 22, 52, 20, 50, 18, 48, 16, 46, 14, 44,
@@ -41,7 +42,7 @@ AVX512_INLINE void half_unit(const int bits, const int n, const int parts, const
                 AVX512_UNROLL for (int p = 0; p < bits && c == 0; p++) {
                     if (!h) {
                         word[p] = avx512_load(code + (j * bits + p) * 64);
-                        avx512_bcq_prefetch(code + (j * bits + p) * 64);
+                        avx512_bcq_prefetch(code + (j * bits + p) * 64, ahead);
                     }
                     select[h][p] = avx512_bcq_select(word[p], h);
                 }
@@ -56,7 +57,7 @@ AVX512_INLINE void half_unit(const int bits, const int n, const int parts, const
                     high[c], _mm512_permutex2var_epi16(a[0][1], pairs, a[1][1]), qj);
         }
     }
-    avx512_bcq_prefetch(code + 2 * bits * 64);
+    avx512_bcq_prefetch(code + 2 * bits * 64, ahead);
     const __m512i p16 = avx512_compact_p16(q, fifth, fifth_at);
     AVX512_UNROLL for (int c = 0; c < n; c++) {
         const int32_t *r = avx512_bcq_at(x, parts, (size_t)c)->run_sums + 2 * half;
@@ -65,15 +66,16 @@ AVX512_INLINE void half_unit(const int bits, const int n, const int parts, const
     }
 }
 
-AVX512_INLINE void unit_span(const int bits, const int n, const int parts, int halves,
-                             const uint8_t *code, __m512i fifth, const struct unit *unit,
+AVX512_INLINE void unit_span(const int bits, const int n, const int parts,
+                             struct avx512_bcq_ahead ahead, int halves, const uint8_t *code,
+                             __m512i fifth, const struct unit *unit,
                              const struct avx512_bcq_span *x, struct avx512_compact_sums *sums) {
     __m512i d[BCQ_MAX_BITS], low[AVX512_BCQ_COLUMNS], high[AVX512_BCQ_COLUMNS];
     AVX512_UNROLL for (int p = 0; p < bits; p++) d[p] = unit->d[p];
     AVX512_UNROLL for (int c = 0; c < n; c++) low[c] = high[c] = _mm512_setzero_si512();
     for (int half = 0; half < halves; half++)
-        half_unit(bits, n, parts, code + half * (2 * bits + 1) * 64, fifth, unit->fifth[half], d, x,
-                  half, low, high, sums);
+        half_unit(bits, n, parts, ahead, code + half * (2 * bits + 1) * 64, fifth,
+                  unit->fifth[half], d, x, half, low, high, sums);
     AVX512_UNROLL for (int c = 0; c < n; c++) {
         const __m512 scale = _mm512_set1_ps(avx512_bcq_at(x, parts, (size_t)c)->scale);
         __m512 v = _mm512_cvtepi32_ps(low[c]);
@@ -111,6 +113,7 @@ static void load_units(int bits, struct unit *units, const uint8_t *block) {
 AVX512_INLINE void block(const int bits, const int n, const int parts,
                          const struct avx512_bcq_panel *panel) {
     const uint8_t *at = panel->block + panel->shape->head;
+    const struct avx512_bcq_ahead ahead = panel->shape->ahead;
     const struct avx512_bcq_span *x = panel->spans;
     struct avx512_compact_sums sums[AVX512_BCQ_UNITS][AVX512_BCQ_COLUMNS];
     struct unit units[AVX512_BCQ_UNITS];
@@ -119,10 +122,10 @@ AVX512_INLINE void block(const int bits, const int n, const int parts,
     for (int left = (panel->shape->words + 1) / 2; left > 0; left -= 2) {
         const int halves = avx512_min(left, 2);
         const __m512i fifth = avx512_load(at);
-        avx512_bcq_prefetch(at);
+        avx512_bcq_prefetch(at, ahead);
         at += 64;
         for (int u = 0; u < AVX512_BCQ_UNITS; u++, at += halves * (2 * bits + 1) * 64)
-            unit_span(bits, n, parts, halves, at, fifth, &units[u], x, sums[u]);
+            unit_span(bits, n, parts, ahead, halves, at, fifth, &units[u], x, sums[u]);
         x = avx512_bcq_at(x, parts, (size_t)n);
     }
     finish(n, panel, sums);

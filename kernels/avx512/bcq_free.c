@@ -21,17 +21,29 @@ AVX512_INLINE void look_up(const int bits, const int n, const int parts, const i
     }
 }
 
-/* A piece of n_words * 32 inputs. tables: of its first run, first token. */
-AVX512_INLINE void sum_words(const int bits, const int n, const int parts, const uint8_t *code,
-                             int n_words, const int8_t *tables, struct pieces *s) {
-    for (int w = 0; w < n_words; w++, code += 64 * bits, tables += 128 * parts) {
+/* Where a kernel stands in a block. */
+struct place {
+    const uint8_t *code;   /* of the piece's next unit */
+    const uint8_t *params; /* of the same */
+    const struct avx512_bcq_span *x;
+    int run, sum; /* the piece's first run in the span, index of its sum of x */
+    int words;    /* of the piece */
+    bool wide;
+    struct avx512_bcq_ahead ahead;
+};
+
+/* A piece of words. tables: of its first run, first token. */
+AVX512_INLINE void sum_words(const int bits, const int n, const int parts, const struct place *at,
+                             const int8_t *tables, struct pieces *s) {
+    const uint8_t *code = at->code;
+    for (int w = 0; w < at->words; w++, code += 64 * bits, tables += 128 * parts) {
         __m512i select[BCQ_MAX_BITS], word[BCQ_MAX_BITS];
         AVX512_UNROLL for (int h = 0; h < 2; h++) {
             AVX512_STEP_FENCE();
             AVX512_UNROLL for (int p = 0; p < bits; p++) {
                 if (!h) {
                     word[p] = avx512_load(code + 64 * p);
-                    avx512_bcq_prefetch(code + 64 * p);
+                    avx512_bcq_prefetch(code + 64 * p, at->ahead);
                 }
                 select[p] = avx512_bcq_select(word[p], h);
             }
@@ -41,13 +53,13 @@ AVX512_INLINE void sum_words(const int bits, const int n, const int parts, const
 }
 
 /* A piece of one run: a code vector has two planes. */
-AVX512_INLINE void sum_run(const int bits, const int n, const int parts, const uint8_t *code,
+AVX512_INLINE void sum_run(const int bits, const int n, const int parts, const struct place *at,
                            const int8_t *tables, struct pieces *s) {
     __m512i select[BCQ_MAX_BITS];
     AVX512_STEP_FENCE();
     AVX512_UNROLL for (int p = 0; p < bits; p++) {
-        if (p % 2 == 0) avx512_bcq_prefetch(code + 32 * p);
-        select[p] = avx512_bcq_select(avx512_load(code + p / 2 * 64), p % 2);
+        if (p % 2 == 0) avx512_bcq_prefetch(at->code + 32 * p, at->ahead);
+        select[p] = avx512_bcq_select(avx512_load(at->code + p / 2 * 64), p % 2);
     }
     look_up(bits, n, parts, 0, select, tables, s);
 }
@@ -76,16 +88,6 @@ AVX512_INLINE void add_piece(const int bits, const int n, const int parts, const
     }
 }
 
-/* Where a kernel stands in a block. */
-struct place {
-    const uint8_t *code;   /* of the piece's next unit */
-    const uint8_t *params; /* of the same */
-    const struct avx512_bcq_span *x;
-    int run, sum; /* the piece's first run in the span, index of its sum of x */
-    int words;    /* of the piece */
-    bool wide;
-};
-
 AVX512_INLINE void unit_piece(const int bits, const int n, const int parts, const bool single_run,
                               const struct place *at, __m512 *y) {
     struct pieces s;
@@ -93,9 +95,9 @@ AVX512_INLINE void unit_piece(const int bits, const int n, const int parts, cons
         s.a[c][p][0] = s.a[c][p][1] = _mm512_setzero_si512();
     const int8_t *tables = at->x->table[at->run * parts];
     if (single_run)
-        sum_run(bits, n, parts, at->code, tables, &s);
+        sum_run(bits, n, parts, at, tables, &s);
     else
-        sum_words(bits, n, parts, at->code, at->words, tables, &s);
+        sum_words(bits, n, parts, at, tables, &s);
     add_piece(bits, n, parts, at->params, at->wide, at->x, at->sum, &s, y);
 }
 
@@ -113,7 +115,7 @@ AVX512_INLINE const uint8_t *piece(const int bits, const int n, const int parts,
             s->row ? panel->block + (size_t)u * s->params : code + (u % 2 ? s->params : bytes);
         unit_piece(bits, n, parts, single_run, at, y[u]);
         if (u % 2 == 0 || s->row) continue;
-        for (size_t i = 0; i < 2 * s->params; i += 64) avx512_bcq_prefetch(code + i);
+        for (size_t i = 0; i < 2 * s->params; i += 64) avx512_bcq_prefetch(code + i, s->ahead);
         code += 2 * s->params;
     }
     return code;
@@ -123,7 +125,7 @@ AVX512_INLINE void block(const int bits, const int n, const int parts, const boo
                          const struct avx512_bcq_panel *panel) {
     const struct avx512_bcq_shape *s = panel->shape;
     const uint8_t *code = panel->block + s->head;
-    struct place at = {.x = panel->spans, .wide = s->wide};
+    struct place at = {.x = panel->spans, .wide = s->wide, .ahead = s->ahead};
     __m512 y[AVX512_BCQ_UNITS][AVX512_BCQ_COLUMNS];
     for (int u = 0; u < AVX512_BCQ_UNITS; u++)
         for (int c = 0; c < n; c++) y[u][c] = _mm512_setzero_ps();

@@ -24,7 +24,7 @@ struct expanded {
 AVX512_INLINE void expand(const int bits, struct expanded *out, __m512i (*p16)[UNITS],
                           const uint8_t *at, const struct avx512_tile_unit *units, int halves) {
     const __m512i fifth = avx512_load(at);
-    avx512_bcq_prefetch(at);
+    avx512_bcq_prefetch(at, avx512_bcq_ahead_of_small);
     at += 64;
     for (int u = 0; u < UNITS; u++)
         for (int half = 0; half < halves; half++, at += (2 * bits + 1) * 64) {

@@ -77,11 +77,11 @@ AVX512_INLINE void avx512_tile_read(const int bits, struct avx512_tile_half *out
     AVX512_UNROLL for (int j = 0; j < 2; j++) {
         AVX512_UNROLL for (int p = 0; p < bits; p++) {
             out->code[j][p] = avx512_load(code + (j * bits + p) * 64);
-            avx512_bcq_prefetch(code + (j * bits + p) * 64);
+            avx512_bcq_prefetch(code + (j * bits + p) * 64, avx512_bcq_ahead_of_small);
         }
         out->q[j] = avx512_compact_q(nibbles, j);
     }
-    avx512_bcq_prefetch(code + 2 * bits * 64);
+    avx512_bcq_prefetch(code + 2 * bits * 64, avx512_bcq_ahead_of_small);
     out->p16 = avx512_compact_p16(nibbles, fifth, fifth_at);
 }
 
