@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "engine/splitmix.h"
 #include "kernels/error.h"
 
 void sampler_defaults(struct sampler_params *params) {
@@ -46,16 +47,9 @@ int sampler_check(const struct sampler_params *p, struct error *err) {
     return 0;
 }
 
-static uint64_t splitmix64(uint64_t *state) {
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 void sampler_init(struct sampler *s, const struct sampler_params *params, uint64_t seed) {
     s->params = *params;
-    for (int i = 0; i < 4; i++) s->rng[i] = splitmix64(&seed);
+    for (int i = 0; i < 4; i++) s->rng[i] = splitmix_next(&seed);
 }
 
 struct sampler_work *sampler_work_new(int n_vocab) {

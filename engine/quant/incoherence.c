@@ -6,19 +6,14 @@
 #include <string.h>
 
 #include "engine/quant/parallel.h"
+#include "engine/splitmix.h"
 #include "kernels/error.h"
 
 enum { PIECE = 16 /* vectors that a thread takes at a time */ };
 
 static size_t words(int n) { return ((size_t)n + 31) / 32; }
 
-/* SplitMix64 (Steele, Lea, Flood 2014). */
-static uint32_t next_word(uint64_t *state) {
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return (uint32_t)((z ^ z >> 31) >> 32);
-}
+static uint32_t next_word(uint64_t *state) { return (uint32_t)(splitmix_next(state) >> 32); }
 
 int incoherence_new(struct incoherence **ret, int n, struct error *err) {
     struct rotation r = {0};

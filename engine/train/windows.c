@@ -9,6 +9,7 @@
 #include "engine/quant/calibrate.h"
 #include "engine/source.h"
 #include "engine/source_text.h"
+#include "engine/splitmix.h"
 #include "engine/text_file.h"
 #include "engine/tokenizer.h"
 #include "kernels/error.h"
@@ -69,19 +70,12 @@ static int write_own(struct windows *w, size_t *ret_n, struct source *src,
     return r;
 }
 
-static uint64_t draw(uint64_t *state) { /* splitmix64 */
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 /* The numbers below n in an order of the epoch's own. */
 static void shuffle(const struct windows *w, int *order, int n, int epoch) {
     uint64_t state = w->seed ^ (uint64_t)epoch << 32;
     for (int k = 0; k < n; k++) order[k] = k;
     for (int k = n - 1; k > 0; k--) {
-        int other = (int)(draw(&state) % (uint64_t)(k + 1)), kept = order[k];
+        int other = (int)(splitmix_next(&state) % (uint64_t)(k + 1)), kept = order[k];
         order[k] = order[other];
         order[other] = kept;
     }
