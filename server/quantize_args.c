@@ -58,9 +58,13 @@ static const struct argp_option options[] = {
      "pyramid vectors, expanded when loaded; smaller, the same values)",
      1},
     {"mixed", OPT_MIXED, "BUDGET", 0,
-     "Bits of each matrix, 1 to 4, chosen for this average of bits per weight, all included", 1},
+     "Bits of each matrix, 1 to 4, chosen for this average of bits per weight, all included; or "
+     "bits: as many as --bits in every matrix would take; none: --bits in every matrix (default "
+     "without an effort, and with fast)",
+     1},
     {"mixed-by", OPT_MIXED_BY, "NAME", 0,
-     "What a matrix's bits are judged by: kl (default: the model's output) or loss (the matrix's)",
+     "What a matrix's bits are judged by: gradient (default: the model's output, to second order), "
+     "kl (the same by many runs of the model) or loss (the matrix's output)",
      1},
     {"mixed-per", OPT_MIXED_PER, "NAME", 0,
      "matrix (default) or input: matrices that read one input share their bits", 1},
@@ -90,8 +94,8 @@ static const struct argp_option options[] = {
     {"weighting", OPT_WEIGHTING, "NAME", 0,
      "What an error in a column weighs when codebooks are chosen: diag (default), none, u", 2},
     {"effort", OPT_EFFORT, "NAME", 0,
-     "fast, normal or best: sets windows, ranges, explore, refine, static, target and tokens, "
-     "and with best tune; flags of these names win",
+     "fast, normal or best: sets windows, ranges, explore, refine, static, target and tokens, but "
+     "for fast mixed, and with best tune; flags of these names win",
      2},
     {"order", OPT_ORDER, "NAME", 0,
      "Columns by falling input energy (act, default), whole groups by it (group), or none", 2},
@@ -153,6 +157,9 @@ static int size_option(struct quantize_args *args, int key, const char *value, s
         args->o.codec = (enum parts_codec)choice;
         return r;
     case OPT_MIXED:
+        m->as_bits = strcmp(value, "bits") == 0;
+        m->budget = 0.0;
+        if (m->as_bits || strcmp(value, "none") == 0) return 0;
         r = cli_float(&number, "--mixed", value, 0.5f, 64.0f, err);
         m->budget = strtod(value, NULL);
         return r;

@@ -199,7 +199,7 @@ static int prepare(struct quantize *q, const char *out, struct error *err) {
     if (r == 0) r = examine_values(q->src, err);
     if (r == 0) r = open_writer(q, out, err);
     if (r == 0 && !q->o.calibration) r = tokens_from_model(q, err);
-    if (r == 0 && q->o.mixed.budget > 0.0) r = choose_bits(q, err);
+    if (r == 0 && sensitivity_wanted(&q->o.mixed)) r = choose_bits(q, err);
     if (r == 0) r = open_model(q, err);
     if (r == 0 && q->o.calibration) r = examine_layers(q->model, q->config->n_layers, err);
     return r;

@@ -74,7 +74,7 @@ static int settle_shard(struct quantize *q, struct error *err) {
         r = error_set(err, -EINVAL,
                       "layers: without static inputs a block is quantized on what the "
                       "coded blocks before it give, so it cannot be made on its own");
-    if (r == 0 && !shard_is_whole(&q->shard) && o->mixed.budget > 0.0)
+    if (r == 0 && !shard_is_whole(&q->shard) && sensitivity_wanted(&o->mixed))
         r = error_set(err, -EINVAL,
                       "layers: the bits of a mixed model depend on all of its blocks");
     if (r == 0 && !shard_is_whole(&q->shard) && blockwise_wanted(&o->blockwise))
@@ -102,7 +102,7 @@ int quantize_settle(struct quantize *q, struct error *err) {
                       "codec pvq: params free stores fp16 scales, which are no vectors "
                       "of small integers");
     if (r == 0) r = sensitivity_check(&o->mixed, &o->layer, err);
-    if (r == 0 && o->mixed.budget > 0.0 &&
+    if (r == 0 && sensitivity_wanted(&o->mixed) &&
         (o->blockwise.transform != TRANSFORM_NONE || o->blockwise.clip_epochs > 0))
         r = error_set(err, -EINVAL,
                       "mixed: learn-transform and learn-clip fit scales for one number of bits");
@@ -164,8 +164,9 @@ int quantize_settle(struct quantize *q, struct error *err) {
 }
 
 static json_t *describe_mixed(const struct sensitivity_options *o) {
-    return json_pack("{s:f, s:s, s:s}", "budget", o->budget, "by", sensitivity_by_name(o->by),
-                     "per", sensitivity_per_name(o->per));
+    json_t *budget = o->as_bits ? json_string("bits") : json_real(o->budget);
+    return json_pack("{s:o, s:s, s:s}", "budget", budget, "by", sensitivity_by_name(o->by), "per",
+                     sensitivity_per_name(o->per));
 }
 
 json_t *quantize_describe(const struct quantize *q) {
@@ -210,7 +211,8 @@ json_t *quantize_describe(const struct quantize *q) {
     blockwise_describe(&q->o.blockwise, o);
     if (q->o.codec != PARTS_PLAIN)
         json_object_set_new(o, "codec", json_string(parts_codec_name(q->o.codec)));
-    if (q->o.mixed.budget > 0.0) json_object_set_new(o, "mixed", describe_mixed(&q->o.mixed));
+    if (sensitivity_wanted(&q->o.mixed))
+        json_object_set_new(o, "mixed", describe_mixed(&q->o.mixed));
     json_object_set_new(o, "calibration",
                         json_pack("{s:s, s:i, s:i, s:b}", "text",
                                   q->o.calibration ? "file" : "self-generated", "windows",

@@ -14,37 +14,14 @@
 #include "engine/quant/codebook.h"
 #include "engine/quant/mixed.h"
 #include "engine/quant/probe.h"
+#include "engine/quant/sensitivity_state.h"
 #include "engine/source.h"
 #include "kernels/error.h"
-#include "kernels/expand.h"
-
-enum { NAME_SIZE = 192 };
 
 static const char file[] = "sensitivities.json";
 
-/* What gets bits together: the roles of a block that are set. */
-struct unit {
-    int layer;
-    unsigned roles; /* bit per role */
-    enum calibrate_input input;
-    char name[NAME_SIZE]; /* of its first matrix */
-};
-
-struct sensitivity {
-    const struct sensitivity_job *job;
-    const struct model_config *config;
-    struct model *model;
-    struct probe *probe;
-    struct unit *units; /* (n_units) block by block */
-    struct mixed_unit *table;
-    size_t n_units;
-    double weights; /* coded, of all units */
-    float *w, *q;   /* the largest matrix, twice */
-    json_t *found;  /* name of a unit -> four harms */
-};
-
 const char *sensitivity_by_name(enum sensitivity_by by) {
-    static const char *const names[] = {"kl", "loss"};
+    static const char *const names[] = {"gradient", "kl", "loss"};
     return (size_t)by < sizeof names / sizeof *names ? names[by] : NULL;
 }
 
@@ -53,10 +30,14 @@ const char *sensitivity_per_name(enum sensitivity_per per) {
     return (size_t)per < sizeof names / sizeof *names ? names[per] : NULL;
 }
 
+bool sensitivity_wanted(const struct sensitivity_options *o) {
+    return o->as_bits || o->budget != 0.0;
+}
+
 int sensitivity_check(const struct sensitivity_options *o, const struct layer_options *layer,
                       struct error *err) {
-    if (o->budget == 0.0) return 0;
-    if (!(o->budget > 0.0 && o->budget <= 64.0))
+    if (!sensitivity_wanted(o)) return 0;
+    if (!o->as_bits && !(o->budget > 0.0 && o->budget <= 64.0))
         return error_set(err, -EINVAL, "mixed: %g bits per weight is not in 0..64", o->budget);
     for (int bits = 1; bits <= BCQ_MAX_BITS; bits++) {
         struct layer_options at = *layer;
@@ -103,15 +84,15 @@ static int matrix_bytes(uint64_t *ret, const struct layer_options *o, int bits, 
 
 static int add_matrix(struct sensitivity *s, int layer, int role, bool joins, struct error *err) {
     int rows, cols;
-    char name[NAME_SIZE];
+    char name[SENSITIVITY_NAME_SIZE];
     has_role(s, role, &rows, &cols);
     model_linear_name(s->model, layer, (enum model_role)role, name, sizeof name);
     if (!joins) {
-        s->units[s->n_units++] =
-            (struct unit){.layer = layer, .input = calibrate_input_of((enum model_role)role)};
-        snprintf(s->units[s->n_units - 1].name, NAME_SIZE, "%s", name);
+        s->units[s->n_units++] = (struct sensitivity_unit){
+            .layer = layer, .input = calibrate_input_of((enum model_role)role)};
+        snprintf(s->units[s->n_units - 1].name, SENSITIVITY_NAME_SIZE, "%s", name);
     }
-    struct unit *u = &s->units[s->n_units - 1];
+    struct sensitivity_unit *u = &s->units[s->n_units - 1];
     u->roles |= 1u << role;
     s->weights += (double)rows * (double)cols;
     for (int bits = 1; bits <= BCQ_MAX_BITS; bits++) {
@@ -125,7 +106,8 @@ static int add_matrix(struct sensitivity *s, int layer, int role, bool joins, st
 
 /* Roles of one input stand side by side in enum model_role. */
 static int make_units(struct sensitivity *s, struct error *err) {
-    size_t most = (size_t)s->config->n_layers * ROLE_COUNT, largest = 1;
+    size_t most = (size_t)s->config->n_layers * ROLE_COUNT;
+    s->largest = 1;
     s->units = calloc(most, sizeof *s->units);
     s->table = calloc(most, sizeof *s->table);
     if (!s->units || !s->table) return error_set(err, -ENOMEM, "mixed: out of memory");
@@ -139,24 +121,28 @@ static int make_units(struct sensitivity *s, struct error *err) {
             if (r < 0) return r;
             last = input;
             size_t n = (size_t)rows * (size_t)cols;
-            if (n > largest) largest = n;
+            if (n > s->largest) s->largest = n;
         }
     }
-    s->w = malloc(largest * sizeof *s->w);
-    s->q = malloc(largest * sizeof *s->q);
-    return s->w && s->q ? 0 : error_set(err, -ENOMEM, "mixed: out of memory");
+    return 0;
 }
 
-static double bits_of(const struct sensitivity *s, int choice) {
-    double bytes = 0.0;
-    for (size_t i = 0; i < s->n_units; i++) bytes += (double)s->table[i].bytes[choice];
-    return 8.0 * bytes / s->weights;
+static uint64_t bytes_at(const struct sensitivity *s, int bits) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < s->n_units; i++) bytes += s->table[i].bytes[bits - 1];
+    return bytes;
+}
+
+static uint64_t budget_of(const struct sensitivity *s) {
+    const struct sensitivity_options *o = s->job->options;
+    if (o->as_bits) return bytes_at(s, s->job->layer->bits);
+    return (uint64_t)(o->budget * s->weights / 8.0 + 0.5);
 }
 
 static int check_range(const struct sensitivity *s, struct error *err) {
-    double budget = s->job->options->budget, least = bits_of(s, 0);
-    double most = bits_of(s, BCQ_MAX_BITS - 1);
-    if (budget >= least && budget <= most) return 0;
+    double budget = s->job->options->budget, least = 8.0 * (double)bytes_at(s, 1) / s->weights;
+    double most = 8.0 * (double)bytes_at(s, BCQ_MAX_BITS) / s->weights;
+    if (s->job->options->as_bits || (budget >= least && budget <= most)) return 0;
     return error_set(err, -EINVAL,
                      "mixed: %g bits per weight cannot be reached: 1 bit everywhere makes %.4f, 4 "
                      "bits %.4f, with all that is stored beside the codes",
@@ -181,7 +167,7 @@ static int read_found(struct sensitivity *s, struct error *err) {
 }
 
 /* false when an earlier run has not got as far, or left something else. */
-static bool take_found(struct sensitivity *s, size_t unit) {
+bool sensitivity_found(struct sensitivity *s, size_t unit) {
     const json_t *list = json_object_get(s->found, s->units[unit].name);
     if (json_array_size(list) != BCQ_MAX_BITS) return false;
     for (size_t i = 0; i < BCQ_MAX_BITS; i++) {
@@ -193,7 +179,7 @@ static bool take_found(struct sensitivity *s, size_t unit) {
     return true;
 }
 
-static int keep(struct sensitivity *s, size_t unit, struct error *err) {
+int sensitivity_keep(struct sensitivity *s, size_t unit, struct error *err) {
     const double *h = s->table[unit].harm;
     json_t *list = json_pack("[f, f, f, f]", h[0], h[1], h[2], h[3]);
     if (!list || json_object_set_new(s->found, s->units[unit].name, list) < 0)
@@ -205,110 +191,38 @@ static int keep(struct sensitivity *s, size_t unit, struct error *err) {
     return r;
 }
 
-/* -- Measuring -------------------------------------------------------------------------------- */
-
-/* Codes one matrix as cheaply as it makes sense; the block runs on it from then on. */
-static int code_matrix(struct sensitivity *s, const struct layer_input *in, int layer, int role,
-                       int bits, double *loss, struct error *err) {
-    struct layer_options o = *s->job->layer;
-    struct layer_result result = {0};
-    int rows, cols;
-    has_role(s, role, &rows, &cols);
-    o.bits = bits;
-    o.refine = o.explore = 0;
-    o.codes.search = CODES_LOOP;
-    int r = model_read_linear(s->model, layer, (enum model_role)role, s->w, err);
-    if (r == 0) r = layer_quantize(&result, in, s->w, rows, &o, err);
-    if (r < 0) return r;
-    if (result.energy > 0.0) *loss += result.loss / result.energy;
-    if (s->job->options->by == SENSITIVITY_KL) {
-        struct weight_view coded = layer_view(&result);
-        r = weight_expand(&coded, 0, rows, s->q, err);
-        struct weight_view view = {.type = DTYPE_F32, .rows = rows, .cols = cols, .data = s->q};
-        if (r == 0) r = model_replace_linear(s->model, layer, (enum model_role)role, &view, err);
-    }
-    layer_result_free(&result);
-    return r;
-}
-
-static int measure_at(struct sensitivity *s, const struct layer_input *in, size_t unit, int bits,
-                      struct error *err) {
-    const struct unit *u = &s->units[unit];
-    double loss = 0.0, harm = 0.0;
-    int r = 0;
-    for (int role = 0; r == 0 && role < ROLE_COUNT; role++)
-        if (u->roles >> role & 1) r = code_matrix(s, in, u->layer, role, bits, &loss, err);
-    if (r == 0 && s->job->options->by == SENSITIVITY_KL) r = probe_divergence(s->probe, &harm, err);
-    s->table[unit].harm[bits - 1] = s->job->options->by == SENSITIVITY_KL ? harm : loss;
-    return r;
-}
-
-static int measure(struct sensitivity *s, size_t unit, struct error *err) {
-    const struct unit *u = &s->units[unit];
-    struct layer_input *in = NULL;
-    int n;
-    const double *moments = probe_moments(s->probe, u->input, &n);
-    size_t cells = (size_t)n * (size_t)n;
-    double *h = malloc(cells * sizeof *h); /* the input damps it in place */
-    if (!h) return error_set(err, -ENOMEM, "moments: out of memory");
-    memcpy(h, moments, cells * sizeof *h);
-    int r = layer_input_new(&in, h, n, s->job->layer, err);
-    for (int bits = 1; r == 0 && bits <= BCQ_MAX_BITS; bits++)
-        r = measure_at(s, in, unit, bits, err);
-    layer_input_free(in);
-    free(h);
-    if (r < 0) return error_prefix(err, r, "%s", u->name);
-    if (s->job->options->by == SENSITIVITY_KL) {
-        model_drop_layer(s->model, u->layer);
-        r = model_load_layer(s->model, u->layer, err);
-    }
-    return r == 0 ? keep(s, unit, err) : r;
-}
-
-/* The units of one block, which begin at *unit. */
-static int do_block(struct sensitivity *s, int layer, size_t *unit, struct error *err) {
-    bool collected = false, compares = s->job->options->by == SENSITIVITY_KL;
-    int r = compares ? 0 : model_load_layer(s->model, layer, err);
-    for (; r == 0 && *unit < s->n_units && s->units[*unit].layer == layer; (*unit)++) {
-        if (take_found(s, *unit)) continue;
-        if (!collected) r = probe_collect(s->probe, err);
-        collected = true;
-        if (r == 0) r = measure(s, *unit, err);
-    }
-    if (r == 0) r = probe_advance(s->probe, err);
-    if (!compares) model_drop_layer(s->model, layer);
-    return r;
-}
-
 static bool all_found(struct sensitivity *s) {
     for (size_t i = 0; i < s->n_units; i++)
-        if (!take_found(s, i)) return false;
+        if (!sensitivity_found(s, i)) return false;
     return true;
 }
 
 static int measure_all(struct sensitivity *s, struct error *err) {
-    const struct sensitivity_job *job = s->job;
-    size_t unit = 0;
-    bool compares = job->options->by == SENSITIVITY_KL;
-    int r = 0;
-    if (all_found(s)) return 0;
-    for (int layer = 0; compares && r == 0 && layer < s->config->n_layers; layer++)
-        r = model_load_layer(s->model, layer, err);
-    if (r == 0)
-        r = probe_open(&s->probe, s->model, job->tokens, job->n_windows, job->ctx,
-                       job->layer->n_threads, compares, err);
-    for (int layer = 0; r == 0 && layer < s->config->n_layers; layer++) {
-        r = do_block(s, layer, &unit, err);
-        if (r == 0 && job->progress) job->progress(job->arg, layer + 1, s->config->n_layers);
+    /* At either end there is nothing to choose. */
+    uint64_t budget = budget_of(s);
+    if (budget <= bytes_at(s, 1) || budget >= bytes_at(s, BCQ_MAX_BITS)) {
+        for (size_t i = 0; i < s->n_units; i++)
+            for (int bits = 1; bits <= BCQ_MAX_BITS; bits++)
+                s->table[i].harm[bits - 1] = BCQ_MAX_BITS - bits;
+        return 0;
     }
-    return r;
+    if (all_found(s)) return 0;
+    return s->job->options->by == SENSITIVITY_GRADIENT ? sensitivity_by_gradient(s, err)
+                                                       : sensitivity_by_probe(s, err);
+}
+
+struct layer_options sensitivity_cheap(const struct sensitivity *s, int bits) {
+    struct layer_options o = *s->job->layer;
+    o.bits = bits;
+    o.refine = o.explore = 0;
+    o.codes.search = CODES_LOOP;
+    return o;
 }
 
 static int allocate(struct sensitivity *s, int *bits, struct error *err) {
     int *chosen = malloc((s->n_units + 1) * sizeof *chosen);
     if (!chosen) return error_set(err, -ENOMEM, "mixed: out of memory");
-    uint64_t budget = (uint64_t)(s->job->options->budget * s->weights / 8.0 + 0.5);
-    int r = mixed_allocate(chosen, s->table, s->n_units, budget, err);
+    int r = mixed_allocate(chosen, s->table, s->n_units, budget_of(s), err);
     for (size_t i = 0; r == 0 && i < s->n_units; i++)
         for (int role = 0; role < ROLE_COUNT; role++)
             if (s->units[i].roles >> role & 1)
@@ -331,12 +245,9 @@ int sensitivity_find(int *bits, const struct sensitivity_job *job, struct error 
     if (r == 0) r = read_found(&s, err);
     if (r == 0) r = measure_all(&s, err);
     if (r == 0) r = allocate(&s, bits, err);
-    probe_close(s.probe);
     model_close(s.model);
     json_decref(s.found);
     free(s.units);
     free(s.table);
-    free(s.w);
-    free(s.q);
     return r;
 }

@@ -9,6 +9,7 @@
 #include "engine/quant/parallel.h"
 #include "engine/train/gemm.h"
 #include "engine/train/wide.h"
+#include "engine/splitmix.h"
 #include "kernels/error.h"
 
 enum {
@@ -149,4 +150,34 @@ double loss_divergence(struct loss *l, const float *teacher, const float *studen
 double loss_cross_entropy(struct loss *l, const int32_t *targets, const float *student, int n,
                           float *grad) {
     return run(l, NULL, targets, student, n, grad);
+}
+
+struct draws {
+    struct loss *l;
+    int32_t *tokens;
+    uint64_t seed; /* of the chunk's first row */
+};
+
+static void draw_row(void *arg, size_t row) {
+    const struct draws *d = arg;
+    int n = d->l->vocab, token = 0;
+    const float *s = d->l->student + row * (size_t)n;
+    uint64_t state = d->seed + row * SPLITMIX_STEP;
+    double left = (double)(splitmix_next(&state) >> 11) * 0x1p-53;
+    float sum = log_sum(s, n);
+    for (; token + 1 < n; token++) {
+        left -= (double)expf(s[token] - sum);
+        if (left < 0.0) break;
+    }
+    d->tokens[row] = token;
+}
+
+void loss_draw(struct loss *l, int32_t *tokens, const float *student, int n, uint64_t seed) {
+    for (int first = 0; first < n; first += l->chunk) {
+        int rows = n - first < l->chunk ? n - first : l->chunk;
+        struct draws d = {l, tokens + first, seed + (uint64_t)first * SPLITMIX_STEP};
+        gemm(GEMM_NT, rows, l->vocab, l->dim, student + (size_t)first * (size_t)l->dim, l->head,
+             0.0f, l->student, l->n_threads);
+        parallel_for(l->n_threads, (size_t)rows, draw_row, &d);
+    }
 }

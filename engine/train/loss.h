@@ -30,4 +30,7 @@ double loss_divergence(struct loss *l, const float *teacher, const float *studen
 double loss_cross_entropy(struct loss *l, const int32_t *targets, const float *student, int n,
                           float *grad);
 
+/* tokens: (n), drawn from each row's own distribution, with splitmix64 of the seed. */
+void loss_draw(struct loss *l, int32_t *tokens, const float *student, int n, uint64_t seed);
+
 #endif

@@ -224,6 +224,66 @@ Test(mixed, a_model_keeps_its_budget_and_what_it_has_found) {
     scratch_remove(folder);
 }
 
+/* The harms of all units of a model, by whichever way. */
+static json_t *harms(const char *folder, enum sensitivity_by by) {
+    char out[SCRATCH_PATH];
+    struct quantize_options o = quick(3.0);
+    struct quantize_summary summary;
+    struct seen seen;
+    struct error err;
+    scratch_join(out, folder, sensitivity_by_name(by));
+    o.mixed.by = by;
+    cr_assert_eq(run(out, &o, &seen, &summary, &err), 0, "%s", err.text);
+    return load(out, "sensitivities.json");
+}
+
+Test(mixed, gradients_foretell_the_divergence) {
+    char folder[SCRATCH_PATH];
+    const char *name;
+    json_t *list;
+    scratch_make(folder);
+    json_t *seen = harms(folder, SENSITIVITY_KL), *told = harms(folder, SENSITIVITY_GRADIENT);
+    cr_assert_eq(json_object_size(told), 21);
+    json_object_foreach(seen, name, list) {
+        for (size_t bits = 2; bits <= BCQ_MAX_BITS; bits++) {
+            double kl = json_number_value(json_array_get(list, bits - 1));
+            double to_second_order =
+                json_number_value(json_array_get(json_object_get(told, name), bits - 1));
+            cr_assert(to_second_order > 0.4 * kl && to_second_order < 3.0 * kl, "%s, %zu: %g, %g",
+                      name, bits, kl, to_second_order);
+        }
+    }
+    json_decref(seen);
+    json_decref(told);
+    scratch_remove(folder);
+}
+
+Test(mixed, as_many_bits_as_in_equal_matrices) {
+    char folder[SCRATCH_PATH], out[SCRATCH_PATH];
+    struct quantize_summary equal, mixed;
+    struct seen seen;
+    struct error err;
+    scratch_make(folder);
+    for (int bits = 1; bits <= BCQ_MAX_BITS; bits++) {
+        struct quantize_options o = quick(0.0);
+        o.layer.bits = bits;
+        cr_assert_eq(run(scratch_join(out, folder, "equal"), &o, &seen, &equal, &err), 0, "%s",
+                     err.text);
+        o.mixed.as_bits = true;
+        o.force = true;
+        cr_assert_eq(run(scratch_join(out, folder, "mixed"), &o, &seen, &mixed, &err), 0, "%s",
+                     err.text);
+        bool free = bits > 1 && bits < BCQ_MAX_BITS;
+        cr_assert_eq(seen.blocks, free ? 3 : 0, "%d", bits);
+        cr_assert(mixed.bits_per_weight <= equal.bits_per_weight + 1e-9);
+        cr_assert(mixed.bits_per_weight > 0.97 * equal.bits_per_weight);
+        cr_assert_eq(check_bits(out) > 1, free, "%d", bits);
+        scratch_remove(scratch_join(out, folder, "equal"));
+        scratch_remove(scratch_join(out, folder, "mixed"));
+    }
+    scratch_remove(folder);
+}
+
 Test(mixed, shared_inputs_share_bits_and_loss_needs_no_forward_pass) {
     char folder[SCRATCH_PATH], out[SCRATCH_PATH];
     struct quantize_options o = quick(2.6);

@@ -4,6 +4,7 @@
 #include <criterion/criterion.h>
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { VOCAB = 37, DIM = 7, ROWS = 9 };
 
@@ -129,4 +130,33 @@ Test(loss, what_is_not_finite_shows) {
     s.student[3] = NAN;
     cr_assert_not(isfinite(loss_divergence(l, s.teacher, s.student, ROWS, NULL)));
     loss_free(l);
+}
+
+Test(loss, draws_follow_the_distribution) {
+    enum { DRAWS = 20000 };
+    struct setting s = make();
+    float *rows = malloc((size_t)DRAWS * DIM * sizeof *rows);
+    int32_t *tokens = malloc(DRAWS * sizeof *tokens), *again = malloc(DRAWS * sizeof *again);
+    struct loss *l, *two;
+    double p[VOCAB], counts[VOCAB] = {0};
+    cr_assert(rows && tokens && again);
+    for (int i = 0; i < DRAWS * DIM; i++) rows[i] = s.student[i % DIM];
+    cr_assert_eq(loss_new(&l, s.head, NULL, VOCAB, DIM, 1, NULL), 0);
+    cr_assert_eq(loss_new(&two, s.head, NULL, VOCAB, DIM, 2, NULL), 0);
+    loss_draw(l, tokens, rows, DRAWS, 1);
+    loss_draw(two, again, rows, DRAWS, 1);
+    cr_assert_arr_eq(tokens, again, DRAWS * sizeof *tokens);
+    loss_draw(l, again, rows, DRAWS, 2);
+    cr_assert_neq(memcmp(tokens, again, DRAWS * sizeof *tokens), 0);
+    log_probs(s.head, s.wide, p);
+    for (int i = 0; i < DRAWS; i++) counts[tokens[i]]++;
+    for (int v = 0; v < VOCAB; v++) {
+        double share = exp(p[v]), deviation = sqrt(share * (1.0 - share) * DRAWS);
+        cr_assert_float_eq(counts[v], share * DRAWS, 5.0 * deviation + 1.0, "%d", v);
+    }
+    loss_free(l);
+    loss_free(two);
+    free(rows);
+    free(tokens);
+    free(again);
 }
