@@ -365,12 +365,16 @@ static void take_arguments(struct quantize_args *args, struct argp_state *state)
 }
 
 static void check_tune(const struct quantize_args *args, struct argp_state *state) {
+    static const char best[] = "(--effort best tunes unless --tune none is there)";
     if (args->tune.o.mode == TUNE_NONE) return;
     if (args->merge) argp_error(state, "--tune does not go with --merge");
     if (args->o.codec != PARTS_PLAIN)
-        argp_error(state, "--tune rewrites blocks in place: it does not go with --codec");
+        argp_error(state, "--tune rewrites blocks in place: it does not go with --codec %s", best);
     if (args->o.first_block || args->o.end_block)
         argp_error(state, "--tune needs every block: it does not go with --layers");
+    if (args->o.layer.incoherence != LAYER_NATURAL)
+        argp_error(state, "--tune cannot pass rotations: it does not go with --incoherence %s",
+                   best);
 }
 
 static error_t parse(int key, char *value, struct argp_state *state) {

@@ -410,7 +410,8 @@ static char *quantization_text(const struct tune *t) {
     if (source_file_text(t->coded, "config.json", &text, &n) == 0)
         config = json_loadb(text, n, 0, NULL);
     json_t *q = json_object_get(config, "quantization_config"), *o = describe(t);
-    json_object_del(q, "pow2"); /* scales have moved */
+    json_object_del(q, "pow2");  /* scales have moved */
+    json_object_del(q, "codec"); /* and are stored plainly */
     json_object_set_new(o, "best_step", json_integer(t->now.best_step));
     json_object_set_new(o, "held_out_before", json_real(round(1e6 * t->now.before) / 1e6));
     json_object_set_new(o, "held_out_after", json_real(round(1e6 * t->now.best) / 1e6));

@@ -216,6 +216,16 @@ def an_output_that_cannot_be_is_refused():
         p.refused(STORIES, "text/out", out=os.path.join(p.text, "out"))
 
 
+def what_tuning_cannot_do_is_told_before_the_work():
+    with Place() as p:
+        for flags in (["--tune=e2e", "--incoherence=input"], ["--effort=best", "--incoherence=both"],
+                      ["--effort=best", "--codec=pvq"], ["--tune=scales", "--layers=0:2"]):
+            done = subprocess.run(p.command(STORIES, *flags), capture_output=True, text=True, timeout=120, check=False)
+            what = flags[1].split("=", maxsplit=1)[0]
+            assert done.returncode == 2 and "--tune" in done.stderr and what in done.stderr, (flags, done.stderr[-300:])
+            assert os.listdir(p.path) == ["text"], (flags, os.listdir(p.path))
+
+
 def same(a, b):
     names = sorted(os.listdir(a))
     return names == sorted(os.listdir(b)) and not filecmp.cmpfiles(a, b, names, shallow=False)[1]
@@ -302,6 +312,7 @@ TESTS = [
     sources_that_are_no_models_are_refused,
     a_shape_that_is_wrong_in_a_late_block_shows_at_once,
     an_output_that_cannot_be_is_refused,
+    what_tuning_cannot_do_is_told_before_the_work,
     a_full_disk_is_told_and_the_run_goes_on_afterwards,
     a_disk_that_fills_up_is_told,
     a_run_killed_at_any_moment_goes_on_to_the_same_bytes,
