@@ -6,8 +6,9 @@
  * Fails     never.
  * Cost      none; what the steps cost is in README.md.
  *
- * A step sets how the codes are searched for and how much text is used, never what is stored: equal
- * bits, group and parameters give checkpoints of equal size on every step. */
+ * A step sets how the codes are searched for, how much text is used and which matrices get more bits
+ * than others, never how much is stored: equal bits, group and parameters give checkpoints of about
+ * equal size on every step. */
 #ifndef ENGINE_QUANT_EFFORT_H
 #define ENGINE_QUANT_EFFORT_H
 

@@ -16,7 +16,8 @@ FORM = {"--params": "compact", "--group": "16", "--scale-bits": "4", "--bias-bit
 
 def form_of(row):
     """The flags of the row's form that are not the defaults; None where each matrix has bits of its own."""
-    if "--mixed" in row.flags or not row.bits:
+    mixes = "--mixed" in row.flags or row.bits < 4 and any(e in row.flags for e in ("normal", "best"))
+    if mixes or not row.bits:
         return None
     flags, found = row.flags, []
     for name, default in FORM.items():

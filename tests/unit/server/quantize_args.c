@@ -90,3 +90,18 @@ Test(quantize_args, order_is_one_of_three) {
         cr_assert_eq(args.o.layer.group_order, group[i]);
     }
 }
+
+Test(quantize_args, bits_are_mixed_by_a_number_as_the_bits_or_not) {
+    struct quantize_args args = parse("q MODEL OUT --mixed 2.7");
+    cr_expect_eq(args.o.mixed.budget, 2.7);
+    cr_expect_not(args.o.mixed.as_bits);
+    args = parse("q MODEL OUT --mixed bits");
+    cr_expect_eq(args.o.mixed.budget, 0.0);
+    cr_expect(args.o.mixed.as_bits);
+    args = parse("q MODEL OUT --mixed 2.7 --effort normal");
+    cr_expect_eq(args.o.mixed.budget, 2.7);
+    cr_expect_not(args.o.mixed.as_bits);
+    cr_expect(parse("q MODEL OUT --effort best").o.mixed.as_bits);
+    cr_expect_not(parse("q MODEL OUT --effort best --mixed none").o.mixed.as_bits);
+    cr_expect_not(parse("q MODEL OUT --effort normal --layers 0:2").o.mixed.as_bits);
+}
