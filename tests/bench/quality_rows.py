@@ -106,7 +106,9 @@ FAITHFUL = [
 
 LADDER = [
     ("GPTQT `fast`", "--effort fast"),
+    ("GPTQT `normal`, equal bits in all matrices, 32 windows", "--effort normal --mixed none --windows 32"),
     ("GPTQT `normal`", "--effort normal"),
+    ("GPTQT `best`, equal bits, inputs of the original", "--effort best --mixed none --static"),
     ("GPTQT `best`", "--effort best"),
 ]
 
@@ -186,12 +188,6 @@ def all_flags(model, label, flags):
     return f"{flags} {more}".strip()
 
 
-def ladder(model, bits):
-    """A step of tuning takes SmolLM2 some 20 seconds of a core; at 3 and 4 bits a few of them do most."""
-    short = [("GPTQT `best`, cut to 30 steps", "--effort best --tune-steps 30")]
-    return LADDER + (short if model.common and bits > 2 else [])
-
-
 def options(model):
     """What the others are compared with comes first."""
     if not model.common:
@@ -203,7 +199,7 @@ def options(model):
 def rows(model):
     yield Row(model, "original", "original", "", 0, long=True)
     for bits in (2, 3, 4):
-        for section, table in (("baselines", BASELINES), ("abstract", FAITHFUL), ("ladder", ladder(model, bits)),
+        for section, table in (("baselines", BASELINES), ("abstract", FAITHFUL), ("ladder", LADDER),
                                ("formats", FORMATS), ("options", options(model))):
             for label, flags in table:
                 flags = flags.format(budget=model.budgets[bits])
