@@ -46,12 +46,14 @@ struct bcq_ops {
     void (*pack)(void *dst, const struct bcq_view *w, int b0, int b1);
 
     /* What mul() needs of x: tables or quantized activations for n tokens, plus group sums. w: of
-     * any matrix that is then multiplied by them; all have its kind, cols, bits, group and widths of
-     * q and p. act is 64-byte aligned. Parts 0..n_parts-1 together cover everything; where n_parts
-     * <= n, part i has the tokens from bcq_first_token(n, i, n_parts) to the next part's first and
-     * reads no others. act_bits: 16 for x as it is; 8 or 4 rounds x to whole numbers as
-     * kernels/rounding.h says, the same ones at every level, whose sums over a plane are exact. */
+     * any matrix that is then multiplied by them; all have its kind, cols, group, widths of q and p
+     * and act_form(), which is one for all bits where it is NULL. act is 64-byte aligned. Parts
+     * 0..n_parts-1 together cover everything; where n_parts <= n, part i has the tokens from
+     * bcq_first_token(n, i, n_parts) to the next part's first and reads no others. act_bits: 16 for
+     * x as it is; 8 or 4 rounds x to whole numbers as kernels/rounding.h says, the same ones at every
+     * level, whose sums over a plane are exact. */
     size_t (*act_bytes)(int act_bits, int cols, int n);
+    int (*act_form)(const struct bcq_spec *w, int act_bits, int n);
     void (*act_pack)(void *act, int act_bits, const struct bcq_spec *w, const float *x, size_t ldx,
                      int n, int part, int n_parts);
 

@@ -175,10 +175,17 @@ static bool takes_tiles(const struct bcq_spec *w, int act_bits, int n) {
     return n >= (act_bits > 8 ? 5 : w->bits < 4 ? 7 : 12);
 }
 
+static enum avx512_bcq_inputs inputs_of(const struct bcq_spec *w, int act_bits, int n) {
+    return takes_tiles(w, act_bits, n) ? AVX512_BCQ_BYTES : AVX512_BCQ_TABLES;
+}
+
+static int act_form(const struct bcq_spec *w, int act_bits, int n) {
+    return (int)inputs_of(w, act_bits, n);
+}
+
 static void act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x, size_t ldx,
                      int n, int part, int n_parts) {
-    avx512_bcq_act_pack_for(takes_tiles(w, act_bits, n) ? AVX512_BCQ_BYTES : AVX512_BCQ_TABLES, act,
-                            act_bits, w, x, ldx, n, part, n_parts);
+    avx512_bcq_act_pack(inputs_of(w, act_bits, n), act, act_bits, w, x, ldx, n, part, n_parts);
 }
 
 static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,
@@ -213,6 +220,7 @@ static void mul_part(float *y, size_t ldy, const void *packed, const struct bcq_
 }
 
 void amx_bcq_init(struct bcq_ops *ops) {
+    ops->act_form = act_form;
     ops->act_pack = act_pack;
     ops->mul = mul;
     ops->block_parts = block_parts;

@@ -131,6 +131,19 @@ void avx512_bcq_mul_many(avx512_bcq_tile_function *tile, float *y, size_t ldy, c
                                    .u1 = AVX512_BCQ_UNITS});
 }
 
+static enum avx512_bcq_inputs inputs_of(const struct bcq_spec *w, int act_bits, int n) {
+    return avx512_bcq_takes_tile(w, act_bits, n) ? AVX512_BCQ_PAIRS : AVX512_BCQ_TABLES;
+}
+
+static int act_form(const struct bcq_spec *w, int act_bits, int n) {
+    return (int)inputs_of(w, act_bits, n);
+}
+
+static void act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x, size_t ldx,
+                     int n, int part, int n_parts) {
+    avx512_bcq_act_pack(inputs_of(w, act_bits, n), act, act_bits, w, x, ldx, n, part, n_parts);
+}
+
 static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec *w, const void *act,
                 int act_bits, int n, int b0, int b1) {
     if (avx512_bcq_takes_tile(w, act_bits, n))
@@ -144,6 +157,7 @@ void avx512_bcq_init(struct bcq_ops *ops) {
     ops->pack_bytes = avx512_bcq_pack_bytes;
     ops->pack = avx512_bcq_pack;
     ops->act_bytes = avx512_bcq_act_bytes;
-    ops->act_pack = avx512_bcq_act_pack;
+    ops->act_form = act_form;
+    ops->act_pack = act_pack;
     ops->mul = mul;
 }

@@ -117,15 +117,13 @@ enum avx512_bcq_inputs { AVX512_BCQ_TABLES, AVX512_BCQ_PAIRS, AVX512_BCQ_BYTES }
  * has what is left), (span, token) within a block; then for each span struct
  * avx512_bcq_many. The tiles have that, the other kernels have the tables. */
 size_t avx512_bcq_act_bytes(int act_bits, int cols, int n);
-void avx512_bcq_act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x,
-                         size_t ldx, int n, int part, int n_parts);
 
 /* kernels/rounding.h for 128 inputs: whole numbers to out, returns their scale. */
 float avx512_bcq_round(float *out, const float *x, int act_bits);
 
-void avx512_bcq_act_pack_for(enum avx512_bcq_inputs use, void *act, int act_bits,
-                             const struct bcq_spec *w, const float *x, size_t ldx, int n, int part,
-                             int n_parts);
+void avx512_bcq_act_pack(enum avx512_bcq_inputs use, void *act, int act_bits,
+                         const struct bcq_spec *w, const float *x, size_t ldx, int n, int part,
+                         int n_parts);
 
 size_t avx512_bcq_pack_bytes(const struct bcq_spec *w);
 void avx512_bcq_pack(void *dst, const struct bcq_view *w, int b0, int b1);

@@ -285,9 +285,9 @@ static void pack_span(enum avx512_bcq_inputs use, void *act, const struct column
 
 /* Parts are ranges of (token, span). What is packed of a span belongs to the part that has it, a
  * token's sums to the part that has its first span. */
-void avx512_bcq_act_pack_for(enum avx512_bcq_inputs use, void *act, int act_bits,
-                             const struct bcq_spec *w, const float *x, size_t ldx, int n, int part,
-                             int n_parts) {
+void avx512_bcq_act_pack(enum avx512_bcq_inputs use, void *act, int act_bits,
+                         const struct bcq_spec *w, const float *x, size_t ldx, int n, int part,
+                         int n_parts) {
     const int spans = n_spans(w->cols);
     const int64_t first = bcq_first_span(n, spans, part, n_parts);
     const int64_t last = bcq_first_span(n, spans, part + 1, n_parts);
@@ -298,11 +298,4 @@ void avx512_bcq_act_pack_for(enum avx512_bcq_inputs use, void *act, int act_bits
         if (span == 0) pack_sums(&c, &tokens[t], act, n, t, use != AVX512_BCQ_TABLES);
         pack_span(use, act, &c, n, t, span);
     }
-}
-
-void avx512_bcq_act_pack(void *act, int act_bits, const struct bcq_spec *w, const float *x,
-                         size_t ldx, int n, int part, int n_parts) {
-    avx512_bcq_act_pack_for(avx512_bcq_takes_tile(w, act_bits, n) ? AVX512_BCQ_PAIRS
-                                                                  : AVX512_BCQ_TABLES,
-                            act, act_bits, w, x, ldx, n, part, n_parts);
 }

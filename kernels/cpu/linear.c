@@ -268,22 +268,31 @@ static bool go_together(const struct linear_call *a, const struct linear_call *b
     return cpu_rotation_shared(a->w->rotation, b->w->rotation);
 }
 
-static bool same_inputs(const struct weight *a, const struct weight *b) {
+static bool same_form(const struct weight *a, const struct weight *b, int n) {
+    int (*form)(const struct bcq_spec *, int, int) = a->bcq->act_form;
+    return !form || form(&a->spec, a->act_bits, n) == form(&b->spec, b->act_bits, n);
+}
+
+/* n: tokens, which go in slices. */
+static bool same_inputs(const struct weight *a, const struct weight *b, int n) {
     const struct bcq_spec *s = &a->spec, *t = &b->spec;
-    return a->act_bits == b->act_bits && a->bcq == b->bcq && s->kind == t->kind &&
-           s->bits == t->bits && s->group == t->group && s->scale_bits == t->scale_bits &&
-           s->bias_bits == t->bias_bits;
+    if (a->act_bits != b->act_bits || a->bcq != b->bcq || s->kind != t->kind ||
+        s->group != t->group || s->scale_bits != t->scale_bits || s->bias_bits != t->bias_bits)
+        return false;
+    int last = n % CPU_SLICE;
+    return s->bits == t->bits ||
+           ((n < CPU_SLICE || same_form(a, b, CPU_SLICE)) && (!last || same_form(a, b, last)));
 }
 
 /* How many of the calls can share their packed inputs. */
-static int alike(const struct linear_call *calls, int n_calls) {
+static int alike(const struct linear_call *calls, int n_calls, int n_tokens) {
     const struct weight *first = NULL;
     int n = 0, most = n_calls < MAX_CALLS ? n_calls : MAX_CALLS;
     for (; n < most; n++) {
         const struct weight *w = calls[n].w;
         if (n > 0 && !go_together(&calls[0], &calls[n])) break;
         if (!w->is_bcq) continue;
-        if (first && !same_inputs(first, w)) break;
+        if (first && !same_inputs(first, w, n_tokens)) break;
         first = w;
     }
     return n;
@@ -294,7 +303,7 @@ void cpu_linear(struct backend *be, const struct linear_call *calls, int n_calls
     struct cpu *cpu = (struct cpu *)be;
     if (cpu->n_rows <= 0) return;
     for (int i = 0, n; i < n_calls; i += n) {
-        n = alike(calls + i, n_calls - i);
+        n = alike(calls + i, n_calls - i, cpu->n_rows);
         linear_some(cpu, calls + i, n, x->data);
     }
 }
