@@ -216,6 +216,7 @@ struct layer_options sensitivity_cheap(const struct sensitivity *s, int bits) {
     o.bits = bits;
     o.refine = o.explore = 0;
     o.codes.search = CODES_LOOP;
+    if (o.n_ranges > 5) o.n_ranges = 5;
     return o;
 }
 

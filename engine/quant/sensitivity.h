@@ -5,7 +5,7 @@
  * Thread    one; work inside is spread over layer.n_threads.
  * Fails     -EINVAL (a budget out of reach: the range is named), -ENOMEM, errors of source and
  *           writer.
- * Cost      by gradient: two forward passes and one backward over 8 windows, and for every unit and
+ * Cost      by gradient: two forward passes and one backward over 4096 tokens, and for every unit and
  *           each of four widths the cheap quantization of some rows.
  *           By KL: the cheap quantization of all of them, and for each a forward pass over
  *           PROBE_WINDOWS windows from the unit's block on, with all blocks in memory.
