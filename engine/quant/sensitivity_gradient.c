@@ -23,7 +23,8 @@ enum {
     WINDOWS = 16, /* 8 cost SmolLM2 5 % of KL at 3 bits */
     CTX = 256,
     ROWS = 192, /* of a matrix are coded at most, spread evenly: the others are like them */
-    CACHE = 1 << 28
+    CACHE = 1 << 28,
+    STATES = 1 << 30 /* bytes of what enters the blocks, at most: fewer windows for a large model */
 };
 
 struct run {
@@ -59,8 +60,12 @@ static int widest(const struct sensitivity *s) {
 
 static int take_tokens(struct run *r, struct error *err) {
     const struct sensitivity_job *job = r->s->job;
-    r->n_windows = job->n_windows < WINDOWS ? job->n_windows : WINDOWS;
+    const struct model_config *c = r->s->config;
     r->ctx = job->ctx < CTX ? job->ctx : CTX;
+    size_t window = (size_t)r->ctx * (size_t)c->hidden * (size_t)c->n_layers * sizeof(float);
+    size_t fit = STATES / window;
+    r->n_windows = job->n_windows < WINDOWS ? job->n_windows : WINDOWS;
+    if (fit < (size_t)r->n_windows) r->n_windows = fit ? (int)fit : 1;
     r->n_tokens = (size_t)r->n_windows * (size_t)r->ctx;
     r->tokens = malloc(r->n_tokens * sizeof *r->tokens);
     r->targets = malloc(r->n_tokens * sizeof *r->targets);
@@ -191,10 +196,10 @@ static void see(void *arg, enum model_role role, const float *x, const float *dy
     for (int bits = 1; r->status == 0 && bits <= BCQ_MAX_BITS; bits++) {
         double harm = 0.0;
         r->status = measure(r, &harm, x, n, cols, bits, r->err);
+        if (r->status == 0 && !isfinite(harm))
+            r->status = error_set(r->err, -EDOM, "block %d: its gradient is not finite", r->layer);
         unit->harm[bits - 1] += harm * rows / n;
     }
-    if (r->status == 0 && !isfinite(unit->harm[0]))
-        r->status = error_set(r->err, -EDOM, "block %d: its gradient is not finite", r->layer);
 }
 
 /* -- The passes ------------------------------------------------------------------------------- */
