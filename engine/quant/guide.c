@@ -6,11 +6,10 @@
 #include <string.h>
 
 #include "engine/config.h"
+#include "engine/quant/backward.h"
 #include "engine/quant/spill.h"
 #include "engine/source.h"
 #include "engine/train/gemm.h"
-#include "engine/train/loss.h"
-#include "engine/train/network.h"
 #include "kernels/error.h"
 
 enum { BATCH_TOKENS = 2048, MARGIN = 1000 /* the part of a row's mean that every weight has */ };
@@ -29,16 +28,10 @@ struct guide {
 struct run {
     struct guide *g;
     const struct guide_setup *setup;
-    struct params *params;
-    struct params_ends ends;
-    struct network *network;
-    struct loss *loss;
-    struct params_block block;
-    int batch;            /* windows side by side */
-    int layer, window;    /* being shown */
-    int32_t *targets;     /* (batch * ctx) */
-    float *hidden, *grad; /* (batch * ctx, embed_dim) */
-    float *square[2];     /* (batch * ctx, widest): gradients and inputs, squared */
+    struct backward *backward;
+    int batch;        /* windows side by side */
+    int window;       /* the first being shown */
+    float *square[2]; /* (batch * ctx, widest): gradients and inputs, squared */
 };
 
 static void lay_out(struct guide *g, const struct guide_setup *setup) {
@@ -88,17 +81,17 @@ const float *guide_fisher(const struct guide *g, int layer, enum model_role role
     return fisher_of(g, layer, role);
 }
 
-static void see_groups(struct run *r, enum model_role role, const float *dy, int n, int rows) {
+static void see_groups(struct run *r, const struct backward_layer *l) {
     struct guide *g = r->g;
     size_t first_token = (size_t)r->window * (size_t)r->setup->ctx;
-    for (int group = 0; group < g->groups[role]; group++) {
+    for (int group = 0; group < g->groups[l->role]; group++) {
         int first, end;
-        guide_rows(g, role, group, &first, &end);
-        float *weights = tokens_of(g, r->layer, role, group) + first_token;
-        for (int t = 0; t < n; t++) {
+        guide_rows(g, l->role, group, &first, &end);
+        float *weights = tokens_of(g, l->layer, l->role, group) + first_token;
+        for (int t = 0; t < l->n_tokens; t++) {
             double sum = 0.0;
             for (int i = first; i < end; i++) {
-                double d = (double)dy[(size_t)t * (size_t)rows + (size_t)i];
+                double d = (double)l->dy[(size_t)t * (size_t)l->rows + (size_t)i];
                 sum += d * d;
             }
             weights[t] = (float)(sum / (end - first));
@@ -106,47 +99,17 @@ static void see_groups(struct run *r, enum model_role role, const float *dy, int
     }
 }
 
-static void see_layer(void *arg, enum model_role role, const float *x, const float *dy, int n,
-                      int rows, int cols) {
+static int see(void *arg, const struct backward_layer *l, struct error *err) {
     struct run *r = arg;
-    if (r->setup->n_groups > 0) see_groups(r, role, dy, n, rows);
-    if (!r->setup->fisher) return;
-    for (size_t i = 0; i < (size_t)n * (size_t)rows; i++) r->square[0][i] = dy[i] * dy[i];
-    for (size_t i = 0; i < (size_t)n * (size_t)cols; i++) r->square[1][i] = x[i] * x[i];
-    gemm(GEMM_TN, rows, cols, n, r->square[0], r->square[1], 1.0f, fisher_of(r->g, r->layer, role),
-         r->setup->n_threads);
-}
-
-static int give_weights(void *arg, int layer, struct block_weights *ret, struct error *err) {
-    struct run *r = arg;
-    params_block_free(&r->block);
-    r->block = (struct params_block){0};
-    int status = params_block_read(&r->block, r->params, layer, err);
-    if (status == 0) *ret = params_block_view(&r->block);
-    return status;
-}
-
-static void give_grads(void *arg, int layer, struct block_grads *ret) {
-    struct run *r = arg;
-    r->layer = layer;
-    ret->see = see_layer;
-    ret->arg = r;
-}
-
-/* The gradient is that of a sum over tokens, not of a mean: squares of small numbers vanish. */
-static int run_windows(struct run *r, int n, struct error *err) {
-    const struct guide_setup *s = r->setup;
-    const struct network_blocks blocks = {.weights = give_weights, .grads = give_grads, .arg = r};
-    const int32_t *tokens = s->tokens + (size_t)r->window * (size_t)s->ctx;
-    size_t count = (size_t)n * (size_t)s->ctx, width = (size_t)r->g->config->embed_dim;
-    for (size_t i = 0; i < count; i++)
-        r->targets[i] = (i + 1) % (size_t)s->ctx ? tokens[i + 1] : -1;
-    int status = network_forward(r->network, &blocks, tokens, n, s->ctx, r->hidden, err);
-    if (status < 0) return status;
-    double loss = loss_cross_entropy(r->loss, r->targets, r->hidden, (int)count, r->grad);
-    if (!isfinite(loss)) return error_set(err, -EDOM, "calibration text: its loss is not finite");
-    for (size_t i = 0; i < count * width; i++) r->grad[i] *= (float)count;
-    return network_backward(r->network, &blocks, r->grad, NULL, NULL, err);
+    size_t n = (size_t)l->n_tokens;
+    (void)err;
+    if (r->setup->n_groups > 0) see_groups(r, l);
+    if (!r->setup->fisher) return 0;
+    for (size_t i = 0; i < n * (size_t)l->rows; i++) r->square[0][i] = l->dy[i] * l->dy[i];
+    for (size_t i = 0; i < n * (size_t)l->cols; i++) r->square[1][i] = l->x[i] * l->x[i];
+    gemm(GEMM_TN, l->rows, l->cols, l->n_tokens, r->square[0], r->square[1], 1.0f,
+         fisher_of(r->g, l->layer, l->role), r->setup->n_threads);
+    return 0;
 }
 
 static int run_open(struct run *r, struct error *err) {
@@ -157,34 +120,20 @@ static int run_open(struct run *r, struct error *err) {
     if (q > widest) widest = q;
     r->batch = windows < 1 ? 1 : windows < s->n_windows ? windows : s->n_windows;
     size_t n = (size_t)r->batch * (size_t)s->ctx;
-    int status = params_open(&r->params, s->source, err);
-    if (status == 0) status = params_ends_read(&r->ends, r->params, err);
-    if (status == 0)
-        status =
-            network_new(&r->network, c, &r->ends, r->batch, s->ctx, s->n_threads, s->memory, err);
-    if (status == 0)
-        status = loss_new(&r->loss, r->ends.head, NULL, c->vocab, c->embed_dim, s->n_threads, err);
-    if (status < 0) return status;
-    r->targets = malloc(n * sizeof *r->targets);
-    r->hidden = malloc(n * (size_t)c->embed_dim * sizeof *r->hidden);
-    r->grad = malloc(n * (size_t)c->embed_dim * sizeof *r->grad);
     for (int i = 0; i < 2; i++) {
         r->square[i] = malloc((s->fisher ? n * (size_t)widest : 1) * sizeof *r->square[i]);
-        if (!r->square[i]) status = -ENOMEM;
+        if (!r->square[i]) return error_set(err, -ENOMEM, "sensitivities: out of memory");
     }
-    if (!r->targets || !r->hidden || !r->grad) status = -ENOMEM;
-    return status < 0 ? error_set(err, status, "sensitivities: out of memory") : 0;
+    const struct backward_setup setup = {.source = s->source,
+                                         .n_windows = r->batch,
+                                         .ctx = s->ctx,
+                                         .n_threads = s->n_threads,
+                                         .memory = s->memory};
+    return backward_new(&r->backward, &setup, err);
 }
 
 static void run_close(struct run *r) {
-    params_block_free(&r->block);
-    loss_free(r->loss);
-    network_free(r->network);
-    params_ends_free(&r->ends);
-    params_close(r->params);
-    free(r->targets);
-    free(r->hidden);
-    free(r->grad);
+    backward_free(r->backward);
     for (int i = 0; i < 2; i++) free(r->square[i]);
 }
 
@@ -222,6 +171,7 @@ static void normalize(struct guide *g, bool fisher) {
 int guide_open(struct guide **ret, const struct guide_setup *setup, struct error *err) {
     struct guide *g = calloc(1, sizeof *g);
     struct run run = {.g = g, .setup = setup};
+    const struct backward_calls calls = {.see = see, .arg = &run};
     if (!g) return error_set(err, -ENOMEM, "sensitivities: out of memory");
     g->config = source_config(setup->source);
     g->n_tokens = (size_t)setup->n_windows * (size_t)setup->ctx;
@@ -233,7 +183,8 @@ int guide_open(struct guide **ret, const struct guide_setup *setup, struct error
     for (int n; r == 0 && run.window < setup->n_windows; run.window += n) {
         n = setup->n_windows - run.window;
         if (n > run.batch) n = run.batch;
-        r = run_windows(&run, n, err);
+        r = backward_run(run.backward, setup->tokens + (size_t)run.window * (size_t)setup->ctx, n,
+                         &calls, err);
     }
     if (r == 0) normalize(g, setup->fisher);
     run_close(&run);
