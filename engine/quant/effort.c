@@ -16,7 +16,7 @@ struct step {
 /* What best adds is tuning end to end, which the caller turns on. Inputs of the coded blocks cost more
  * passes over the text, and alone brought SmolLM2 4 % of KL at 2 bits and nothing at 3; with a target
  * at the states behind each block they bring 18 % and 4 % from half the text. Bits by sensitivity
- * bring another tenth at both for a sixth of the time. More text beats more search: at 2 bits 64
+ * bring another tenth at both for a fifth of the time. More text beats more search: at 2 bits 64
  * windows without variants end lower than 48 with 4 or 28 with 8 (README.md). Tokens weigh the
  * same. */
 static const struct step steps[] = {
