@@ -239,12 +239,26 @@ def claim(row):
     return lock
 
 
+def begin(out, program):
+    """A run that was cut off goes on only where the same program began it: another's half would count as this one's."""
+    marker = out + ".program"
+    if os.path.exists(marker):
+        with open(marker, encoding="ascii") as file:
+            if file.read() == program:
+                return
+    for left in ("", ".partial", ".untuned", ".untuned.partial"):
+        shutil.rmtree(out + left, ignore_errors=True)
+    if os.path.exists(out + ".tune"):
+        os.remove(out + ".tune")
+    with open(marker, "w", encoding="ascii") as file:
+        file.write(program)
+
+
 def measure(row, store, options, seconds):
     """The result, also of a row that failed; None when the time was up."""
     result = fresh_result(row, store, options)
     out = place_of(row)
-    if result.get("program") != store.program:
-        shutil.rmtree(out, ignore_errors=True)
+    begin(out, store.program)
     result.update(program=store.program, commit=commit(), date=time.strftime("%Y-%m-%d"), machine=machine(),
                   load=os.getloadavg()[0])
     try:
@@ -260,4 +274,5 @@ def measure(row, store, options, seconds):
         result["failed"] = str(e)
     store.put(row, result)
     shutil.rmtree(out, ignore_errors=True)
+    os.remove(out + ".program")
     return result
