@@ -89,47 +89,50 @@ static void keep_offsets(struct avx512_tile_totals *totals, const struct avx512_
         }
 }
 
-/* A block's span. at: its fifth bits. */
+/* A block's span. */
 AVX512_INLINE void expand(const int bits, struct amx_expanded *e, __m512i (*p16)[UNITS],
-                          const uint8_t *at, const struct amx_unit *units,
-                          const struct amx_select *select, int halves) {
-    const __m512i fifth = avx512_load(at);
-    const uint8_t *code = at + LINE;
-    avx512_bcq_prefetch(at, avx512_bcq_ahead_of_small);
+                          const struct avx512_bcq_block *block, int span,
+                          const struct amx_unit *units, const struct amx_select *select,
+                          int halves) {
+    const uint8_t *fifths = avx512_compact_fifths(block, bits, span);
+    const __m512i fifth = avx512_load(fifths);
+    avx512_bcq_prefetch(fifths);
     for (int u = 0; u < UNITS; u++)
-        for (int half = 0; half < halves; half++, code += amx_half_bytes(bits)) {
-            p16[half][u] = amx_p16(bits, code, fifth, &units[u], half);
-            amx_expand_pair(bits, &e[u], half, 0, code, &units[u], select);
-            amx_expand_pair(bits, &e[u], half, 1, code, &units[u], select);
+        for (int half = 0; half < halves; half++) {
+            const struct avx512_compact_half at =
+                avx512_compact_half(block, bits, span, u * halves + half);
+            p16[half][u] = amx_p16(&at, fifth, &units[u], half);
+            amx_expand_pair(bits, &e[u], half, 0, &at, &units[u], select);
+            amx_expand_pair(bits, &e[u], half, 1, &at, &units[u], select);
         }
 }
 
 AVX512_INLINE void block(const int bits, const int parts, const struct avx512_bcq_tile *c,
                          struct avx512_tile_totals *totals, int b, int t0, int n_tokens) {
     const struct avx512_bcq_shape *s = c->shape;
-    const uint8_t *block = c->packed + (size_t)b * s->block_bytes, *at = block + s->head;
+    const struct avx512_bcq_block block = avx512_bcq_block(s, c->packed, b);
     const int n_halves = (s->words + 1) / 2;
     struct amx_expanded e[UNITS];
     struct amx_select select;
     struct amx_unit units[UNITS];
     int first = 0; /* span of the first offsets */
     amx_select_init(bits, &select);
-    for (int u = 0; u < UNITS; u++) amx_unit_init(bits, &units[u], &select, block, u);
+    for (int u = 0; u < UNITS; u++) amx_unit_init(bits, &units[u], &select, &block, u);
     for (int span = 0; span < s->spans; span++) {
         const int halves = avx512_min(n_halves - HALVES * span, HALVES);
         if (span - first == AVX512_TILE_SPANS) {
             keep_offsets(totals, c, first, span, t0, n_tokens);
             first = span;
         }
-        expand(bits, e, totals->p16 + HALVES * (span - first), at, units, &select, halves);
+        expand(bits, e, totals->p16 + HALVES * (span - first), &block, span, units, &select,
+               halves);
         if (halves == 2)
             multiply(parts, 2, totals, c, e, span, t0, n_tokens);
         else
             multiply(parts, 1, totals, c, e, span, t0, n_tokens);
-        at += LINE + (size_t)halves * UNITS * amx_half_bytes(bits);
     }
     amx_end_offsets(totals, n_halves - HALVES * first);
-    amx_finish(totals, c, block, b, first, t0, n_tokens, TILE);
+    amx_finish(totals, c, &block, b, first, t0, n_tokens, TILE);
 }
 
 #define KERNEL(bits, parts)                                                                        \

@@ -3,35 +3,33 @@
  * both the sums of the unit before are added. */
 #include "kernels/amx/tile.h"
 
-/* What is done with a unit's span; at: its span's fifth bits. */
+/* What is done with a unit's span. */
 struct place {
     int span, u, halves; /* halves: 0 where there is nothing */
     bool first;          /* of the span's units */
-    const uint8_t *at;
 };
 
 /* Of step i, where a span has 2^log_units units. */
-static struct place place_at(const struct avx512_bcq_tile *c, const uint8_t *block, int log_units,
-                             int i) {
+static struct place place_at(const struct avx512_bcq_tile *c, int log_units, int i) {
     const struct avx512_bcq_shape *s = c->shape;
     const int span = i >> log_units, u = i - (span << log_units), n_halves = (s->words + 1) / 2;
-    const size_t whole = LINE + (size_t)(HALVES * UNITS) * amx_half_bytes(s->bits);
     if (i < 0 || span >= s->spans) return (struct place){0};
-    return (struct place){span, c->u0 + u, avx512_min(n_halves - HALVES * span, HALVES), u == 0,
-                          block + s->head + (size_t)span * whole};
+    return (struct place){span, c->u0 + u, avx512_min(n_halves - HALVES * span, HALVES), u == 0};
 }
 
 /* Quarter k of the next unit: half k / 2, runs 2 (k % 2) and 2 (k % 2) + 1. */
 AVX512_INLINE void expand_quarter(const int bits, const int k, struct amx_expanded *e,
-                                  struct avx512_tile_totals *totals, const struct place *p,
+                                  struct avx512_tile_totals *totals,
+                                  const struct avx512_bcq_block *block, const struct place *p,
                                   const struct amx_unit *unit, const struct amx_select *select) {
     const int half = k / 2;
-    const uint8_t *code = p->at + LINE + (size_t)(p->u * p->halves + half) * amx_half_bytes(bits);
-    if (k == 0 && p->first) avx512_bcq_prefetch(p->at, avx512_bcq_ahead_of_small);
+    const struct avx512_compact_half at =
+        avx512_compact_half(block, bits, p->span, p->u * p->halves + half);
+    const uint8_t *fifths = avx512_compact_fifths(block, bits, p->span);
+    if (k == 0 && p->first) avx512_bcq_prefetch(fifths);
     if (k % 2 == 0)
-        totals->p16[HALVES * p->span + half][p->u] =
-            amx_p16(bits, code, avx512_load(p->at), unit, half);
-    amx_expand_pair(bits, e, half, k % 2, code, unit, select);
+        totals->p16[HALVES * p->span + half][p->u] = amx_p16(&at, avx512_load(fifths), unit, half);
+    amx_expand_pair(bits, e, half, k % 2, &at, unit, select);
 }
 
 /* Quarter k of the products: low or high bytes of half k / 2. */
@@ -80,23 +78,22 @@ AVX512_INLINE void block(const int bits, const int parts, const int tokens,
                          const struct avx512_bcq_tile *c, struct avx512_tile_totals *totals,
                          int b) {
     const struct avx512_bcq_shape *s = c->shape;
-    const uint8_t *block = c->packed + (size_t)b * s->block_bytes;
+    const struct avx512_bcq_block block = avx512_bcq_block(s, c->packed, b);
     struct amx_expanded e[2];
     struct amx_sums sums[2];
     struct amx_select select;
     struct amx_unit units[UNITS];
     amx_select_init(bits, &select);
-    for (int u = c->u0; u < c->u1; u++) amx_unit_init(bits, &units[u], &select, block, u);
+    for (int u = c->u0; u < c->u1; u++) amx_unit_init(bits, &units[u], &select, &block, u);
     const int log_units = (c->u1 - c->u0) / 2; /* of 1, 2 or 4 */
     for (int i = 0; i < (s->spans << log_units) + 2; i++) {
-        const struct place next = place_at(c, block, log_units, i),
-                           now = place_at(c, block, log_units, i - 1),
-                           last = place_at(c, block, log_units, i - 2);
+        const struct place next = place_at(c, log_units, i), now = place_at(c, log_units, i - 1),
+                           last = place_at(c, log_units, i - 2);
         const struct amx_add_to to = add_to(totals, c, &last);
         if (now.halves) begin_products(parts, c, &now);
         AVX512_UNROLL for (int k = 0; k < 4; k++) {
             if (k < 2 * next.halves)
-                expand_quarter(bits, k, &e[i % 2], totals, &next, &units[next.u], &select);
+                expand_quarter(bits, k, &e[i % 2], totals, &block, &next, &units[next.u], &select);
             if (k < 2 * now.halves) multiply_quarter(parts, k, &e[(i + 1) % 2]);
             if (last.halves) amx_add_some(parts, &sums[i % 2], to, k * tokens / 4, tokens / 4);
         }
@@ -107,7 +104,7 @@ AVX512_INLINE void block(const int bits, const int parts, const int tokens,
         if (parts == 2) _tile_stored(HIGH, done->high, LINE);
     }
     amx_end_offsets(totals, (s->words + 1) / 2);
-    amx_finish(totals, c, block, b, 0, 0, c->n, tokens);
+    amx_finish(totals, c, &block, b, 0, 0, c->n, tokens);
 }
 
 #define KERNEL(bits, parts, tokens)                                                                \

@@ -74,7 +74,7 @@ AVX512_INLINE void amx_select_init(const int bits, struct amx_select *s) {
 }
 
 AVX512_INLINE void amx_unit_init(const int bits, struct amx_unit *unit, const struct amx_select *s,
-                                 const uint8_t *block, int u) {
+                                 const struct avx512_bcq_block *block, int u) {
     static const __mmask32 plus[3] = {0xaaaaaaaa, 0xcccccccc, 0xf0f0f0f0};
     __m512i d[BCQ_MAX_BITS];
     for (int p = 0; p < bits; p++) {
@@ -157,26 +157,23 @@ AVX512_INLINE void amx_expand_runs(const int bits, __m512i *low, __m512i *high,
     }
 }
 
-/* Bytes of a unit's half span. */
-AVX512_INLINE size_t amx_half_bytes(const int bits) { return (2 * (size_t)bits + 1) * AMX_LINE; }
-
-/* p + 16 of a half's runs. code: the half's. */
-AVX512_INLINE __m512i amx_p16(const int bits, const uint8_t *code, __m512i fifth,
+/* p + 16 of a half's runs. */
+AVX512_INLINE __m512i amx_p16(const struct avx512_compact_half *at, __m512i fifth,
                               const struct amx_unit *unit, int half) {
-    return avx512_compact_p16(avx512_load(code + 2 * bits * AMX_LINE), fifth, unit->fifth_at[half]);
+    return avx512_compact_p16(avx512_load(at->nibbles), fifth, unit->fifth_at[half]);
 }
 
 /* Runs 2 j and 2 j + 1 of a half: eight of its lines. */
 AVX512_INLINE void amx_expand_pair(const int bits, struct amx_expanded *out, int half, const int j,
-                                   const uint8_t *code, const struct amx_unit *unit,
-                                   const struct amx_select *s) {
-    const __m512i nibbles = avx512_load(code + 2 * bits * AMX_LINE);
+                                   const struct avx512_compact_half *at,
+                                   const struct amx_unit *unit, const struct amx_select *s) {
+    const __m512i nibbles = avx512_load(at->nibbles);
     __m512i words[BCQ_MAX_BITS];
     AVX512_UNROLL for (int p = 0; p < bits; p++) {
-        words[p] = avx512_load(code + (j * bits + p) * AMX_LINE);
-        avx512_bcq_prefetch(code + (j * bits + p) * AMX_LINE, avx512_bcq_ahead_of_small);
+        words[p] = avx512_load(at->code[p] + AMX_LINE * j);
+        avx512_bcq_prefetch(at->code[p] + AMX_LINE * j);
     }
-    if (j) avx512_bcq_prefetch(code + 2 * bits * AMX_LINE, avx512_bcq_ahead_of_small);
+    if (j) avx512_bcq_prefetch(at->nibbles);
     amx_expand_runs(bits, &out->low[half][8 * j], &out->high[half][8 * j], unit, s, words,
                     avx512_compact_q(nibbles, j));
 }

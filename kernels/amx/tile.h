@@ -90,8 +90,8 @@ AVX512_INLINE void amx_add_offsets(struct amx_sums *to, const struct avx512_tile
 }
 
 AVX512_INLINE void amx_finish(struct avx512_tile_totals *totals, const struct avx512_bcq_tile *c,
-                              const uint8_t *block, int b, int first, int t0, int n_tokens,
-                              int tokens) {
+                              const struct avx512_bcq_block *block, int b, int first, int t0,
+                              int n_tokens, int tokens) {
     const struct avx512_bcq_token *of_tokens = c->act;
     const struct avx512_bcq_panel to = {
         .y = c->y + (size_t)t0 * c->ldy + b * AVX512_BCQ_ROWS,

@@ -1,6 +1,6 @@
 #include "kernels/avx512/avx512.h"
 
-#include "kernels/avx512/bcq.h"
+#include "kernels/avx512/bcq_compact.h"
 #include "kernels/ops.h"
 
 /* Tokens whose tables are used together, while they stay in L2: a block's code then comes from
@@ -14,10 +14,10 @@ static int piece_of(int group) {
 }
 
 static void compact_shape(struct avx512_bcq_shape *s) {
-    size_t half = (size_t)AVX512_BCQ_UNITS * (2 * (size_t)s->bits + 1) * 64;
-    size_t halves = ((size_t)s->cols + 63) / 64;
-    s->head = 256 + 64 * (size_t)s->bits;
-    s->block_bytes = s->head + (size_t)s->spans * 64 + halves * half;
+    size_t halves = ((size_t)s->cols + 63) / 64, lines = AVX512_BCQ_UNITS * halves;
+    s->streams = s->bits;
+    s->code = 128 * lines;
+    s->rest = avx512_compact_span_at(s->bits, 0) + 64 * ((size_t)s->spans + lines);
 }
 
 static void free_shape(struct avx512_bcq_shape *s) {
@@ -26,9 +26,9 @@ static void free_shape(struct avx512_bcq_shape *s) {
     s->piece = s->row ? AVX512_BCQ_SPAN : piece_of(s->group);
     pieces = ((size_t)s->cols + (size_t)s->piece - 1) / (size_t)s->piece;
     s->params = (bits + 1) * (s->wide ? 64 : 32);
-    s->head = s->row ? AVX512_BCQ_UNITS * s->params : 0;
-    size_t code = s->piece == 16 ? pieces * ((bits + 1) / 2) : (size_t)s->words * bits;
-    s->block_bytes = s->head + AVX512_BCQ_UNITS * (code * 64 + (s->row ? 0 : pieces * s->params));
+    s->streams = (int)(s->piece == 16 ? (bits + 1) / 2 : bits);
+    s->code = AVX512_BCQ_UNITS * 64 * (s->piece == 16 ? pieces : (size_t)s->words);
+    s->rest = AVX512_BCQ_UNITS * s->params * (s->row ? 1 : pieces);
 }
 
 static void odd_shape(struct avx512_bcq_shape *s) {
@@ -39,7 +39,7 @@ static void odd_shape(struct avx512_bcq_shape *s) {
         entries += (size_t)(last - first + 1);
     }
     s->params = ((size_t)s->bits + 1) * 64;
-    s->block_bytes = AVX512_BCQ_UNITS * 2 * s->params * entries;
+    s->rest = AVX512_BCQ_UNITS * 2 * s->params * entries;
 }
 
 enum avx512_bcq_form avx512_bcq_form(const struct bcq_spec *w) {
@@ -57,8 +57,8 @@ bool avx512_bcq_takes_tile(const struct bcq_spec *w, int act_bits, int n) {
     return n >= from[w->bits - 1];
 }
 
-static size_t packed_bytes(const struct avx512_bcq_shape *s, int rows) {
-    return ((size_t)rows + AVX512_BCQ_ROWS - 1) / AVX512_BCQ_ROWS * s->block_bytes;
+static size_t packed_bytes(const struct avx512_bcq_shape *s) {
+    return avx512_bcq_rest_at(s, s->blocks);
 }
 
 void avx512_bcq_shape(struct avx512_bcq_shape *ret, const struct bcq_spec *w) {
@@ -68,20 +68,19 @@ void avx512_bcq_shape(struct avx512_bcq_shape *ret, const struct bcq_spec *w) {
                                  .spans = (w->cols + AVX512_BCQ_SPAN - 1) / AVX512_BCQ_SPAN,
                                  .runs = (w->cols + 15) / 16,
                                  .words = (w->cols + 31) / 32,
+                                 .blocks = (w->rows + AVX512_BCQ_ROWS - 1) / AVX512_BCQ_ROWS,
                                  .wide = w->kind != BCQ_FREE,
                                  .form = avx512_bcq_form(w)};
     if (s.form == AVX512_BCQ_ODD) odd_shape(&s);
     if (s.form == AVX512_BCQ_COMPACT) compact_shape(&s);
     if (s.form == AVX512_BCQ_FREE) free_shape(&s);
-    s.ahead = packed_bytes(&s, w->rows) < AVX512_BCQ_LARGE ? avx512_bcq_ahead_of_small
-                                                           : avx512_bcq_ahead_of_large;
     *ret = s;
 }
 
 size_t avx512_bcq_pack_bytes(const struct bcq_spec *w) {
     struct avx512_bcq_shape s;
     avx512_bcq_shape(&s, w);
-    return packed_bytes(&s, w->rows);
+    return packed_bytes(&s);
 }
 
 static avx512_bcq_panel_function *kernel(const struct avx512_bcq_shape *s, int n, int parts) {
@@ -103,7 +102,7 @@ void avx512_bcq_mul_tables(float *y, size_t ldy, const void *packed, const struc
                 int row = b * AVX512_BCQ_ROWS;
                 const struct avx512_bcq_panel panel = {
                     .shape = &s,
-                    .block = (const uint8_t *)packed + (size_t)b * s.block_bytes,
+                    .block = avx512_bcq_block(&s, packed, b),
                     .spans = avx512_bcq_at(first, parts, (size_t)t * (size_t)s.spans),
                     .tokens = tokens + t,
                     .y = y + (size_t)t * ldy + row,

@@ -37,21 +37,12 @@ enum {
     AVX512_BCQ_UNITS = 4,
     AVX512_BCQ_SPAN = 128,
     AVX512_BCQ_RUNS = AVX512_BCQ_SPAN / 16,
-    AVX512_BCQ_COLUMNS = 4, /* tokens that a kernel takes at once */
-    /* Bytes of a packed matrix. */
-    AVX512_BCQ_LARGE = 3 << 19
+    AVX512_BCQ_COLUMNS = 4 /* tokens that a kernel takes at once */
 };
 
-/* Prefetch distances in bytes. A line is fetched into L2 far ahead and into L1 near its use: L1
- * has too few miss buffers to wait for memory. */
-struct avx512_bcq_ahead {
-    size_t far, near;
-};
-
-/* Between small matrices the far one reaches over the pause into the next, which is worth a tenth;
- * within a large one lines that come early only crowd L2 (a twentieth, SPEED.md). */
-static const struct avx512_bcq_ahead avx512_bcq_ahead_of_small = {16384, 4096},
-                                     avx512_bcq_ahead_of_large = {4096, 1024};
+/* Prefetch distances in bytes, in each stream. A line is fetched into L2 far ahead and into L1 near its use:
+ * L1 has too few miss buffers to wait for memory. */
+enum { AVX512_BCQ_FAR = 2048, AVX512_BCQ_NEAR = 1024 };
 
 /* Which kernel takes a matrix. */
 enum avx512_bcq_form {
@@ -60,33 +51,56 @@ enum avx512_bcq_form {
     AVX512_BCQ_ODD      /* groups that begin inside a run */
 };
 
-/* Where things lie in a packed block, bytes from its start.
- *   COMPACT  s0[64] s1[64] fp16, d[bits][64];
- *            for each span: fifth bits of p (word i, byte u, bit g = row 16u+i, run g), then for
- *            each unit one or two halves of 64 inputs: code [2][bits], and a vector of words
- *            with the nibbles q0 q2 p0 p2 q1 q3 p1 p3 of its four runs (p + 16, lower four bits)
- *   FREE     for each piece, for each pair of units: code of both, parameters of both;
- *            a unit's code: [words][bits], for pieces of 16 [(bits+1)/2] vectors with the run of
- *            one plane in the low nibbles and of the next in the high ones;
- *            its parameters: alpha[bits][16] beta[16], fp16 or fp32; whole rows: in the head
- *   ODD      for each run and each group in it, for each unit: alpha[bits][16] beta[16], fp32
+/* A packed matrix is streams, each of all its blocks: code of a plane (FREE with pieces of 16: of two
+ * planes) in each of the first, everything else in the last. One product reads them side by side,
+ * because memory gives more to several streams than to one (SPEED.md).
+ *   COMPACT  code: for each span, unit and half of 64 inputs two vectors;
+ *            rest: s0[64] s1[64] fp16, d[bits][64]; for each span fifth bits of p (word i, byte u,
+ *            bit g = row 16u+i, run g), then for each unit and half a vector of words with the
+ *            nibbles q0 q2 p0 p2 q1 q3 p1 p3 of its four runs (p + 16, lower four bits)
+ *   FREE     code: for each piece and unit [words] vectors, for pieces of 16 one vector with the run
+ *            of a plane in the low nibbles and of the next in the high ones;
+ *            rest: for each piece (whole rows: once) and unit alpha[bits][16] beta[16], fp16 or fp32
+ *   ODD      rest: for each run and each group in it, for each unit: alpha[bits][16] beta[16], fp32
  *            and halved; code [bits + 1], see bcq_odd.c */
 struct avx512_bcq_shape {
     enum avx512_bcq_form form;
     int cols, group; /* as in the spec */
     int bits, spans;
-    int runs, words;    /* ceil(cols / 16), ceil(cols / 32) */
-    int piece;          /* FREE: inputs per piece, a power of two 16..128 */
-    bool wide;          /* FREE: fp32 parameters */
-    bool row;           /* FREE: one group per row */
-    size_t head;        /* bytes before the first span or piece */
-    size_t params;      /* FREE, ODD: bytes of a unit's parameters */
-    size_t block_bytes; /* a multiple of 64 */
-    /* Of look-ups. */
-    struct avx512_bcq_ahead ahead;
+    int runs, words;   /* ceil(cols / 16), ceil(cols / 32) */
+    int piece;         /* FREE: inputs per piece, a power of two 16..128 */
+    bool wide;         /* FREE: fp32 parameters */
+    bool row;          /* FREE: one group per row */
+    size_t params;     /* FREE, ODD: bytes of a unit's parameters */
+    int blocks;        /* of the matrix */
+    int streams;       /* of code */
+    size_t code, rest; /* bytes of a block in each of them and in the last, multiples of 64 */
 };
 
 void avx512_bcq_shape(struct avx512_bcq_shape *ret, const struct bcq_spec *w);
+
+/* Bytes from the beginning of a packed matrix to a block's part of a stream of code, of the last one. */
+AVX512_INLINE size_t avx512_bcq_code_at(const struct avx512_bcq_shape *s, int stream, int block) {
+    return ((size_t)stream * (size_t)s->blocks + (size_t)block) * s->code;
+}
+
+AVX512_INLINE size_t avx512_bcq_rest_at(const struct avx512_bcq_shape *s, int block) {
+    return avx512_bcq_code_at(s, s->streams, 0) + (size_t)block * s->rest;
+}
+
+/* A block in a packed matrix. */
+struct avx512_bcq_block {
+    const uint8_t *code[BCQ_MAX_BITS]; /* (streams) */
+    const uint8_t *rest;
+};
+
+AVX512_INLINE struct avx512_bcq_block avx512_bcq_block(const struct avx512_bcq_shape *s,
+                                                       const void *packed, int block) {
+    struct avx512_bcq_block ret = {.rest = (const uint8_t *)packed + avx512_bcq_rest_at(s, block)};
+    for (int i = 0; i < s->streams; i++)
+        ret.code[i] = (const uint8_t *)packed + avx512_bcq_code_at(s, i, block);
+    return ret;
+}
 
 /* Whether bcq_tile.c multiplies n tokens: then there are no tables. */
 bool avx512_bcq_takes_tile(const struct bcq_spec *w, int act_bits, int n);
@@ -131,7 +145,7 @@ void avx512_bcq_pack(void *dst, const struct bcq_view *w, int b0, int b1);
 /* One block of rows times one block of tokens. */
 struct avx512_bcq_panel {
     const struct avx512_bcq_shape *shape;
-    const uint8_t *block;
+    struct avx512_bcq_block block;
     const struct avx512_bcq_span *spans;   /* (spans, n_tokens) */
     const struct avx512_bcq_token *tokens; /* (n_tokens) */
     float *y;                              /* first row, first token */
@@ -229,9 +243,9 @@ AVX512_INLINE void avx512_bcq_groups_of(const struct avx512_bcq_shape *s, int ru
 
 AVX512_INLINE __m512i avx512_load(const void *p) { return _mm512_load_si512(p); }
 
-AVX512_INLINE void avx512_bcq_prefetch(const uint8_t *line, struct avx512_bcq_ahead ahead) {
-    _mm_prefetch((const char *)((uintptr_t)line + ahead.far), _MM_HINT_T1);
-    _mm_prefetch((const char *)((uintptr_t)line + ahead.near), _MM_HINT_T0);
+AVX512_INLINE void avx512_bcq_prefetch(const uint8_t *line) {
+    _mm_prefetch((const char *)((uintptr_t)line + AVX512_BCQ_FAR), _MM_HINT_T1);
+    _mm_prefetch((const char *)((uintptr_t)line + AVX512_BCQ_NEAR), _MM_HINT_T0);
 }
 
 /* Table selectors of a code vector's first (half = 0) or second run. */

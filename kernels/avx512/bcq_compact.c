@@ -24,14 +24,13 @@ AVX512_INLINE void look_up(const int bits, const int parts, const int8_t (*table
 
 /* 16 rows x 64 inputs of n tokens; x: the span of the first. */
 AVX512_INLINE void half_unit(const int bits, const int n, const int parts,
-                             struct avx512_bcq_ahead ahead, const uint8_t *code, __m512i fifth,
-                             __m512i fifth_at, const __m512i *d, const struct avx512_bcq_span *x,
-                             int half, __m512i *low, __m512i *high,
-                             struct avx512_compact_sums *sums) {
+                             const struct avx512_compact_half *at, __m512i fifth, __m512i fifth_at,
+                             const __m512i *d, const struct avx512_bcq_span *x, int half,
+                             __m512i *low, __m512i *high, struct avx512_compact_sums *sums) {
     const __m512i pairs =
         _mm512_set_epi16(62, 30, 60, 28, 58, 26, 56, 24, 54, 22, 52, 20, 50, 18, 48, 16, 46, 14, 44,
                          12, 42, 10, 40, 8, 38, 6, 36, 4, 34, 2, 32, 0);
-    const __m512i q = avx512_load(code + 2 * bits * 64);
+    const __m512i q = avx512_load(at->nibbles);
     AVX512_UNROLL for (int j = 0; j < 2; j++) {
         __m512i select[2][BCQ_MAX_BITS], word[BCQ_MAX_BITS];
         const __m512i qj = avx512_compact_q(q, j);
@@ -41,8 +40,8 @@ AVX512_INLINE void half_unit(const int bits, const int n, const int parts,
                 AVX512_STEP_FENCE();
                 AVX512_UNROLL for (int p = 0; p < bits && c == 0; p++) {
                     if (!h) {
-                        word[p] = avx512_load(code + (j * bits + p) * 64);
-                        avx512_bcq_prefetch(code + (j * bits + p) * 64, ahead);
+                        word[p] = avx512_load(at->code[p] + 64 * j);
+                        avx512_bcq_prefetch(at->code[p] + 64 * j);
                     }
                     select[h][p] = avx512_bcq_select(word[p], h);
                 }
@@ -57,7 +56,7 @@ AVX512_INLINE void half_unit(const int bits, const int n, const int parts,
                     high[c], _mm512_permutex2var_epi16(a[0][1], pairs, a[1][1]), qj);
         }
     }
-    avx512_bcq_prefetch(code + 2 * bits * 64, ahead);
+    avx512_bcq_prefetch(at->nibbles);
     const __m512i p16 = avx512_compact_p16(q, fifth, fifth_at);
     AVX512_UNROLL for (int c = 0; c < n; c++) {
         const int32_t *r = avx512_bcq_at(x, parts, (size_t)c)->run_sums + 2 * half;
@@ -66,16 +65,19 @@ AVX512_INLINE void half_unit(const int bits, const int n, const int parts,
     }
 }
 
+/* first: number of the unit's first half in the span. */
 AVX512_INLINE void unit_span(const int bits, const int n, const int parts,
-                             struct avx512_bcq_ahead ahead, int halves, const uint8_t *code,
+                             const struct avx512_bcq_panel *panel, int span, int first, int halves,
                              __m512i fifth, const struct unit *unit,
                              const struct avx512_bcq_span *x, struct avx512_compact_sums *sums) {
     __m512i d[BCQ_MAX_BITS], low[AVX512_BCQ_COLUMNS], high[AVX512_BCQ_COLUMNS];
     AVX512_UNROLL for (int p = 0; p < bits; p++) d[p] = unit->d[p];
     AVX512_UNROLL for (int c = 0; c < n; c++) low[c] = high[c] = _mm512_setzero_si512();
-    for (int half = 0; half < halves; half++)
-        half_unit(bits, n, parts, ahead, code + half * (2 * bits + 1) * 64, fifth,
-                  unit->fifth[half], d, x, half, low, high, sums);
+    for (int half = 0; half < halves; half++) {
+        const struct avx512_compact_half at =
+            avx512_compact_half(&panel->block, bits, span, first + half);
+        half_unit(bits, n, parts, &at, fifth, unit->fifth[half], d, x, half, low, high, sums);
+    }
     AVX512_UNROLL for (int c = 0; c < n; c++) {
         const __m512 scale = _mm512_set1_ps(avx512_bcq_at(x, parts, (size_t)c)->scale);
         __m512 v = _mm512_cvtepi32_ps(low[c]);
@@ -93,14 +95,14 @@ static void begin(int n, struct avx512_compact_sums (*sums)[AVX512_BCQ_COLUMNS],
 static void finish(int n, const struct avx512_bcq_panel *panel,
                    struct avx512_compact_sums (*sums)[AVX512_BCQ_COLUMNS]) {
     for (int u = 0; u < AVX512_BCQ_UNITS; u++) {
-        const struct avx512_compact_scales s = avx512_compact_scales(panel->block, u);
+        const struct avx512_compact_scales s = avx512_compact_scales(&panel->block, u);
         for (int c = 0; c < n; c++)
             avx512_bcq_store(panel, u, c,
                              avx512_compact_end(&s, &sums[u][c], panel->tokens[c].scale));
     }
 }
 
-static void load_units(int bits, struct unit *units, const uint8_t *block) {
+static void load_units(int bits, struct unit *units, const struct avx512_bcq_block *block) {
     for (int u = 0; u < AVX512_BCQ_UNITS; u++) {
         for (int p = 0; p < bits; p++)
             units[u].d[p] =
@@ -112,20 +114,19 @@ static void load_units(int bits, struct unit *units, const uint8_t *block) {
 
 AVX512_INLINE void block(const int bits, const int n, const int parts,
                          const struct avx512_bcq_panel *panel) {
-    const uint8_t *at = panel->block + panel->shape->head;
-    const struct avx512_bcq_ahead ahead = panel->shape->ahead;
     const struct avx512_bcq_span *x = panel->spans;
     struct avx512_compact_sums sums[AVX512_BCQ_UNITS][AVX512_BCQ_COLUMNS];
     struct unit units[AVX512_BCQ_UNITS];
     begin(n, sums, panel->tokens);
-    load_units(bits, units, panel->block);
-    for (int left = (panel->shape->words + 1) / 2; left > 0; left -= 2) {
-        const int halves = avx512_min(left, 2);
-        const __m512i fifth = avx512_load(at);
-        avx512_bcq_prefetch(at, ahead);
-        at += 64;
-        for (int u = 0; u < AVX512_BCQ_UNITS; u++, at += halves * (2 * bits + 1) * 64)
-            unit_span(bits, n, parts, ahead, halves, at, fifth, &units[u], x, sums[u]);
+    load_units(bits, units, &panel->block);
+    for (int span = 0; span < panel->shape->spans; span++) {
+        const int halves = avx512_min((panel->shape->words + 1) / 2 - 2 * span, 2);
+        const uint8_t *fifths = avx512_compact_fifths(&panel->block, bits, span);
+        const __m512i fifth = avx512_load(fifths);
+        avx512_bcq_prefetch(fifths);
+        for (int u = 0; u < AVX512_BCQ_UNITS; u++)
+            unit_span(bits, n, parts, panel, span, u * halves, halves, fifth, &units[u], x,
+                      sums[u]);
         x = avx512_bcq_at(x, parts, (size_t)n);
     }
     finish(n, panel, sums);

@@ -19,6 +19,31 @@ struct avx512_compact_sums {
     __m512i low, high; /* sum of p * x, bytes apart */
 };
 
+/* Where a span, which begins with the fifth bits of p, is in the last stream, from the block's part. */
+AVX512_INLINE size_t avx512_compact_span_at(int bits, int span) {
+    return 256 + 64 * (size_t)bits + (size_t)span * (1 + 2 * AVX512_BCQ_UNITS) * 64;
+}
+
+AVX512_INLINE const uint8_t *avx512_compact_fifths(const struct avx512_bcq_block *block, int bits,
+                                                   int span) {
+    return block->rest + avx512_compact_span_at(bits, span);
+}
+
+/* Half number i of a span, in the order of units. */
+struct avx512_compact_half {
+    const uint8_t *code[BCQ_MAX_BITS]; /* of runs 0 and 1, then of 2 and 3 */
+    const uint8_t *nibbles;
+};
+
+AVX512_INLINE struct avx512_compact_half avx512_compact_half(const struct avx512_bcq_block *block,
+                                                             const int bits, int span, int i) {
+    struct avx512_compact_half ret;
+    const size_t at = (size_t)(2 * AVX512_BCQ_UNITS * span + i) * 128;
+    AVX512_UNROLL for (int p = 0; p < bits; p++) ret.code[p] = block->code[p] + at;
+    ret.nibbles = avx512_compact_fifths(block, bits, span) + 64 + (size_t)i * 64;
+    return ret;
+}
+
 /* The fifth bit of run b of the half to bit 4 of byte b, both rows of a 64-bit lane. */
 AVX512_INLINE __m512i avx512_compact_fifth_at(int unit, int half) {
     uint64_t at = 0;
@@ -46,8 +71,8 @@ AVX512_INLINE __m512i avx512_compact_p16(__m512i nibbles, __m512i fifth, __m512i
 }
 
 /* d of plane p, 32 bits a row. */
-AVX512_INLINE __m512i avx512_compact_d(const uint8_t *block, int unit, int p) {
-    const void *at = block + 256 + 64 * p + 16 * unit;
+AVX512_INLINE __m512i avx512_compact_d(const struct avx512_bcq_block *block, int unit, int p) {
+    const void *at = block->rest + 256 + 64 * p + 16 * unit;
     return _mm512_cvtepu8_epi32(_mm_load_si128(at));
 }
 
@@ -63,8 +88,9 @@ struct avx512_compact_scales {
     __m512 code, offset;
 };
 
-AVX512_INLINE struct avx512_compact_scales avx512_compact_scales(const uint8_t *block, int unit) {
-    const uint8_t *scales = block + 32 * unit;
+AVX512_INLINE struct avx512_compact_scales
+avx512_compact_scales(const struct avx512_bcq_block *block, int unit) {
+    const uint8_t *scales = block->rest + 32 * unit;
     __m512 s0 = _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)scales));
     return (struct avx512_compact_scales){
         .code = _mm512_mul_ps(s0, _mm512_set1_ps(0.5f)),

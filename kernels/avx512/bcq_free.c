@@ -23,27 +23,27 @@ AVX512_INLINE void look_up(const int bits, const int n, const int parts, const i
 
 /* Where a kernel stands in a block. */
 struct place {
-    const uint8_t *code;   /* of the piece's next unit */
+    const struct avx512_bcq_block *block;
+    size_t code;           /* of the piece's unit, from the block's code in each stream */
     const uint8_t *params; /* of the same */
     const struct avx512_bcq_span *x;
     int run, sum; /* the piece's first run in the span, index of its sum of x */
     int words;    /* of the piece */
     bool wide;
-    struct avx512_bcq_ahead ahead;
 };
 
 /* A piece of words. tables: of its first run, first token. */
 AVX512_INLINE void sum_words(const int bits, const int n, const int parts, const struct place *at,
                              const int8_t *tables, struct pieces *s) {
-    const uint8_t *code = at->code;
-    for (int w = 0; w < at->words; w++, code += 64 * bits, tables += 128 * parts) {
+    size_t code = at->code;
+    for (int w = 0; w < at->words; w++, code += 64, tables += 128 * parts) {
         __m512i select[BCQ_MAX_BITS], word[BCQ_MAX_BITS];
         AVX512_UNROLL for (int h = 0; h < 2; h++) {
             AVX512_STEP_FENCE();
             AVX512_UNROLL for (int p = 0; p < bits; p++) {
                 if (!h) {
-                    word[p] = avx512_load(code + 64 * p);
-                    avx512_bcq_prefetch(code + 64 * p, at->ahead);
+                    word[p] = avx512_load(at->block->code[p] + code);
+                    avx512_bcq_prefetch(at->block->code[p] + code);
                 }
                 select[p] = avx512_bcq_select(word[p], h);
             }
@@ -58,8 +58,9 @@ AVX512_INLINE void sum_run(const int bits, const int n, const int parts, const s
     __m512i select[BCQ_MAX_BITS];
     AVX512_STEP_FENCE();
     AVX512_UNROLL for (int p = 0; p < bits; p++) {
-        if (p % 2 == 0) avx512_bcq_prefetch(at->code + 32 * p, at->ahead);
-        select[p] = avx512_bcq_select(avx512_load(at->code + p / 2 * 64), p % 2);
+        const uint8_t *code = at->block->code[p / 2] + at->code;
+        if (p % 2 == 0) avx512_bcq_prefetch(code);
+        select[p] = avx512_bcq_select(avx512_load(code), p % 2);
     }
     look_up(bits, n, parts, 0, select, tables, s);
 }
@@ -101,31 +102,26 @@ AVX512_INLINE void unit_piece(const int bits, const int n, const int parts, cons
     add_piece(bits, n, parts, at->params, at->wide, at->x, at->sum, &s, y);
 }
 
-/* The four units of a piece; returns its end. */
-AVX512_INLINE const uint8_t *piece(const int bits, const int n, const int parts,
-                                   const bool single_run, const struct avx512_bcq_panel *panel,
-                                   const uint8_t *code, struct place *at,
-                                   __m512 (*y)[AVX512_BCQ_COLUMNS]) {
-    const struct avx512_bcq_shape *s = panel->shape;
-    const size_t bytes = 64 * (size_t)(single_run ? (bits + 1) / 2 : at->words * bits);
+/* The four units of a piece. at: at the first. */
+AVX512_INLINE void piece(const int bits, const int n, const int parts, const bool single_run,
+                         const struct avx512_bcq_shape *s, struct place *at,
+                         __m512 (*y)[AVX512_BCQ_COLUMNS]) {
     for (int u = 0; u < AVX512_BCQ_UNITS; u++) {
-        at->code = code;
-        code += bytes;
-        at->params =
-            s->row ? panel->block + (size_t)u * s->params : code + (u % 2 ? s->params : bytes);
         unit_piece(bits, n, parts, single_run, at, y[u]);
-        if (u % 2 == 0 || s->row) continue;
-        for (size_t i = 0; i < 2 * s->params; i += 64) avx512_bcq_prefetch(code + i, s->ahead);
-        code += 2 * s->params;
+        at->code += 64 * (size_t)(single_run ? 1 : at->words);
+        /* Two units' parameters are whole lines. */
+        for (size_t i = 0; u % 2 == 0 && !s->row && i < 2 * s->params; i += 64)
+            avx512_bcq_prefetch(at->params + i);
+        at->params += s->params;
     }
-    return code;
+    if (s->row) at->params = at->block->rest;
 }
 
 AVX512_INLINE void block(const int bits, const int n, const int parts, const bool single_run,
                          const struct avx512_bcq_panel *panel) {
     const struct avx512_bcq_shape *s = panel->shape;
-    const uint8_t *code = panel->block + s->head;
-    struct place at = {.x = panel->spans, .wide = s->wide, .ahead = s->ahead};
+    struct place at = {
+        .block = &panel->block, .params = panel->block.rest, .x = panel->spans, .wide = s->wide};
     __m512 y[AVX512_BCQ_UNITS][AVX512_BCQ_COLUMNS];
     for (int u = 0; u < AVX512_BCQ_UNITS; u++)
         for (int c = 0; c < n; c++) y[u][c] = _mm512_setzero_ps();
@@ -135,7 +131,7 @@ AVX512_INLINE void block(const int bits, const int n, const int parts, const boo
         at.sum = AVX512_BCQ_RUNS / runs - 1 + at.run / runs;
         at.words = avx512_min(runs / 2, s->words - run / 2);
         at.x = avx512_bcq_at(panel->spans, parts, (size_t)(run / AVX512_BCQ_RUNS) * (size_t)n);
-        code = piece(bits, n, parts, single_run, panel, code, &at, y);
+        piece(bits, n, parts, single_run, s, &at, y);
     }
     for (int u = 0; u < AVX512_BCQ_UNITS; u++)
         for (int c = 0; c < n; c++) avx512_bcq_store(panel, u, c, y[u][c]);

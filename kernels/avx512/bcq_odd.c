@@ -35,7 +35,7 @@ static void add_entry(int bits, int n, int parts, const uint8_t *params,
 
 AVX512_INLINE void block(int n, int parts, const struct avx512_bcq_panel *panel) {
     const struct avx512_bcq_shape *s = panel->shape;
-    const uint8_t *at = panel->block;
+    const uint8_t *at = panel->block.rest;
     __m512 y[AVX512_BCQ_UNITS][AVX512_BCQ_COLUMNS];
     for (int u = 0; u < AVX512_BCQ_UNITS; u++)
         for (int c = 0; c < n; c++) y[u][c] = _mm512_setzero_ps();

@@ -1,4 +1,4 @@
-#include "kernels/avx512/bcq.h"
+#include "kernels/avx512/bcq_compact.h"
 
 #include <string.h>
 
@@ -8,7 +8,8 @@
 struct source {
     const struct bcq_view *w;
     const struct avx512_bcq_shape *shape;
-    uint8_t *block;
+    uint8_t *code[BCQ_MAX_BITS]; /* the block's in each stream of it */
+    uint8_t *rest;
     int row;    /* the block's first */
     int n_rows; /* that the matrix has in it */
 };
@@ -52,12 +53,19 @@ static void load_words(__m512i out[16], const struct source *s, int unit, int pl
 
 /* ---- compact ---- */
 
-/* Where the half of 64 inputs of a unit begins. */
-static uint8_t *half_at(const struct source *s, int unit, int half) {
-    size_t bytes = (2 * (size_t)s->shape->bits + 1) * 64, span = (size_t)half / 2;
-    int in_span = avx512_min(2, (s->shape->words + 1) / 2 - half / 2 * 2);
-    return s->block + s->shape->head + span * (64 + 8 * bytes) + 64 +
-           ((size_t)(unit * in_span) + (size_t)half % 2) * bytes;
+/* The number of the half of 64 inputs of a unit in the block, where it has its words of q and p, and where
+ * a span has its fifth bits. */
+static size_t half_of(const struct source *s, int unit, int half) {
+    int span = half / 2, in_span = avx512_min(2, (s->shape->words + 1) / 2 - 2 * span);
+    return (size_t)(2 * AVX512_BCQ_UNITS * span + unit * in_span + half % 2);
+}
+
+static uint8_t *fifths_at(const struct source *s, int span) {
+    return s->rest + avx512_compact_span_at(s->shape->bits, span);
+}
+
+static uint8_t *nibbles_at(const struct source *s, int unit, int half) {
+    return fifths_at(s, half / 2) + 64 + 64 * (half_of(s, unit, half) % (2 * AVX512_BCQ_UNITS));
 }
 
 static void compact_code(const struct source *s, int unit, int first) {
@@ -66,9 +74,9 @@ static void compact_code(const struct source *s, int unit, int first) {
         __m512i v[CHUNK];
         load_words(v, s, unit, p, first);
         for (int i = 0; i < n; i += 2) {
-            uint8_t *half = half_at(s, unit, (first + i) / 2);
-            _mm512_store_si512(half + 64 * p, code_words(v[i]));
-            if (i + 1 < n) _mm512_store_si512(half + 64 * (bits + p), code_words(v[i + 1]));
+            uint8_t *half = s->code[p] + 128 * half_of(s, unit, (first + i) / 2);
+            _mm512_store_si512(half, code_words(v[i]));
+            if (i + 1 < n) _mm512_store_si512(half + 64, code_words(v[i + 1]));
         }
     }
 }
@@ -77,10 +85,10 @@ static void compact_head(const struct source *s) {
     int bits = s->shape->bits;
     for (int i = 0; i < s->n_rows; i++) {
         size_t row = (size_t)(s->row + i);
-        memcpy(s->block + 2 * i, s->w->row_scale + 2 * row, 2);
-        memcpy(s->block + 128 + 2 * i, s->w->row_scale + 2 * row + 1, 2);
+        memcpy(s->rest + 2 * i, s->w->row_scale + 2 * row, 2);
+        memcpy(s->rest + 128 + 2 * i, s->w->row_scale + 2 * row + 1, 2);
         for (int p = 0; p < bits; p++)
-            s->block[256 + 64 * p + i] = s->w->shape[row * (size_t)bits + (size_t)p];
+            s->rest[256 + 64 * p + i] = s->w->shape[row * (size_t)bits + (size_t)p];
     }
 }
 
@@ -124,13 +132,12 @@ static void compact_fields(const struct source *s, int row, int span) {
     uint64_t ps = fields_of_span(p, l->p_stride, w->bias_bits, 8 * span, s->shape);
     /* Two's complement to p + 16; both steps stay inside the bytes. */
     ps = (ps ^ sign) + bytes * (16u - (1u << (w->bias_bits - 1)));
-    uint8_t *fifth = half_at(s, 0, 2 * span) - 64;
-    fifth[4 * (row % 16) + unit] = (uint8_t)_pext_u64(ps, bytes << 4);
-    uint8_t *line = half_at(s, unit, 2 * span) + 128 * s->shape->bits;
+    fifths_at(s, span)[4 * (row % 16) + unit] = (uint8_t)_pext_u64(ps, bytes << 4);
+    uint8_t *line = nibbles_at(s, unit, 2 * span);
     for (int h = 0; h < 2 && 2 * span + h < halves; h++, qs >>= 32, ps >>= 32) {
         uint32_t word = _pdep_u32(nibbles(qs), 0x00ff00ff) | _pdep_u32(nibbles(ps), 0xff00ff00);
         memcpy(line + 4 * (row % 16), &word, 4);
-        line += 64 * (2 * s->shape->bits + 1);
+        line += 64;
     }
 }
 
@@ -213,15 +220,14 @@ static void usual_fields(const struct source *s, int span) {
         for (int i = 0; i < n; i++) {
             const __m512i low = f.q[FIELD_SPANS + i], high = f.high[i];
             const __m128i place = _mm_cvtsi32_si128(8 * unit);
-            uint8_t *line = half_at(s, unit, 2 * (span + i)) + 128 * s->shape->bits;
+            uint8_t *line = nibbles_at(s, unit, 2 * (span + i));
             field_words(words, f.q[i], low, high);
             _mm512_store_si512(line, words[0]);
-            if (2 * (span + i) + 1 < halves)
-                _mm512_store_si512(line + 64 * (2 * s->shape->bits + 1), words[1]);
+            if (2 * (span + i) + 1 < halves) _mm512_store_si512(line + 64, words[1]);
             fifth[i] = _mm512_or_si512(fifth[i], _mm512_sll_epi32(fifth_bits(low, high), place));
         }
     }
-    for (int i = 0; i < n; i++) _mm512_store_si512(half_at(s, 0, 2 * (span + i)) - 64, fifth[i]);
+    for (int i = 0; i < n; i++) _mm512_store_si512(fifths_at(s, span + i), fifth[i]);
 }
 
 static void pack_compact(const struct source *s) {
@@ -239,25 +245,15 @@ static void pack_compact(const struct source *s) {
 
 /* ---- free ---- */
 
-/* Bytes of a unit's code in a piece. */
-static size_t piece_code(const struct avx512_bcq_shape *s, int piece) {
-    if (s->piece == 16) return 64 * (size_t)((s->bits + 1) / 2);
-    int words = s->piece / 32, left = s->words - piece * words;
-    return 64 * (size_t)(s->bits * avx512_min(words, left));
-}
-
-/* Where a unit's code, and its parameters, are in a piece. All pieces before one are whole. */
-static uint8_t *code_at(const struct source *s, int piece, int unit) {
-    size_t params = s->shape->row ? 0 : s->shape->params, code = piece_code(s->shape, piece);
-    return s->block + s->shape->head +
-           (size_t)piece * AVX512_BCQ_UNITS * (piece_code(s->shape, 0) + params) +
-           (size_t)unit * code + (size_t)(unit / 2) * 2 * params;
+/* Where a unit's code is in each stream, from the block's. All pieces before one are whole. */
+static size_t code_at(const struct avx512_bcq_shape *s, int piece, int unit) {
+    int words = s->piece == 16 ? 1 : s->piece / 32;
+    int own = s->piece == 16 ? 1 : avx512_min(words, s->words - piece * words);
+    return 64 * (size_t)(piece * AVX512_BCQ_UNITS * words + unit * own);
 }
 
 static uint8_t *params_at(const struct source *s, int piece, int unit) {
-    const struct avx512_bcq_shape *f = s->shape;
-    if (f->row) return s->block + (size_t)unit * f->params;
-    return code_at(s, piece, unit & ~1) + 2 * piece_code(f, piece) + (size_t)(unit & 1) * f->params;
+    return s->rest + (size_t)(piece * AVX512_BCQ_UNITS + unit) * s->shape->params;
 }
 
 static void free_words(const struct source *s, int unit, int first) {
@@ -267,8 +263,8 @@ static void free_words(const struct source *s, int unit, int first) {
         __m512i v[CHUNK];
         load_words(v, s, unit, p, first);
         for (int w = 0, piece = first / per; w < n; piece++) {
-            uint8_t *to = code_at(s, piece, unit) + 64 * p;
-            for (int end = avx512_min(w + per, n); w < end; w++, to += 64 * bits)
+            uint8_t *to = s->code[p] + code_at(s->shape, piece, unit);
+            for (int end = avx512_min(w + per, n); w < end; w++, to += 64)
                 _mm512_store_si512(to, code_words(v[w]));
         }
     }
@@ -287,9 +283,10 @@ static void free_runs(const struct source *s, int unit, int first) {
             __m512i va = a[w - first], vb = b[w - first];
             __m512i even = _mm512_or_si512(_mm512_and_si512(va, low), _mm512_slli_epi32(vb, 16));
             __m512i odd = _mm512_or_si512(_mm512_srli_epi32(va, 16), _mm512_andnot_si512(low, vb));
-            _mm512_store_si512(code_at(s, 2 * w, unit) + 32 * p, code_words(even));
+            _mm512_store_si512(s->code[p / 2] + code_at(s->shape, 2 * w, unit), code_words(even));
             if (2 * w + 1 < s->shape->runs)
-                _mm512_store_si512(code_at(s, 2 * w + 1, unit) + 32 * p, code_words(odd));
+                _mm512_store_si512(s->code[p / 2] + code_at(s->shape, 2 * w + 1, unit),
+                                   code_words(odd));
         }
     }
 }
@@ -389,7 +386,7 @@ static void odd_row(const struct source *s, uint8_t *unit, int row, int run, int
 }
 
 static void pack_odd(const struct source *s) {
-    uint8_t *at = s->block;
+    uint8_t *at = s->rest;
     for (int run = 0; run < s->shape->runs; run++) {
         int first, last;
         avx512_bcq_groups_of(s->shape, run, &first, &last);
@@ -404,11 +401,13 @@ void avx512_bcq_pack(void *dst, const struct bcq_view *w, int b0, int b1) {
     avx512_bcq_shape(&shape, &w->spec);
     for (int b = b0; b < b1; b++) {
         int row = b * AVX512_BCQ_ROWS;
-        const struct source s = {.w = w,
-                                 .shape = &shape,
-                                 .block = (uint8_t *)dst + (size_t)b * shape.block_bytes,
-                                 .row = row,
-                                 .n_rows = avx512_min(w->spec.rows - row, AVX512_BCQ_ROWS)};
+        struct source s = {.w = w,
+                           .shape = &shape,
+                           .rest = (uint8_t *)dst + avx512_bcq_rest_at(&shape, b),
+                           .row = row,
+                           .n_rows = avx512_min(w->spec.rows - row, AVX512_BCQ_ROWS)};
+        for (int i = 0; i < shape.streams; i++)
+            s.code[i] = (uint8_t *)dst + avx512_bcq_code_at(&shape, i, b);
         if (shape.form == AVX512_BCQ_COMPACT) pack_compact(&s);
         if (shape.form == AVX512_BCQ_FREE) pack_free(&s);
         if (shape.form == AVX512_BCQ_ODD) pack_odd(&s);

@@ -20,16 +20,19 @@ struct expanded {
     __m512i w[PAIRS][UNITS];
 };
 
-/* A block's span: weights, and p + 16 of its halves. at: its fifth bits. */
+/* A block's span: weights, and p + 16 of its halves. */
 AVX512_INLINE void expand(const int bits, struct expanded *out, __m512i (*p16)[UNITS],
-                          const uint8_t *at, const struct avx512_tile_unit *units, int halves) {
-    const __m512i fifth = avx512_load(at);
-    avx512_bcq_prefetch(at, avx512_bcq_ahead_of_small);
-    at += 64;
+                          const struct avx512_bcq_block *block, int span,
+                          const struct avx512_tile_unit *units, int halves) {
+    const uint8_t *fifths = avx512_compact_fifths(block, bits, span);
+    const __m512i fifth = avx512_load(fifths);
+    avx512_bcq_prefetch(fifths);
     for (int u = 0; u < UNITS; u++)
-        for (int half = 0; half < halves; half++, at += (2 * bits + 1) * 64) {
+        for (int half = 0; half < halves; half++) {
+            const struct avx512_compact_half at =
+                avx512_compact_half(block, bits, span, u * halves + half);
             struct avx512_tile_half h;
-            avx512_tile_read(bits, &h, at, fifth, units[u].fifth_at[half]);
+            avx512_tile_read(bits, &h, &at, fifth, units[u].fifth_at[half]);
             p16[half][u] = h.p16;
             AVX512_UNROLL for (int pair = 0; pair < 2; pair++) {
                 __m512i w[16];
@@ -178,7 +181,7 @@ AVX512_INLINE void finish_some(const int n, const struct avx512_tile_totals *tot
 }
 
 static void finish(const struct avx512_tile_totals *totals, const struct avx512_bcq_tile *c,
-                   const uint8_t *block, int b, int first, int t0, int n_tokens) {
+                   const struct avx512_bcq_block *block, int b, int first, int t0, int n_tokens) {
     struct avx512_compact_scales scales[UNITS];
     int t = 0;
     for (int u = 0; u < UNITS; u++) scales[u] = avx512_compact_scales(block, u);
@@ -190,23 +193,22 @@ static void finish(const struct avx512_tile_totals *totals, const struct avx512_
 AVX512_INLINE void block(const int bits, const struct avx512_bcq_tile *c,
                          struct avx512_tile_totals *totals, int b, int t0, int n_tokens) {
     const struct avx512_bcq_shape *s = c->shape;
-    const uint8_t *block = c->packed + (size_t)b * s->block_bytes, *at = block + s->head;
+    const struct avx512_bcq_block block = avx512_bcq_block(s, c->packed, b);
     const int n_halves = (s->words + 1) / 2;
     struct expanded e;
     struct avx512_tile_unit units[UNITS];
     int first = 0; /* span of the first offsets */
-    avx512_tile_units(bits, units, block);
+    avx512_tile_units(bits, units, &block);
     for (int span = 0; span < s->spans; span++) {
         const int halves = avx512_min(n_halves - HALVES * span, HALVES);
         if (span - first == AVX512_TILE_SPANS) {
             keep_offsets(totals, c, first, span, t0, n_tokens);
             first = span;
         }
-        expand(bits, &e, totals->p16 + HALVES * (span - first), at, units, halves);
+        expand(bits, &e, totals->p16 + HALVES * (span - first), &block, span, units, halves);
         multiply(totals, c, &e, span, t0, n_tokens, 32 * halves);
-        at += 64 + (size_t)halves * UNITS * (2 * (size_t)bits + 1) * 64;
     }
-    finish(totals, c, block, b, first, t0, n_tokens);
+    finish(totals, c, &block, b, first, t0, n_tokens);
 }
 
 #define KERNEL(bits)                                                                               \

@@ -45,7 +45,7 @@ AVX512_INLINE __m512i avx512_tile_signed(__m512i to, __mmask64 plus, __m512i d) 
 }
 
 AVX512_INLINE void avx512_tile_units(int bits, struct avx512_tile_unit *units,
-                                     const uint8_t *block) {
+                                     const struct avx512_bcq_block *block) {
     static const __mmask64 plus[BCQ_MAX_BITS][2] = {{0xaaaaaaaaaaaaaaaa, 0xffff0000ffff0000},
                                                     {0xcccccccccccccccc, 0xffffffff00000000}};
     for (int u = 0; u < AVX512_BCQ_UNITS; u++) {
@@ -72,16 +72,17 @@ struct avx512_tile_half {
 };
 
 AVX512_INLINE void avx512_tile_read(const int bits, struct avx512_tile_half *out,
-                                    const uint8_t *code, __m512i fifth, __m512i fifth_at) {
-    const __m512i nibbles = avx512_load(code + 2 * bits * 64);
+                                    const struct avx512_compact_half *at, __m512i fifth,
+                                    __m512i fifth_at) {
+    const __m512i nibbles = avx512_load(at->nibbles);
     AVX512_UNROLL for (int j = 0; j < 2; j++) {
         AVX512_UNROLL for (int p = 0; p < bits; p++) {
-            out->code[j][p] = avx512_load(code + (j * bits + p) * 64);
-            avx512_bcq_prefetch(code + (j * bits + p) * 64, avx512_bcq_ahead_of_small);
+            out->code[j][p] = avx512_load(at->code[p] + 64 * j);
+            avx512_bcq_prefetch(at->code[p] + 64 * j);
         }
         out->q[j] = avx512_compact_q(nibbles, j);
     }
-    avx512_bcq_prefetch(code + 2 * bits * 64, avx512_bcq_ahead_of_small);
+    avx512_bcq_prefetch(at->nibbles);
     out->p16 = avx512_compact_p16(nibbles, fifth, fifth_at);
 }
 
