@@ -48,6 +48,10 @@ static int check_hessian(const struct blockwise_options *o, const struct layer_o
         return error_set(err, -EINVAL,
                          "hessian fisher holds for the weights as they are, learn-transform "
                          "scales them");
+    if (o->hessian == HESSIAN_FISHER && layer->incoherence != LAYER_NATURAL)
+        return error_set(err, -EINVAL,
+                         "hessian fisher weighs single weights, which incoherence mixes with one "
+                         "another: use either");
     if (o->hessian == HESSIAN_GUIDED && (layer->method == LAYER_RTN || layer->method == LAYER_BCQ))
         return error_set(err, -EINVAL,
                          "hessian guided steers the column loop, which this method lacks");
@@ -74,6 +78,10 @@ static int check_training(const struct blockwise_options *o, const struct layer_
         return error_set(err, -EINVAL,
                          "tune-block and learn-clip train codes in the natural basis, incoherence "
                          "stores turned ones: use either");
+    if ((o->tune_epochs > 0 || o->clip_epochs > 0) && layer->pow2)
+        return error_set(err, -EINVAL,
+                         "tune-block and learn-clip move scales off the powers of two that pow2 "
+                         "asks for: use either");
     if (o->clip_epochs > 0 && layer->method != LAYER_GPTQT)
         return error_set(err, -EINVAL,
                          "learn-clip goes on from the range search, which method gptqt alone has");
@@ -81,6 +89,10 @@ static int check_training(const struct blockwise_options *o, const struct layer_
         return error_set(err, -EINVAL,
                          "learn-clip trains the ranges that guided moments would choose anew for "
                          "groups of rows: use either");
+    if (o->clip_epochs > 0 && layer->explore > 0)
+        return error_set(err, -EINVAL,
+                         "learn-clip trains the ranges that explore would choose among: use "
+                         "either");
     return 0;
 }
 

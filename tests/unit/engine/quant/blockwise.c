@@ -337,6 +337,31 @@ Test(blockwise, what_makes_no_sense_is_refused_with_the_reason) {
     scratch_remove(folder);
 }
 
+Test(blockwise, options_that_cannot_meet_are_refused_with_both_names) {
+    static const struct {
+        struct blockwise_options b;
+        struct layer_options l;
+        const char *names[2];
+    } bad[] = {
+        {{.hessian = HESSIAN_FISHER}, {.incoherence = LAYER_TURN_INPUT}, {"fisher", "incoherence"}},
+        {{.hessian = HESSIAN_FISHER}, {.incoherence = LAYER_TURN_BOTH}, {"fisher", "incoherence"}},
+        {{.clip_epochs = 1}, {.pow2 = true}, {"learn-clip", "pow2"}},
+        {{.tune_epochs = 1}, {.pow2 = true}, {"tune-block", "pow2"}},
+        {{.clip_epochs = 1}, {.explore = 2}, {"learn-clip", "explore"}},
+    };
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        struct layer_options l = quick().layer;
+        struct error err;
+        l.incoherence = bad[i].l.incoherence;
+        l.pow2 = bad[i].l.pow2;
+        l.explore = bad[i].l.explore;
+        cr_assert_eq(layer_check(&l, &err), 0, "%s", err.text);
+        cr_assert_eq(blockwise_check(&bad[i].b, &l, false, &err), -EINVAL, "%zu", i);
+        cr_expect(strstr(err.text, bad[i].names[0]) && strstr(err.text, bad[i].names[1]), "%s",
+                  err.text);
+    }
+}
+
 /* Two pieces coded apart against the same rows coded as one: rows are independent given H. */
 Test(stack, pieces_are_the_whole) {
     enum { HEIGHT = 96, COLS = 80, CUT = 40 };
