@@ -177,6 +177,7 @@ int blockwise_open(struct blockwise **ret, const struct blockwise_setup *setup, 
     if (!b) return error_set(err, -ENOMEM, "block: out of memory");
     b->o = setup->options;
     b->layer_options = setup->layer;
+    b->bits = setup->bits;
     b->n_threads = setup->layer->n_threads;
     b->is_static = setup->is_static;
     b->config = source_config(setup->source);

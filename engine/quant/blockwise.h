@@ -68,6 +68,7 @@ struct blockwise_setup {
     const int32_t *tokens;       /* its windows */
     const struct blockwise_options *options;
     const struct layer_options *layer;
+    const int *bits; /* (n_layers, ROLE_COUNT) of each matrix; NULL: those of layer */
     bool is_static;
     size_t memory; /* bytes of each array of states kept in memory at most */
 };

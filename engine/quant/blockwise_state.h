@@ -20,6 +20,7 @@ enum { BLOCKWISE_NAME_SIZE = 192 };
 struct blockwise {
     const struct blockwise_options *o;
     const struct layer_options *layer_options;
+    const int *bits; /* see struct blockwise_setup */
     const struct model_config *config;
     struct model *model;
     struct calibrate *calibrate;

@@ -69,11 +69,13 @@ static int code_group(struct blockwise *b, double *h, int n, enum model_role rol
                       struct layer_result *ret, struct error *err) {
     int first, end;
     struct layer_input *in = NULL;
+    struct layer_options o = *b->layer_options;
+    if (b->bits) o.bits = b->bits[b->layer * ROLE_COUNT + (int)role];
     guide_rows(b->guide, role, group, &first, &end);
-    int r = layer_input_new(&in, h, n, b->layer_options, err);
+    int r = layer_input_new(&in, h, n, &o, err);
     if (r == 0)
         r = layer_quantize(ret, in, b->now.linear[role] + (size_t)first * (size_t)n, end - first,
-                           b->layer_options, err);
+                           &o, err);
     layer_input_free(in);
     return r;
 }

@@ -163,6 +163,7 @@ static int open_model(struct quantize *q, struct error *err) {
                                     .tokens = q->tokens,
                                     .options = &q->o.blockwise,
                                     .layer = &q->o.layer,
+                                    .bits = q->bits,
                                     .is_static = q->o.is_static,
                                     .memory = q->o.state_memory};
     return blockwise_open(&q->blockwise, &setup, err);

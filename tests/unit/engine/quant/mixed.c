@@ -284,6 +284,26 @@ Test(mixed, as_many_bits_as_in_equal_matrices) {
     scratch_remove(folder);
 }
 
+Test(mixed, every_way_to_code_a_matrix_takes_its_bits) {
+    static const struct blockwise_options methods[] = {
+        {.hessian = HESSIAN_FISHER}, {.hessian = HESSIAN_GUIDED}, {.tune_epochs = 1}};
+    char folder[SCRATCH_PATH], out[SCRATCH_PATH];
+    struct quantize_summary summary;
+    struct seen seen;
+    struct error err;
+    scratch_make(folder);
+    scratch_join(out, folder, "out");
+    for (size_t i = 0; i < sizeof methods / sizeof *methods; i++) {
+        struct quantize_options o = quick(2.7);
+        o.blockwise = methods[i];
+        o.force = true;
+        cr_assert_eq(run(out, &o, &seen, &summary, &err), 0, "%s", err.text);
+        cr_expect_geq(check_bits(out), 2, "%zu", i);
+        cr_expect_leq(summary.bits_per_weight, 2.7);
+    }
+    scratch_remove(folder);
+}
+
 Test(mixed, shared_inputs_share_bits_and_loss_needs_no_forward_pass) {
     char folder[SCRATCH_PATH], out[SCRATCH_PATH];
     struct quantize_options o = quick(2.6);
