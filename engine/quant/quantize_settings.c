@@ -77,10 +77,6 @@ static int settle_shard(struct quantize *q, struct error *err) {
     if (r == 0 && !shard_is_whole(&q->shard) && sensitivity_wanted(&o->mixed))
         r = error_set(err, -EINVAL,
                       "layers: the bits of a mixed model depend on all of its blocks");
-    if (r == 0 && !shard_is_whole(&q->shard) && blockwise_wanted(&o->blockwise))
-        r = error_set(
-            err, -EINVAL,
-            "layers: norm-tweak and learn-transform follow a block's output into the next");
     return r;
 }
 

@@ -89,6 +89,30 @@ Test(merge, parts_join_to_the_bytes_of_one_run) {
     scratch_remove(b.folder);
 }
 
+Test(merge, parts_may_look_at_whole_blocks) {
+    static const struct blockwise_options methods[] = {{.hessian = HESSIAN_FISHER},
+                                                       {.hessian = HESSIAN_GUIDED},
+                                                       {.clip_epochs = 1},
+                                                       {.tune_epochs = 1},
+                                                       {.transform = TRANSFORM_GRID}};
+    for (size_t i = 0; i < sizeof methods / sizeof *methods; i++) {
+        struct bench b;
+        struct quantize_summary joined;
+        struct quantize_options o = quick();
+        struct error err;
+        char whole[SCRATCH_PATH];
+        begin(&b);
+        o.blockwise = methods[i];
+        cr_assert_eq(run(scratch_join(whole, b.folder, "whole"), &o, &err), 0, "%s", err.text);
+        add_part(&b, 2, 3, &o);
+        add_part(&b, 0, 2, &o);
+        cr_assert_eq(join(&b, &joined, &err), 0, "%s", err.text);
+        int files = scratch_each(whole, scratch_see_same, b.out);
+        cr_assert_eq(scratch_each(b.out, scratch_see_same, whole), files, "%zu", i);
+        scratch_remove(b.folder);
+    }
+}
+
 Test(merge, an_interrupted_part_goes_on) {
     struct bench b;
     struct quantize_summary joined;
