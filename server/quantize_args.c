@@ -10,6 +10,7 @@
 #include "kernels/error.h"
 #include "server/cli.h"
 #include "server/quantize_block.h"
+#include "server/quantize_idle.h"
 #include "server/quantize_text.h"
 
 enum {
@@ -377,13 +378,25 @@ static void check_tune(const struct quantize_args *args, struct argp_state *stat
                    best);
 }
 
+static void check(struct quantize_args *args, struct argp_state *state) {
+    struct error err;
+    struct quantize_options *o = &args->o;
+    if (!args->out) argp_error(state, "MODEL and OUT are needed");
+    if (args->effort >= 0 && o->layer.method != LAYER_GPTQT)
+        argp_error(state, "--effort is a ladder of method gptqt alone");
+    if (layer_check(&o->layer, &err) < 0) argp_error(state, "%s", err.text);
+    check_tune(args, state);
+    if (args->tune.block && !o->blockwise.tune_epochs) o->blockwise.tune_epochs = BLOCKWISE_EPOCHS;
+    if (blockwise_check(&o->blockwise, &o->layer, o->is_static, &err) < 0 ||
+        quantize_idle_check(args, &err) < 0)
+        argp_error(state, "%s", err.text);
+}
+
 static error_t parse(int key, char *value, struct argp_state *state) {
     struct quantize_args *args = state->input;
     struct error err;
     if (key == ARGP_KEY_INIT) {
-        state->child_inputs[0] = &args->o;
-        state->child_inputs[1] = &args->o.blockwise;
-        state->child_inputs[2] = &args->tune;
+        for (int i = 0; i < 3; i++) state->child_inputs[i] = args;
         return 0;
     }
     if (key == ARGP_KEY_ARGS) {
@@ -391,17 +404,10 @@ static error_t parse(int key, char *value, struct argp_state *state) {
         return 0;
     }
     if (key == ARGP_KEY_END) {
-        if (!args->out) argp_error(state, "MODEL and OUT are needed");
-        if (args->effort >= 0 && args->o.layer.method != LAYER_GPTQT)
-            argp_error(state, "--effort is a ladder of method gptqt alone");
-        if (layer_check(&args->o.layer, &err) < 0) argp_error(state, "%s", err.text);
-        check_tune(args, state);
-        if (args->tune.block && !args->o.blockwise.tune_epochs)
-            args->o.blockwise.tune_epochs = BLOCKWISE_EPOCHS;
-        if (blockwise_check(&args->o.blockwise, &args->o.layer, args->o.is_static, &err) < 0)
-            argp_error(state, "%s", err.text);
+        if (args->effort < 0 || args->over_effort) check(args, state);
         return 0;
     }
+    quantize_typed_add(&args->typed, options, key);
     int r = method_option(args, key, value, &err);
     if (r > 0) r = size_option(args, key, value, &err);
     if (r > 0) r = other_option(args, key, value, &err);
@@ -427,7 +433,8 @@ static const struct argp argp = {
 /* first: the line as it was read without an effort; NULL then. */
 static void parse_over(struct quantize_args *args, int argc, char **argv,
                        const struct quantize_args *first, bool tune) {
-    *args = (struct quantize_args){.argc = argc, .argv = argv, .effort = -1};
+    *args = (struct quantize_args){
+        .argc = argc, .argv = argv, .effort = -1, .over_effort = first != NULL};
     quantize_defaults(&args->o);
     /* Costs nothing measurable: engine/quant/README.md, The output matrix. */
     args->o.output_bits = 8;
@@ -436,7 +443,8 @@ static void parse_over(struct quantize_args *args, int argc, char **argv,
     argp_parse(&argp, argc, argv, 0, NULL, args);
 }
 
-/* An effort lies under the flags wherever it stands among them: the line is read again over it.
+/* An effort lies under the flags wherever it stands among them: the line is read again over it, and
+ * checked then.
  * The best one tunes where tuning can be. */
 void quantize_args_parse(struct quantize_args *ret, int argc, char **argv) {
     argp_err_exit_status = CLI_USAGE;

@@ -5,6 +5,7 @@
 #include "engine/quant/blockwise.h"
 #include "kernels/error.h"
 #include "server/cli.h"
+#include "server/quantize_args.h"
 
 enum {
     OPT_NORM_TWEAK = 2048,
@@ -73,8 +74,10 @@ static int take(struct blockwise_options *o, int key, const char *value, struct 
 }
 
 static error_t parse(int key, char *value, struct argp_state *state) {
+    struct quantize_args *args = state->input;
     struct error err;
-    int r = take(state->input, key, value, &err);
+    quantize_typed_add(&args->typed, options, key);
+    int r = take(&args->o.blockwise, key, value, &err);
     return cli_parsed(r, state, &err);
 }
 

@@ -5,6 +5,7 @@
 #include "engine/quant/quantize.h"
 #include "kernels/error.h"
 #include "server/cli.h"
+#include "server/quantize_args.h"
 
 enum {
     OPT_WINDOWS = 3072,
@@ -105,8 +106,10 @@ static int take(struct quantize_options *o, int key, const char *value, struct e
 }
 
 static error_t parse(int key, char *value, struct argp_state *state) {
+    struct quantize_args *args = state->input;
     struct error err;
-    int r = take(state->input, key, value, &err);
+    quantize_typed_add(&args->typed, options, key);
+    int r = take(&args->o, key, value, &err);
     return cli_parsed(r, state, &err);
 }
 

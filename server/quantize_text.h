@@ -10,7 +10,7 @@
 
 #include <argp.h>
 
-/* A child of the program's parser; its input is a struct quantize_options. */
+/* A child of the program's parser; its input is a struct quantize_args. */
 extern const struct argp quantize_text_argp;
 
 #endif

@@ -77,12 +77,14 @@ static int take(struct quantize_tune *t, int key, const char *value, struct erro
 }
 
 static error_t parse(int key, char *value, struct argp_state *state) {
-    struct quantize_tune *t = state->input;
+    struct quantize_args *args = state->input;
+    struct quantize_tune *t = &args->tune;
     struct error err;
     if (key == ARGP_KEY_END) {
         if (t->from && t->o.mode == TUNE_NONE) argp_error(state, "--tune-from needs --tune");
         return 0;
     }
+    quantize_typed_add(&args->typed, options, key);
     int r = take(t, key, value, &err);
     return cli_parsed(r, state, &err);
 }

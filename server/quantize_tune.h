@@ -21,7 +21,7 @@ struct quantize_tune {
     const char *from; /* the checkpoint to tune; NULL: one that is made first */
 };
 
-/* A child of the program's parser; its input is a struct quantize_tune. */
+/* A child of the program's parser; its input is a struct quantize_args. */
 extern const struct argp quantize_tune_argp;
 
 /* args->tune.o.mode is not TUNE_NONE. make() quantizes args->model to

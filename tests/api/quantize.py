@@ -14,6 +14,9 @@ import subprocess
 import sys
 import tempfile
 
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "bench"))
+import quality_rows  # noqa: E402
+
 FOLDER, STORIES = sys.argv[1:3]
 GPTQT, QUANTIZE = os.path.join(FOLDER, "gptqt"), os.path.join(FOLDER, "gptqt-quantize")
 NAN, INF = 0x7FC0, 0x7F80  # bf16, as the model's weights are
@@ -226,6 +229,51 @@ def what_tuning_cannot_do_is_told_before_the_work():
             assert os.listdir(p.path) == ["text"], (flags, os.listdir(p.path))
 
 
+def try_flags(line, *places):
+    """How the quantizer ends on a line without a model: 2 where it refuses the flags, else 1."""
+    done = subprocess.run([QUANTIZE, *line.split(), *places], capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stderr.strip().splitlines()[0]
+
+
+def flags_that_can_do_nothing_are_refused_with_what_they_need():
+    idle = {
+        "--min-mse": "--method", "--bcq-bias": "--method bcq", "--method=rtn --asymmetric": "--method gptqt",
+        "--asymmetric --pow2": "--pow2", "--method=gptq --ranges=4": "--method gptqt",
+        "--method=gptq-bcq --params=free --step-bits=4": "--method gptqt", "--method=rtn --weighting=u": "--min-mse",
+        "--params=free --scale-bits=4": "--params compact", "--params=free --bias-bits=4": "--params compact",
+        "--beam=4": "--codes beam", "--codes=cd --beam=4": "--codes beam", "--mixed-by=kl": "--mixed",
+        "--mixed=none --mixed-per=input": "--mixed", "--effort=fast --mixed-by=loss": "--mixed",
+        "--effort=normal --learn-clip --mixed-by=loss": "--mixed", "--hessian-groups=2": "--hessian guided",
+        "--hessian=fisher --hessian-groups=2": "--hessian guided", "--tune-steps=4": "--tune scales",
+        "--tune=block --tune-rate=0.1": "--tune scales", "--effort=best --tune=none --tune-ctx=64": "--tune scales",
+        "--tune-tokens=64": "--tune scales", "--tune-stop-after=2": "--tune scales", "-f TEXT --seed=1": "--calibration",
+        "--tune=e2e --tune-from=DIR --bits=2": "--tune-from", "--tune=e2e --tune-from=DIR --windows=8": "--tune-from",
+        "--tune=e2e --tune-from=DIR --effort=normal": "--tune-from", "--merge --bits=2": "--merge",
+        "--merge --refine=2": "--merge",
+    }
+    for line, needs in idle.items():
+        status, said = try_flags(line, "MODEL", "OUT")
+        flag = line.split()[-1].split("=", maxsplit=1)[0]
+        flag = "--asymmetric" if "--pow2" in line else flag
+        assert status == 2 and f"{flag} has no effect" in said and needs in said, (line, status, said)
+    for line in ("--method=rtn --min-mse --weighting=none", "--method=bcq --params=free --bcq-bias", "--codes=beam --beam=4",
+                 "--effort=normal --mixed-by=kl --mixed-per=input", "--mixed=2.5 --mixed-by=loss", "--seed=1",
+                 "--hessian=guided --hessian-groups=2", "--effort=best --tune-steps=4", "-f TEXT --seed=1 --tune=e2e",
+                 "--tune=scales --tune-from=DIR --tune-rate=0.1 -f TEXT --seed=1 --threads=1 --force --json",
+                 "--merge --force --json --threads=1"):
+        status, said = try_flags(line, os.path.join(FOLDER, "nothing"), os.path.join(FOLDER, "nothing", "out"))
+        assert status == 1, (line, said)
+
+
+def every_row_of_the_table_of_methods_is_accepted():
+    rows = [row for model in quality_rows.for_table() for row in quality_rows.rows(model) if row.bits]
+    lines = {" ".join(row.flags) + ("" if row.own_text else " --calibration=TEXT") for row in rows}
+    assert len(lines) > 100, len(lines)
+    for line in sorted(lines):
+        status, said = try_flags(f"--bits=3 --output-bits=16 {line}", os.path.join(FOLDER, "nothing"), "OUT")
+        assert status == 1, (line, said)
+
+
 def same(a, b):
     names = sorted(os.listdir(a))
     return names == sorted(os.listdir(b)) and not filecmp.cmpfiles(a, b, names, shallow=False)[1]
@@ -313,6 +361,8 @@ TESTS = [
     a_shape_that_is_wrong_in_a_late_block_shows_at_once,
     an_output_that_cannot_be_is_refused,
     what_tuning_cannot_do_is_told_before_the_work,
+    flags_that_can_do_nothing_are_refused_with_what_they_need,
+    every_row_of_the_table_of_methods_is_accepted,
     a_full_disk_is_told_and_the_run_goes_on_afterwards,
     a_disk_that_fills_up_is_told,
     a_run_killed_at_any_moment_goes_on_to_the_same_bytes,
