@@ -365,6 +365,28 @@ static void take_arguments(struct quantize_args *args, struct argp_state *state)
     state->next = state->argc;
 }
 
+/* What a flag meets in an effort's steps, told without the names of flags that nobody typed. */
+static void check_effort(const struct quantize_args *args, struct argp_state *state) {
+    if (args->effort < 0) return;
+    const char *effort = effort_name((enum effort)args->effort);
+    const struct quantize_options *o = &args->o;
+    const char *flag = o->blockwise.tweak != TWEAK_NONE ? "--norm-tweak"
+                       : o->target != QUANTIZE_WEIGHTS  ? "--target"
+                                                        : NULL;
+    if (o->layer.method != LAYER_GPTQT)
+        argp_error(state, "--effort is a ladder of method gptqt alone");
+    if (flag && o->is_static && !quantize_typed_has(&args->typed, "static"))
+        argp_error(state,
+                   "%s follows the coded blocks, but --effort %s takes the original's inputs here: "
+                   "--sequential beside it takes the coded ones",
+                   flag, effort);
+    if (o->layer.pow2 && o->layer.refine && !quantize_typed_has(&args->typed, "refine"))
+        argp_error(state,
+                   "--effort %s refines scales off the powers of two of --pow2: --refine 0 beside "
+                   "it leaves them",
+                   effort);
+}
+
 static void check_tune(const struct quantize_args *args, struct argp_state *state) {
     static const char best[] = "(--effort best tunes unless --tune none is there)";
     if (args->tune.o.mode == TUNE_NONE) return;
@@ -376,14 +398,17 @@ static void check_tune(const struct quantize_args *args, struct argp_state *stat
     if (args->o.layer.incoherence != LAYER_NATURAL)
         argp_error(state, "--tune cannot pass rotations: it does not go with --incoherence %s",
                    best);
+    if (args->o.layer.pow2)
+        argp_error(state,
+                   "--tune moves scales off the powers of two: it does not go with --pow2 %s",
+                   best);
 }
 
 static void check(struct quantize_args *args, struct argp_state *state) {
     struct error err;
     struct quantize_options *o = &args->o;
     if (!args->out) argp_error(state, "MODEL and OUT are needed");
-    if (args->effort >= 0 && o->layer.method != LAYER_GPTQT)
-        argp_error(state, "--effort is a ladder of method gptqt alone");
+    check_effort(args, state);
     if (layer_check(&o->layer, &err) < 0) argp_error(state, "%s", err.text);
     check_tune(args, state);
     if (args->tune.block && !o->blockwise.tune_epochs) o->blockwise.tune_epochs = BLOCKWISE_EPOCHS;

@@ -222,7 +222,8 @@ def an_output_that_cannot_be_is_refused():
 def what_tuning_cannot_do_is_told_before_the_work():
     with Place() as p:
         for flags in (["--tune=e2e", "--incoherence=input"], ["--effort=best", "--incoherence=both"],
-                      ["--effort=best", "--codec=pvq"], ["--tune=scales", "--layers=0:2"]):
+                      ["--effort=best", "--codec=pvq"], ["--tune=scales", "--layers=0:2"], ["--tune=e2e", "--pow2"],
+                      ["--effort=best", "--pow2", "--refine=0"]):
             done = subprocess.run(p.command(STORIES, *flags), capture_output=True, text=True, timeout=120, check=False)
             what = flags[1].split("=", maxsplit=1)[0]
             assert done.returncode == 2 and "--tune" in done.stderr and what in done.stderr, (flags, done.stderr[-300:])
@@ -262,6 +263,17 @@ def flags_that_can_do_nothing_are_refused_with_what_they_need():
                  "--tune=scales --tune-from=DIR --tune-rate=0.1 -f TEXT --seed=1 --threads=1 --force --json",
                  "--merge --force --json --threads=1"):
         status, said = try_flags(line, os.path.join(FOLDER, "nothing"), os.path.join(FOLDER, "nothing", "out"))
+        assert status == 1, (line, said)
+
+
+def what_an_effort_stands_in_the_way_of_is_told_with_the_way_out():
+    for line, words in (("--effort=fast --norm-tweak=fit", ("--norm-tweak", "--effort fast", "--sequential")),
+                        ("--effort=fast --target=output", ("--target", "--effort fast", "--sequential")),
+                        ("--effort=normal --hessian=guided --norm-tweak=fit", ("--effort normal", "--sequential")),
+                        ("--effort=fast --pow2", ("--effort fast", "--pow2", "--refine 0"))):
+        status, said = try_flags(line, "MODEL", "OUT")
+        assert status == 2 and all(word in said for word in words) and "static" not in said, (line, said)
+        status, said = try_flags(f"{line} --sequential --refine=0", os.path.join(FOLDER, "nothing"), "OUT")
         assert status == 1, (line, said)
 
 
@@ -362,6 +374,7 @@ TESTS = [
     an_output_that_cannot_be_is_refused,
     what_tuning_cannot_do_is_told_before_the_work,
     flags_that_can_do_nothing_are_refused_with_what_they_need,
+    what_an_effort_stands_in_the_way_of_is_told_with_the_way_out,
     every_row_of_the_table_of_methods_is_accepted,
     a_full_disk_is_told_and_the_run_goes_on_afterwards,
     a_disk_that_fills_up_is_told,
