@@ -243,6 +243,13 @@ AVX512_INLINE void avx512_bcq_groups_of(const struct avx512_bcq_shape *s, int ru
 
 AVX512_INLINE __m512i avx512_load(const void *p) { return _mm512_load_si512(p); }
 
+/* For what several instructions need: gcc 12 would have each load it again. */
+AVX512_INLINE __m512i avx512_load_once(const void *p) {
+    __m512i v = _mm512_load_si512(p);
+    __asm__("" : "+v"(v));
+    return v;
+}
+
 AVX512_INLINE void avx512_bcq_prefetch(const uint8_t *line) {
     _mm_prefetch((const char *)((uintptr_t)line + AVX512_BCQ_FAR), _MM_HINT_T1);
     _mm_prefetch((const char *)((uintptr_t)line + AVX512_BCQ_NEAR), _MM_HINT_T0);

@@ -2,8 +2,8 @@
 
 /* One run of a plane is one group or part of one: d_i is the unsigned operand of vpdpbusd, so
  * the planes of a run share an accumulator (one for low, one for high bytes). Its sums are at
- * most 4 * 128 * 63 and fit 16 bits: those of two runs are put side by side and multiplied by
- * their q with one vpdpwssd. p + 16 is the unsigned operand for the sums over runs. */
+ * most 4 * 128 * 63 and fit 16 bits: vpdpwssd multiplies them by q. p + 16 is the unsigned operand
+ * for the sums over runs. */
 
 /* Constants of a unit. */
 struct unit {
@@ -15,10 +15,28 @@ struct unit {
 AVX512_INLINE void look_up(const int bits, const int parts, const int8_t (*table)[64],
                            const __m512i *select, const __m512i *d, __m512i *a) {
     AVX512_UNROLL for (int part = 0; part < parts; part++) {
-        const __m512i t = avx512_load(table[part]);
+        const __m512i t = avx512_load_once(table[part]);
         a[part] = _mm512_setzero_si512();
         AVX512_UNROLL for (int p = 0; p < bits; p++) a[part] =
             _mm512_dpbusd_epi32(a[part], d[p], _mm512_permutexvar_epi8(select[p], t));
+    }
+}
+
+/* low, high += q times the sums of runs 2j and 2j + 1. Whole inputs: a product for each run, whose q has
+ * nothing in the upper word; one for both would take a permutation of three operations. Rounded ones have
+ * half as many sums, and a shift and a blend are less than the other q. */
+AVX512_INLINE void add_runs(const int parts, const int j, __m512i nibbles, __m512i (*a)[2],
+                            __m512i *low, __m512i *high) {
+    if (parts == 1) {
+        const __m512i sums =
+            _mm512_mask_blend_epi16(0xaaaaaaaa, a[0][0], _mm512_slli_epi32(a[1][0], 16));
+        *low = _mm512_dpwssd_epi32(*low, sums, avx512_compact_q(nibbles, j));
+        return;
+    }
+    AVX512_UNROLL for (int h = 0; h < 2; h++) {
+        const __m512i q = avx512_compact_q_of_run(nibbles, j, h);
+        *low = _mm512_dpwssd_epi32(*low, a[h][0], q);
+        *high = _mm512_dpwssd_epi32(*high, a[h][1], q);
     }
 }
 
@@ -27,13 +45,9 @@ AVX512_INLINE void half_unit(const int bits, const int n, const int parts,
                              const struct avx512_compact_half *at, __m512i fifth, __m512i fifth_at,
                              const __m512i *d, const struct avx512_bcq_span *x, int half,
                              __m512i *low, __m512i *high, struct avx512_compact_sums *sums) {
-    const __m512i pairs =
-        _mm512_set_epi16(62, 30, 60, 28, 58, 26, 56, 24, 54, 22, 52, 20, 50, 18, 48, 16, 46, 14, 44,
-                         12, 42, 10, 40, 8, 38, 6, 36, 4, 34, 2, 32, 0);
-    const __m512i q = avx512_load(at->nibbles);
+    const __m512i nibbles = avx512_load(at->nibbles);
     AVX512_UNROLL for (int j = 0; j < 2; j++) {
         __m512i select[2][BCQ_MAX_BITS], word[BCQ_MAX_BITS];
-        const __m512i qj = avx512_compact_q(q, j);
         AVX512_UNROLL for (int c = 0; c < n; c++) {
             __m512i a[2][2];
             AVX512_UNROLL for (int h = 0; h < 2; h++) {
@@ -49,15 +63,11 @@ AVX512_INLINE void half_unit(const int bits, const int n, const int parts,
                         avx512_bcq_at(x, parts, (size_t)c)->table + (half * 4 + j * 2 + h) * parts,
                         select[h], d, a[h]);
             }
-            low[c] =
-                _mm512_dpwssd_epi32(low[c], _mm512_permutex2var_epi16(a[0][0], pairs, a[1][0]), qj);
-            if (parts == 2)
-                high[c] = _mm512_dpwssd_epi32(
-                    high[c], _mm512_permutex2var_epi16(a[0][1], pairs, a[1][1]), qj);
+            add_runs(parts, j, nibbles, a, &low[c], &high[c]);
         }
     }
     avx512_bcq_prefetch(at->nibbles);
-    const __m512i p16 = avx512_compact_p16(q, fifth, fifth_at);
+    const __m512i p16 = avx512_compact_p16(nibbles, fifth, fifth_at);
     AVX512_UNROLL for (int c = 0; c < n; c++) {
         const int32_t *r = avx512_bcq_at(x, parts, (size_t)c)->run_sums + 2 * half;
         sums[c].low = _mm512_dpbusd_epi32(sums[c].low, p16, _mm512_set1_epi32(r[0]));

@@ -60,6 +60,13 @@ AVX512_INLINE __m512i avx512_compact_q(__m512i nibbles, int j) {
                             _mm512_set1_epi32(0x000f000f));
 }
 
+/* q of run 2j + h in the lower word of each row, 0 in the upper one. */
+AVX512_INLINE __m512i avx512_compact_q_of_run(__m512i nibbles, const int j, const int h) {
+    const int at = 4 * j + 16 * h;
+    return _mm512_and_si512(at ? _mm512_srli_epi32(nibbles, (unsigned)at) : nibbles,
+                            _mm512_set1_epi32(15));
+}
+
 /* p + 16 of four runs in the order of their bytes. */
 AVX512_INLINE __m512i avx512_compact_p16(__m512i nibbles, __m512i fifth, __m512i fifth_at) {
     /* Runs 0 to 3 have their nibbles at bits 8, 24, 12, 28 of the word. */

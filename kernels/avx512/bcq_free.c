@@ -14,7 +14,7 @@ AVX512_INLINE void look_up(const int bits, const int n, const int parts, const i
     AVX512_UNROLL for (int c = 0; c < n; c++) {
         const int8_t *table = tables + (size_t)c * avx512_bcq_span_bytes(parts);
         AVX512_UNROLL for (int part = 0; part < parts; part++) {
-            const __m512i t = avx512_load(table + 64 * part);
+            const __m512i t = avx512_load_once(table + 64 * part);
             AVX512_UNROLL for (int p = 0; p < bits; p++) s->a[c][p][chain] = _mm512_dpbusd_epi32(
                 s->a[c][p][chain], part ? k254 : one, _mm512_permutexvar_epi8(select[p], t));
         }
