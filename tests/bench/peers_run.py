@@ -67,7 +67,7 @@ class Machine:
         elif what.startswith("batch"):
             prompt, gen, batch = BATCH_PROMPT, sizes.batch_gen, int(what.split()[1])
         facts = json.loads(self.run([self.gptqt, "bench", path, "--json", "--prompt", str(prompt), "--gen", str(gen),
-                                     "--batch", str(batch), "--threads", str(threads)]))
+                                     "--batch", str(batch), "--threads", str(threads), "--no-read"]))
         # The mean over all steps, as llama.cpp has it: a median would leave disturbed steps out.
         return facts["prefill_tokens_per_second" if what == "prefill" else "decode_mean_tokens_per_second"]
 
