@@ -12,7 +12,9 @@
 
 #include "kernels/backend.h"
 #include "kernels/cpu/features.h"
+#include "kernels/cpu/pool.h"
 #include "kernels/error.h"
+#include "tests/bench/fork_cost.h"
 #include "tests/bench/limits.h"
 #include "tests/support/matrix.h"
 
@@ -376,6 +378,18 @@ static int open_backend(struct rig *rig, int t, struct error *err) {
     return rc;
 }
 
+static int bench_fork(struct error *err) {
+    static const double target = 0.5;
+    struct pool *pool;
+    int rc = pool_open(&pool, 2, err);
+    if (rc < 0) return rc;
+    double us = fork_cost(pool) * 1e6;
+    printf("fork and join of two threads: %.2f us, target %.1f %s\n", us, target,
+           us <= target ? "met" : "missed");
+    pool_close(pool);
+    return 0;
+}
+
 static int bench(const struct options *options, struct error *err) {
     struct rig *rig = calloc(1, sizeof *rig);
     if (!rig) return error_set(err, -ENOMEM, "no memory");
@@ -386,7 +400,8 @@ static int bench(const struct options *options, struct error *err) {
         printf("level %s, FMA peak %.0f GFLOP/s\n", options->level,
                limits_fma(options->wide) * 1e-9);
         limits_print(rig->limits);
-        if (!options->only_limits) rc = bench_all(rig, err);
+        rc = bench_fork(err);
+        if (!rc && !options->only_limits) rc = bench_all(rig, err);
     }
     for (int t = 0; t < 2; t++) {
         if (!rig->backends[t]) continue;
