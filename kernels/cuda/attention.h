@@ -15,7 +15,13 @@
 
 #include "kernels/cuda/gpu.h"
 
-enum { KV_TOKENS = 16, SPLIT = 128, MAX_HEAD_DIM = 256, TILE_TOKENS = 16 };
+enum {
+    KV_TOKENS = 16,
+    SPLIT = 128,
+    SPLIT_BLOCKS = SPLIT / KV_TOKENS,
+    MAX_HEAD_DIM = 256,
+    TILE_TOKENS = 16
+};
 
 /* A layer's pool: (blocks, n_kv_heads, K and V, KV_TOKENS, padded), rows padded with zeros. */
 struct kv_pool {
@@ -27,7 +33,7 @@ struct batch_tables {
     const int32_t *positions, *seqs, *blocks;
     const int32_t
         *tiles; /* (n_tiles, TILE_TOKENS): tokens of one sequence, -1 where there is none */
-    int max_blocks, n_tiles;
+    int max_blocks, n_tiles; /* max_blocks: a multiple of SPLIT_BLOCKS */
 };
 
 cudaError_t kv_store_run(const struct kv_pool *kv, const struct batch_tables *batch, const float *k,

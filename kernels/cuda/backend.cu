@@ -184,11 +184,23 @@ static int make_tiles(int32_t *tiles, int32_t *open, const struct batch *batch) 
     return n;
 }
 
-/* Tokens, positions, sequences, tiles and block tables travel in one copy. */
+/* Rows of a table of blocks, `row` apart on the device. */
+static void lay_blocks(int32_t *to, size_t row, const struct batch *batch) {
+    size_t have = (size_t)batch->max_blocks;
+    for (size_t s = 0; s < (size_t)batch->n_seqs; s++) {
+        if (have) memcpy(to + s * row, batch->blocks + s * have, have * sizeof *to);
+        memset(to + s * row + have, 0, (row - have) * sizeof *to);
+    }
+}
+
+/* Tokens, positions, sequences, tiles and block tables travel in one copy. Rows of the table grow as
+ * attention's pieces do: a graph has their length among its arguments, and one more block would be
+ * another graph every 16 tokens. */
 static void gpu_begin(struct backend *be, const struct batch *batch) {
     struct gpu *gpu = gpu_of(be);
     size_t n = (size_t)batch->n_tokens, n_seqs = (size_t)batch->n_seqs;
-    size_t blocks = n_seqs * (size_t)batch->max_blocks;
+    size_t row = ((size_t)batch->max_blocks + SPLIT_BLOCKS - 1) / SPLIT_BLOCKS * SPLIT_BLOCKS;
+    size_t blocks = n_seqs * row;
     size_t most = (3 + TILE_TOKENS) * n + blocks + n_seqs;
     queue_flush(gpu);
     gpu->n_tokens = gpu->n_rows = batch->n_tokens;
@@ -206,7 +218,7 @@ static void gpu_begin(struct backend *be, const struct batch *batch) {
     memcpy(all + 2 * n, batch->seqs, n * sizeof *all);
     int n_tiles = make_tiles(all + 3 * n, all + most - n_seqs, batch);
     size_t at = 3 * n + (size_t)n_tiles * TILE_TOKENS, words = at + blocks;
-    if (blocks) memcpy(all + at, batch->blocks, blocks * sizeof *all);
+    lay_blocks(all + at, row, batch);
     int32_t *to = static_cast<int32_t *>(gpu->batch_room.data);
     /* From pageable memory: the bytes have been taken when this returns. */
     gpu_good(gpu,
@@ -214,7 +226,7 @@ static void gpu_begin(struct backend *be, const struct batch *batch) {
              "a batch's tables");
     free(all);
     gpu->tokens = to;
-    gpu->batch = batch_tables{to + n, to + 2 * n, to + at, to + 3 * n, batch->max_blocks, n_tiles};
+    gpu->batch = batch_tables{to + n, to + 2 * n, to + at, to + 3 * n, (int)row, n_tiles};
 }
 
 static struct backend_ops make_ops() {

@@ -12,6 +12,7 @@
 
 struct backend *be;
 struct ops ref;
+void (*graph_counts)(long *captures, long *replays);
 static long n_expectations;
 static int n_failures;
 static int eighth = -1; /* of the cases; all when negative */
@@ -103,6 +104,7 @@ static const struct {
     {"top", check_top},
     {"attention", check_attention},
     {"steps", check_steps},
+    {"graphs", check_graphs},
     {"dense", check_dense},
     {"whole", check_whole},
     {"compact", check_compact},
@@ -144,6 +146,7 @@ int main(int argc, char **argv) {
     struct error err;
     if (!get || get()->n_ops != sizeof(struct backend_ops) || get()->version != GPU_PLUGIN_VERSION)
         return printf("Bail out! not a plugin of this version\n"), 1;
+    *(void **)&graph_counts = dlsym(library, "gptqt_emu_graphs");
     if (get()->open(&be, 1, &err)) return printf("Bail out! %s\n", err.text), 1;
     ops_init_ref(&ref);
     bool good = run_parts(argc > 2 ? argv[2] : NULL);

@@ -25,6 +25,9 @@ enum { MAX_N = 400, N_BLOCKS = 64 };
 extern struct backend *be;
 extern struct ops ref;
 
+/* Of the emulation: graphs made and launched so far; NULL on a GPU. */
+extern void (*graph_counts)(long *captures, long *replays);
+
 /* Whether a case belongs to another eighth than the one asked for. */
 bool is_left_out(int turn);
 /* Whether small cases are asked for. */
@@ -58,6 +61,7 @@ void check_sections(void);
 void check_not_finite(void);
 /* Whole steps. */
 void check_steps(void);
+void check_graphs(void);
 void check_attention(void);
 /* The rest. */
 void check_norm(void);

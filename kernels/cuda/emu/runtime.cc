@@ -43,6 +43,7 @@ std::map<const char *, allocation> memory;
 std::set<cudaStream_t> streams;
 size_t device_used[MAX_DEVICES]; /* bytes of device memory, without what is pinned */
 long n_allocations, n_launches;
+long n_captures, n_replays;
 int current;  /* the device */
 bool several; /* a device but the first has been chosen */
 cudaError_t last;
@@ -153,6 +154,12 @@ void check_argument(cudaStream_t stream, const void *argument, size_t bytes) {
 }
 
 } // namespace emu
+
+extern "C" __attribute__((visibility("default"))) void gptqt_emu_graphs(long *captures,
+                                                                         long *replays) {
+    *captures = n_captures;
+    *replays = n_replays;
+}
 
 const char *cudaGetErrorString(cudaError_t code) {
     switch (code) {
@@ -352,11 +359,13 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
 
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
     *exec = new emu_graph{*graph};
+    n_captures++;
     return cudaSuccess;
 }
 
 /* Its launches count as if they were made one by one. */
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    n_replays++;
     for (const std::function<void()> &work : exec->work) {
         if (fails("GPTQT_EMU_FAIL_LAUNCH", &n_launches)) return note(cudaErrorLaunchFailure);
         emu::enqueue(stream, work);

@@ -88,6 +88,9 @@ template <class F> cudaError_t cudaFuncSetAttribute(F *, cudaFuncAttribute, int 
     return bytes <= 227 * 1024 ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+/* How many graphs have been made and how often one was launched; for tests, which find it by name. */
+extern "C" void gptqt_emu_graphs(long *captures, long *replays);
+
 namespace emu {
 
 void enqueue(cudaStream_t stream, std::function<void()> work);
