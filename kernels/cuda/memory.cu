@@ -77,8 +77,11 @@ const void *gpu_constant(struct gpu *gpu, const void *host, size_t bytes) {
     gpu_release(gpu, GPU_WORK, c->data, c->data ? c->bytes : 0);
     free(c->host);
     *c = constant{malloc(bytes), NULL, bytes};
-    if (!c->host || gpu_alloc(gpu, GPU_WORK, &c->data, bytes, NULL)) {
-        if (!gpu->rc) gpu->rc = error_set(&gpu->failure, -ENOMEM, "no memory for constants");
+    struct error err;
+    int rc = c->host ? gpu_alloc(gpu, GPU_WORK, &c->data, bytes, &err)
+                     : error_set(&err, -ENOMEM, "no memory for constants");
+    if (rc) {
+        if (!gpu->rc) gpu->rc = error_set(&gpu->failure, rc, "constants: %s", err.text);
         return NULL;
     }
     memcpy(c->host, host, bytes);

@@ -19,7 +19,7 @@ indices here;
 
 namespace {
 
-enum { WARP = 32, GROUP = 128, SLOT = 64, MOST_SHARED = 227 * 1024 };
+enum { WARP = 32, GROUP = 128, SLOT = 64 };
 enum state { READY, AT_BARRIER, AT_WARP, AT_GROUP, DONE };
 
 struct warp {
@@ -277,9 +277,9 @@ void *shared_array(place at, size_t bytes) {
     if (!p) p = poisoned(bytes);
     size_t all = 0;
     for (const piece &each : allocated) all += each.bytes;
-    if (all > MOST_SHARED)
-        fault(at, "%zu bytes of shared memory, declared and dynamic; a block has %d", all,
-              (int)MOST_SHARED);
+    if (all > most_shared())
+        fault(at, "%zu bytes of shared memory, declared and dynamic; a block has %zu", all,
+              most_shared());
     return p;
 }
 

@@ -30,7 +30,26 @@ struct emu_graph {
 
 namespace {
 
-enum { MAX_THREADS = 1024, MAX_SHARED = 227 * 1024, MAX_GRID_YZ = 65535, MAX_DEVICES = 8 };
+enum { MAX_THREADS = 1024, MAX_GRID_YZ = 65535, MAX_DEVICES = 8 };
+
+/* What the choices of the host depend on. */
+const struct card {
+    int capability;
+    size_t shared; /* KiB that a block may ask for */
+} cards[] = {{75, 64}, {80, 163}, {86, 99}, {89, 99}, {90, 227}, {100, 227}, {120, 99}};
+
+const card &find_card() {
+    const char *text = getenv("GPTQT_EMU_CARD");
+    int capability = text ? atoi(text) : 90;
+    for (const card &c : cards)
+        if (c.capability == capability) return c;
+    emu::fault(EMU_HERE, "GPTQT_EMU_CARD=%s is none of those known", text);
+}
+
+const card &this_card() {
+    static const card &found = find_card(); /* asked for by every access to shared memory */
+    return found;
+}
 
 enum { NO_DEVICE = -1 };
 struct allocation {
@@ -42,7 +61,8 @@ std::map<const char *, size_t> pinned; /* start and size */
 std::map<const char *, allocation> memory;
 std::set<cudaStream_t> streams;
 size_t device_used[MAX_DEVICES]; /* bytes of device memory, without what is pinned */
-long n_allocations, n_launches;
+long n_allocations, n_launches, n_copies, n_syncs;
+bool lost[MAX_DEVICES];
 long n_captures, n_replays;
 int current;  /* the device */
 bool several; /* a device but the first has been chosen */
@@ -60,6 +80,24 @@ bool fails(const char *variable, long *occasion) {
     if (!text) *occasion = 0;
     if (!text || (only && atoi(only) != current)) return false;
     return ++*occasion == atol(text);
+}
+
+/* A device that is lost fails every call from then on, and what was queued for it never runs; for as
+ * long as the environment asks for it, so that a test may begin anew. */
+bool is_lost(int device) {
+    if (!getenv("GPTQT_EMU_FAIL_COPY") && !getenv("GPTQT_EMU_FAIL_SYNC")) lost[device] = false;
+    return lost[device];
+}
+
+cudaError_t state_of(int device) {
+    return is_lost(device) ? note(cudaErrorECCUncorrectable) : cudaSuccess;
+}
+
+void lose_if(bool now, int device) {
+    if (!now) return;
+    lost[device] = true;
+    for (cudaStream_t stream : streams)
+        if (stream->device == device) stream->work.clear();
 }
 
 size_t device_total() {
@@ -115,30 +153,39 @@ void run_next(cudaStream_t stream) {
 /* A stream that waits has its event's stream run up to the record, which lies before the wait. */
 void run_until(cudaStream_t stream, const event_state *state, unsigned long record) {
     while (state->done < record) {
+        if (stream->work.empty() && is_lost(stream->device)) return;
         if (stream->work.empty()) emu::fault(EMU_HERE, "an event is waited for and never comes");
         run_next(stream);
     }
 }
 
+void drain(cudaStream_t stream) {
+    while (!stream->work.empty()) run_next(stream);
+}
+
 void wait_for_device(int device) {
     for (cudaStream_t stream : streams)
-        if (device == NO_DEVICE || stream->device == device) cudaStreamSynchronize(stream);
+        if (device == NO_DEVICE || stream->device == device) drain(stream);
 }
 
 } // namespace
 
 namespace emu {
 
+size_t most_shared() { return this_card().shared << 10; }
+
 void enqueue(cudaStream_t stream, std::function<void()> work) {
+    if (is_lost(stream->device)) return;
     (stream->captures ? stream->captured : stream->work).push_back(std::move(work));
 }
 
 cudaError_t check_launch(dim3 grid, int threads, size_t shared, cudaStream_t stream) {
+    if (is_lost(stream->device)) return state_of(stream->device);
     if (fails("GPTQT_EMU_FAIL_LAUNCH", &n_launches)) return note(cudaErrorLaunchFailure);
     if (stream->device != current) return note(cudaErrorInvalidResourceHandle);
     bool fits = grid.x && grid.y && grid.z && grid.x < 1u << 31 && grid.y <= MAX_GRID_YZ &&
                 grid.z <= MAX_GRID_YZ && threads > 0 && threads <= MAX_THREADS &&
-                threads % 32 == 0 && shared <= MAX_SHARED;
+                threads % 32 == 0 && shared <= most_shared();
     return fits ? cudaSuccess : note(cudaErrorInvalidConfiguration);
 }
 
@@ -156,7 +203,7 @@ void check_argument(cudaStream_t stream, const void *argument, size_t bytes) {
 } // namespace emu
 
 extern "C" __attribute__((visibility("default"))) void gptqt_emu_graphs(long *captures,
-                                                                         long *replays) {
+                                                                        long *replays) {
     *captures = n_captures;
     *replays = n_replays;
 }
@@ -173,6 +220,8 @@ const char *cudaGetErrorString(cudaError_t code) {
         return "no CUDA-capable device is detected";
     case cudaErrorInvalidDevice:
         return "invalid device ordinal";
+    case cudaErrorECCUncorrectable:
+        return "uncorrectable ECC error encountered";
     case cudaErrorInvalidResourceHandle:
         return "invalid resource handle";
     case cudaErrorLaunchFailure:
@@ -208,10 +257,11 @@ cudaError_t cudaSetDevice(int device) {
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int) {
     *prop = cudaDeviceProp{};
     strcpy(prop->name, "emulated");
-    prop->major = 9;
+    prop->major = this_card().capability / 10;
+    prop->minor = this_card().capability % 10;
     prop->multiProcessorCount = 4;
     prop->totalGlobalMem = device_total();
-    prop->sharedMemPerBlockOptin = MAX_SHARED;
+    prop->sharedMemPerBlockOptin = emu::most_shared();
     return cudaSuccess;
 }
 
@@ -224,6 +274,7 @@ cudaError_t cudaDeviceCanAccessPeer(int *can, int, int) {
 cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return note(cudaErrorInvalidValue); }
 
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
+    if (is_lost(current)) return state_of(current);
     *total = device_total();
     *free_bytes = *total > device_used[current] ? *total - device_used[current] : 0;
     return cudaSuccess;
@@ -231,6 +282,7 @@ cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
 
 cudaError_t cudaMalloc(void **p, size_t bytes) {
     size_t *used = &device_used[current];
+    if (is_lost(current)) return state_of(current);
     if (*used > device_total() || bytes > device_total() - *used)
         return note(cudaErrorMemoryAllocation);
     cudaError_t rc = allocate(p, bytes, current);
@@ -242,13 +294,15 @@ cudaError_t cudaMalloc(void **p, size_t bytes) {
 cudaError_t cudaFree(void *p) {
     auto it = memory.find(static_cast<char *>(p));
     bool known = p && it != memory.end();
-    wait_for_device(known ? it->second.device : current);
-    if (known) device_used[it->second.device] -= it->second.bytes;
+    int device = known ? it->second.device : current;
+    wait_for_device(device);
+    if (known) device_used[device] -= it->second.bytes;
     release(p);
-    return cudaSuccess;
+    return state_of(device);
 }
 
 cudaError_t cudaMallocHost(void **p, size_t bytes) {
+    if (is_lost(current)) return state_of(current);
     cudaError_t rc = allocate(p, bytes, NO_DEVICE);
     if (rc == cudaSuccess) pinned[static_cast<char *>(*p)] = bytes;
     return rc;
@@ -269,15 +323,16 @@ cudaError_t cudaStreamCreate(cudaStream_t *stream) {
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
-    cudaStreamSynchronize(stream);
+    drain(stream);
     streams.erase(stream);
     delete stream;
     return cudaSuccess;
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    while (!stream->work.empty()) run_next(stream);
-    return cudaSuccess;
+    lose_if(fails("GPTQT_EMU_FAIL_SYNC", &n_syncs), stream->device);
+    drain(stream);
+    return state_of(stream->device);
 }
 
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
@@ -303,7 +358,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     const event_state *state = event->state.get();
     if (state->recorded) run_until(state->stream, state, state->recorded);
-    return cudaSuccess;
+    return state_of(event->device);
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
@@ -319,12 +374,15 @@ cudaError_t cudaMemcpyPeerAsync(void *dst, int dst_device, const void *src, int 
                                 size_t bytes, cudaStream_t stream) {
     if (owner_of(dst) != dst_device || owner_of(src) != src_device || stream->captures)
         return note(cudaErrorInvalidValue);
+    lose_if(fails("GPTQT_EMU_FAIL_COPY", &n_copies), stream->device);
     emu::enqueue(stream, [=]() { memmove(dst, src, bytes); });
-    return cudaSuccess;
+    return state_of(stream->device);
 }
 
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
+    lose_if(fails("GPTQT_EMU_FAIL_COPY", &n_copies), stream->device);
+    if (is_lost(stream->device)) return state_of(stream->device);
     if (kind == cudaMemcpyHostToDevice && !is_pinned(src)) {
         if (stream->captures) return note(cudaErrorInvalidValue);
         const char *from = static_cast<const char *>(src);
@@ -335,12 +393,13 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, cudaMemcpy
     if (stream->captures) return note(cudaErrorInvalidValue); /* of what memory, at a replay? */
     emu::enqueue(stream, [=]() { memmove(dst, src, bytes); });
     bool waits = kind == cudaMemcpyDeviceToHost && !is_pinned(dst);
-    return waits ? cudaStreamSynchronize(stream) : cudaSuccess;
+    if (waits) drain(stream);
+    return cudaSuccess;
 }
 
 cudaError_t cudaMemsetAsync(void *dst, int value, size_t bytes, cudaStream_t stream) {
     emu::enqueue(stream, [=]() { memset(dst, value, bytes); });
-    return cudaSuccess;
+    return state_of(stream->device);
 }
 
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
@@ -365,6 +424,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsig
 
 /* Its launches count as if they were made one by one. */
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+    if (is_lost(stream->device)) return state_of(stream->device);
     n_replays++;
     for (const std::function<void()> &work : exec->work) {
         if (fails("GPTQT_EMU_FAIL_LAUNCH", &n_launches)) return note(cudaErrorLaunchFailure);

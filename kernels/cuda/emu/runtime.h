@@ -4,9 +4,11 @@
  * Borrows   nothing past the call, but for pinned memory in queued copies, as on a GPU.
  * Thread    one.
  * Fails     with the runtime's codes; GPTQT_EMU_FAIL_ALLOC=n and GPTQT_EMU_FAIL_LAUNCH=n make the
- *           n-th allocation or launch fail, counted on device GPTQT_EMU_FAIL_DEVICE where that is
- *           set; GPTQT_EMU_DEVICES=0..8 is how many there are (1), GPTQT_EMU_MEMORY=bytes what
- *           each has (16 GiB).
+ *           n-th allocation or launch fail, GPTQT_EMU_FAIL_COPY=n and GPTQT_EMU_FAIL_SYNC=n lose the
+ *           device at the n-th copy or wait for a stream: all that follows fails. Counted on device
+ *           GPTQT_EMU_FAIL_DEVICE where that is set; GPTQT_EMU_DEVICES=0..8 is how many there are
+ *           (1), GPTQT_EMU_MEMORY=bytes what each has (16 GiB), GPTQT_EMU_CARD=75, 80, 86, 89, 90,
+ *           100 or 120 the capability (90) and with it the shared memory of a block.
  * Cost      that of the host's memory. */
 #ifndef KERNELS_CUDA_EMU_RUNTIME_H
 #define KERNELS_CUDA_EMU_RUNTIME_H
@@ -22,6 +24,7 @@ enum cudaError_t {
     cudaErrorInvalidConfiguration = 9,
     cudaErrorNoDevice = 100,
     cudaErrorInvalidDevice = 101,
+    cudaErrorECCUncorrectable = 214,
     cudaErrorInvalidResourceHandle = 400,
     cudaErrorLaunchFailure = 719
 };
@@ -84,20 +87,22 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph,
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
-template <class F> cudaError_t cudaFuncSetAttribute(F *, cudaFuncAttribute, int bytes) {
-    return bytes <= 227 * 1024 ? cudaSuccess : cudaErrorInvalidValue;
-}
-
 /* How many graphs have been made and how often one was launched; for tests, which find it by name. */
 extern "C" void gptqt_emu_graphs(long *captures, long *replays);
 
 namespace emu {
 
+/* Bytes that a block may ask for. */
+size_t most_shared();
 void enqueue(cudaStream_t stream, std::function<void()> work);
 cudaError_t check_launch(dim3 grid, int threads, size_t shared, cudaStream_t stream);
 /* Ends the process when a kernel is given an address of another device's memory. */
 void check_argument(cudaStream_t stream, const void *argument, size_t bytes);
 
 } // namespace emu
+
+template <class F> cudaError_t cudaFuncSetAttribute(F *, cudaFuncAttribute, int bytes) {
+    return (size_t)bytes <= emu::most_shared() ? cudaSuccess : cudaErrorInvalidValue;
+}
 
 #endif

@@ -1,5 +1,5 @@
 /* Several emulated GPUs as one: the operations of a block, split over them, against those of a single
- * one; the same bits every time; what does not divide, and what fails on one of them. */
+ * one; the same bits every time; what does not divide, and what fails on one of them or on the only one. */
 #include <criterion/criterion.h>
 #include <errno.h>
 #include <math.h>
@@ -367,6 +367,80 @@ Test(team, a_failing_launch_of_the_second_device_is_reported) {
         cr_assert_eq(r, -EIO, "launch %d: %s", n, err.text);
         cr_assert_not_null(strstr(err.text, "device 1: "), "%s", err.text);
     }
+}
+
+/* The last of n devices is lost at the `turn`th copy or wait of a step; false: the step has fewer. */
+static bool lose_in_step(const char *variable, int n, int turn) {
+    struct block b;
+    struct error err = {.text = ""}, again = {.text = ""};
+    char text[16], device[16];
+    float logits[VOCAB];
+    snprintf(text, sizeof text, "%d", turn);
+    snprintf(device, sizeof device, "%d", n - 1);
+    setenv("GPTQT_EMU_FAIL_DEVICE", device, 1);
+    open_block(&b, n, MAKE_COMPACT);
+    setenv(variable, text, 1);
+    step(&b, 0, 1, NULL);
+    int r = backend_buffer_read(b.be, logits, b.logits, 0, VOCAB, &err);
+    if (r) { /* what is asked of it later is answered with the first failure */
+        cr_assert_eq(r, -EIO, "%s %d: %s", variable, turn, err.text);
+        cr_assert_not_null(strstr(err.text, "uncorrectable ECC error"), "%s", err.text);
+        step(&b, 0, 1, NULL);
+        cr_assert_eq(backend_sync(b.be, &again), -EIO);
+        cr_assert_str_eq(again.text, err.text);
+    }
+    close_block(&b);
+    unsetenv(variable);
+    return r != 0;
+}
+
+Test(team, a_lost_device_is_reported_whatever_notices_it) {
+    have_devices("2");
+    for (int n = 1; n <= 2; n++) {
+        int copies = 0, waits = 0;
+        while (copies < 100 && lose_in_step("GPTQT_EMU_FAIL_COPY", n, copies + 1)) copies++;
+        while (waits < 100 && lose_in_step("GPTQT_EMU_FAIL_SYNC", n, waits + 1)) waits++;
+        cr_expect_geq(copies, 2, "%d devices: %d copies", n, copies);
+        cr_expect_geq(waits, 1, "%d devices: %d waits", n, waits);
+    }
+}
+
+/* At every copy and wait of a matrix on its way to the device. */
+Test(team, a_device_lost_while_a_model_is_loaded_is_an_error_of_the_matrix) {
+    static const char *const variables[] = {"GPTQT_EMU_FAIL_COPY", "GPTQT_EMU_FAIL_SYNC"};
+    const struct bcq_spec spec = {BCQ_COMPACT, WIDE, HIDDEN, 3, 16, 4, 5, 0};
+    struct weight_view view = {.is_bcq = 1, .rows = WIDE, .cols = HIDDEN};
+    struct error err;
+    void *data = matrix_bcq(&view.bcq, &spec, 7);
+    for (int i = 0; i < 4; i++) {
+        const char *variable = variables[i % 2];
+        struct backend *be = open_devices(1, &err);
+        struct backend_memory memory;
+        int turn = 0, r = -EIO;
+        cr_assert_not_null(be, "%s", err.text);
+        view.is_bcq = i < 2;
+        void *dense = i < 2 ? NULL : matrix_dense(&view, DTYPE_F16, WIDE, HIDDEN, 5);
+        while (r && turn < 100) {
+            char text[16];
+            struct weight *w = NULL;
+            be->ops->memory(be, &memory); /* the device is there again */
+            snprintf(text, sizeof text, "%d", ++turn);
+            setenv(variable, text, 1);
+            r = backend_weight_new(be, &w, WEIGHT_LINEAR, &view, &err);
+            be->ops->memory(be, &memory);
+            unsetenv(variable);
+            if (!r) backend_weight_free(be, w);
+            if (!r) break;
+            cr_assert_eq(r, -EIO, "%s %d: %s", variable, turn, err.text);
+            cr_assert_not_null(strstr(err.text, "ECC"), "%s", err.text);
+            cr_assert_null(w);
+            cr_assert(memory.weights == 0 && memory.work == 0, "%s %d", variable, turn);
+        }
+        cr_expect_gt(turn, 1, "%s", variable);
+        backend_close(be);
+        free(dense);
+    }
+    free(data);
 }
 
 Test(team, memory_missing_on_the_second_device_is_reported) {
