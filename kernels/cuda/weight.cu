@@ -1,4 +1,6 @@
 #include <errno.h>
+#include <float.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -57,16 +59,22 @@ static int make_dense(struct gpu *gpu, struct weight *w, const struct weight_vie
     return rc;
 }
 
+static void dense_row(const struct weight_view *v, int r, float *to) {
+    size_t n = (size_t)v->cols, first = (size_t)r * n;
+    const float *f = static_cast<const float *>(v->data);
+    const uint16_t *h = static_cast<const uint16_t *>(v->data);
+    for (size_t i = 0; i < n; i++)
+        to[i] = v->type == DTYPE_F32   ? f[first + i]
+                : v->type == DTYPE_F16 ? f16_to_f32(h[first + i])
+                                       : bf16_to_f32(h[first + i]);
+}
+
 static int make_vector(struct gpu *gpu, struct weight *w, const struct weight_view *v,
                        struct error *err) {
     size_t n = (size_t)v->rows * (size_t)v->cols;
     float *wide = static_cast<float *>(malloc(n * sizeof *wide));
     if (!wide) return error_set(err, -ENOMEM, "no memory for a vector of %zu", n);
-    const uint16_t *h = static_cast<const uint16_t *>(v->data);
-    for (size_t i = 0; i < n; i++)
-        wide[i] = v->type == DTYPE_F32   ? static_cast<const float *>(v->data)[i]
-                  : v->type == DTYPE_F16 ? f16_to_f32(h[i])
-                                         : bf16_to_f32(h[i]);
+    for (int r = 0; r < v->rows; r++) dense_row(v, r, wide + (size_t)r * (size_t)v->cols);
     int rc = upload(gpu, w, &w->data, wide, n * sizeof *wide, err);
     free(wide);
     return rc;
@@ -247,27 +255,43 @@ static int make_coded(struct gpu *gpu, struct weight *w, const struct bcq_view *
     return rc;
 }
 
-/* Whole numbers have no kernel of their own here: they become fp16, which rounds a weight of 8 bits by at
- * most 1/4096 of itself. -ERANGE beyond fp16. */
-static int make_whole(struct gpu *gpu, struct weight *w, enum weight_use use,
-                      const struct bcq_view *v, struct error *err) {
-    size_t rows = (size_t)v->spec.rows, cols = (size_t)v->spec.cols;
+static void row_of(const struct weight_view *v, int r, float *to) {
+    if (v->is_bcq)
+        bcq_expand_row(&v->bcq, r, to);
+    else
+        dense_row(v, r, to);
+}
+
+/* ||difference|| / ||row||, infinite where a number is beyond fp16. */
+static double round_row(uint16_t *to, const float *row, size_t n) {
+    double lost = 0, all = 0;
+    for (size_t k = 0; k < n; k++) {
+        to[k] = f32_to_f16(row[k]);
+        if ((to[k] & 0x7c00) == 0x7c00) return INFINITY;
+        double d = (double)row[k] - (double)f16_to_f32(to[k]);
+        lost += d * d;
+        all += (double)row[k] * (double)row[k];
+    }
+    return all > 0 ? sqrt(lost / all) : 0;
+}
+
+/* The matrix in fp16; -ERANGE, and nothing made, when a row is further from it than `most`. */
+static int make_rounded(struct gpu *gpu, struct weight *w, enum weight_use use,
+                        const struct weight_view *v, double most, struct error *err) {
+    size_t rows = (size_t)v->rows, cols = (size_t)v->cols;
     uint16_t *halves = static_cast<uint16_t *>(malloc(rows * cols * sizeof *halves));
     float *row = static_cast<float *>(malloc(cols * sizeof *row));
-    int rc = halves && row ? 0 : error_set(err, -ENOMEM, "no memory to widen a matrix");
+    int rc = halves && row ? 0 : error_set(err, -ENOMEM, "no memory to convert a matrix");
     for (size_t r = 0; !rc && r < rows; r++) {
-        bcq_expand_row(v, (int)r, row);
-        for (size_t k = 0; k < cols; k++) {
-            halves[r * cols + k] = f32_to_f16(row[k]);
-            if ((halves[r * cols + k] & 0x7c00) == 0x7c00)
-                rc = error_set(err, -ERANGE, "row %zu has a weight beyond fp16: use the CPU", r);
-        }
+        row_of(v, (int)r, row);
+        if (!(round_row(halves + r * cols, row, cols) <= most))
+            rc = error_set(err, -ERANGE, "row %zu has a weight beyond fp16: use the CPU", r);
     }
     if (!rc) {
         struct weight_view dense = {};
         dense.type = DTYPE_F16;
-        dense.rows = v->spec.rows;
-        dense.cols = v->spec.cols;
+        dense.rows = v->rows;
+        dense.cols = v->cols;
         dense.data = halves;
         rc = use == WEIGHT_LINEAR ? make_halves(gpu, w, &dense, err)
                                   : make_dense(gpu, w, &dense, err);
@@ -276,6 +300,24 @@ static int make_whole(struct gpu *gpu, struct weight *w, enum weight_use use,
     free(row);
     free(halves);
     return rc;
+}
+
+/* Whole numbers have no kernel of their own here: they become fp16, which rounds a weight of 8 bits by at
+ * most 1/4096 of itself. -ERANGE beyond fp16. */
+static int make_whole(struct gpu *gpu, struct weight *w, enum weight_use use,
+                      const struct weight_view *v, struct error *err) {
+    return make_rounded(gpu, w, use, v, DBL_MAX, err);
+}
+
+/* Tensor cores take fp16, and nearly every bf16 matrix is the same numbers in it but for the smallest;
+ * others stay as they are, with ordinary instructions. So does fp32: its inputs keep their bits then. */
+static int make_linear(struct gpu *gpu, struct weight *w, const struct weight_view *v,
+                       struct error *err) {
+    const double most = 1e-5; /* what backend.h allows dense products */
+    if (v->type == DTYPE_F16) return make_halves(gpu, w, v, err);
+    int rc = -ERANGE;
+    if (v->type == DTYPE_BF16) rc = make_rounded(gpu, w, WEIGHT_LINEAR, v, most, err);
+    return rc == -ERANGE ? make_dense(gpu, w, v, err) : rc;
 }
 
 int gpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
@@ -289,13 +331,13 @@ int gpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
     w->rows = view->rows;
     w->cols = view->cols;
     if (view->is_bcq && view->bcq.spec.kind == BCQ_WHOLE)
-        rc = make_whole(gpu, w, use, &view->bcq, err);
+        rc = make_whole(gpu, w, use, view, err);
     else if (view->is_bcq)
         rc = make_coded(gpu, w, &view->bcq, err);
     else if (use == WEIGHT_VECTOR)
         rc = make_vector(gpu, w, view, err);
-    else if (use == WEIGHT_LINEAR && view->type == DTYPE_F16)
-        rc = make_halves(gpu, w, view, err);
+    else if (use == WEIGHT_LINEAR)
+        rc = make_linear(gpu, w, view, err);
     else
         rc = make_dense(gpu, w, view, err);
     if (!rc) {

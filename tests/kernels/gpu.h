@@ -52,10 +52,12 @@ void batch_of(struct some_batch *b, int n, int from);
 
 /* Products. */
 void check_dense(void);
+void check_forms(void);
 void check_whole(void);
 void check_compact(void);
 void check_shapes(void);
 void check_free(void);
+void check_room(void);
 void check_sets(void);
 void check_sections(void);
 void check_not_finite(void);

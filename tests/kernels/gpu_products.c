@@ -181,6 +181,19 @@ static void check_coded(enum bcq_kind kind) {
 }
 
 void check_compact(void) { check_coded(BCQ_COMPACT); }
+
+/* Inputs that have room in some cards' shared memory and not in others': 8 tokens of 4096 are 64 KiB, a
+ * row of 24064 on its way through a norm 100. */
+void check_room(void) {
+    static const int cols[] = {4096, 24064};
+    for (int i = 0; i < 2; i++) {
+        struct bcq_spec s = {BCQ_COMPACT, 16, cols[i], 2, 16, 4, 5, 0};
+        struct matrix m;
+        if (is_left_out(6) && is_left_out(i)) continue;
+        coded(&m, &s, false);
+        check_matrix(&m, tolerance_of(BCQ_COMPACT), 0);
+    }
+}
 void check_shapes(void) { check_coded(BCQ_COMPACT_GROUP); }
 void check_free(void) { check_coded(BCQ_FREE); }
 
@@ -206,6 +219,41 @@ void check_dense(void) {
             dense(&m, (enum dtype)type, shapes[i][0], shapes[i][1]);
             check_matrix(&m, 4e-6, turn);
         }
+}
+
+/* Bytes on the device tell the form: fp16 lies in whole units. */
+static void check_form(struct matrix *m, bool as_halves) {
+    struct matrix half;
+    dense(&half, DTYPE_F16, m->view.rows, m->view.cols);
+    struct weight *w = weight_of(WEIGHT_LINEAR, &m->view);
+    struct weight *reference = weight_of(WEIGHT_LINEAR, &half.view);
+    size_t plain = (size_t)m->view.rows * (size_t)m->view.cols * dtype_size(m->view.type);
+    size_t want = as_halves ? backend_weight_bytes(be, reference) : plain;
+    expect(backend_weight_bytes(be, w) == want, "%s: %zu bytes, not %zu", m->name,
+           backend_weight_bytes(be, w), want);
+    backend_weight_free(be, w);
+    backend_weight_free(be, reference);
+    free(half.block);
+    check_matrix(m, 4e-6, 0);
+}
+
+/* bf16 is taken by tensor cores where fp16 has its numbers; what is too large or too small for it, and
+ * fp32 whatever its numbers, by ordinary instructions. */
+void check_forms(void) {
+    enum { ROWS = 17, COLS = 200 };
+    if (is_left_out(1) && is_left_out(5)) return;
+    for (int i = 0; i < 4; i++) {
+        struct matrix m;
+        dense(&m, i == 1 ? DTYPE_F32 : DTYPE_BF16, ROWS, COLS);
+        float *f = m.block;
+        uint16_t *h = m.block;
+        if (i == 1)
+            for (int k = 0; k < ROWS * COLS; k++) f[k] = f16_to_f32(f32_to_f16(f[k]));
+        if (i == 2) h[5 * COLS + 7] = f32_to_bf16(1e5f);
+        if (i == 3)
+            for (int k = 0; k < COLS; k++) h[3 * COLS + k] = f32_to_bf16(1e-7f * (float)(k + 1));
+        check_form(&m, i == 0);
+    }
 }
 
 /* Several matrices of different forms on one input, as Q, K, V are. */
