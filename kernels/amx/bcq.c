@@ -156,13 +156,18 @@ static amx_block_function *many(int bits, int parts) {
     return blocks[parts - 1][bits - 1];
 }
 
+enum { FREE_FROM = 13 };
+
 static bool few_tokens(int spans, int n) { return n <= TILE && spans <= AVX512_TILE_SPANS; }
 
 static void mul_tiles(const struct avx512_bcq_tile *c) {
-    const bool few = few_tokens(c->shape->spans, c->n);
+    const bool is_free = c->shape->form == AVX512_BCQ_FREE;
+    const bool few = !is_free && few_tokens(c->shape->spans, c->n);
     const int tokens = few && c->n <= TILE / 2 ? TILE / 2 : TILE;
     const int bits = c->shape->bits, parts = avx512_bcq_parts(c->act_bits);
-    amx_block_function *multiply_block = few ? amx_few(bits, parts, tokens) : many(bits, parts);
+    amx_block_function *multiply_block = is_free ? amx_free(bits, parts)
+                                         : few   ? amx_few(bits, parts, tokens)
+                                                 : many(bits, parts);
     struct avx512_tile_totals totals;
     configure(tokens);
     for (int t0 = 0; t0 < c->n; t0 += AVX512_TILE_TOKENS)
@@ -174,6 +179,8 @@ static void mul_tiles(const struct avx512_bcq_tile *c) {
 
 /* Eight tokens take the time of four by look-ups, of rounded inputs that of seven, or twelve at 4 planes. */
 static bool takes_tiles(const struct bcq_spec *w, int act_bits, int n) {
+    if (avx512_bcq_form(w) == AVX512_BCQ_FREE)
+        return n >= FREE_FROM && (w->group >= w->cols || w->group % LINE == 0);
     if (avx512_bcq_form(w) != AVX512_BCQ_COMPACT) return false;
     return n >= (act_bits > 8 ? 5 : w->bits < 4 ? 7 : 12);
 }
@@ -201,7 +208,10 @@ static void mul(float *y, size_t ldy, const void *packed, const struct bcq_spec 
 
 static int block_parts(const struct bcq_spec *w, int act_bits, int n) {
     int spans = (w->cols + AVX512_BCQ_SPAN - 1) / AVX512_BCQ_SPAN;
-    return takes_tiles(w, act_bits, n) && few_tokens(spans, n) ? UNITS : 1;
+    return avx512_bcq_form(w) == AVX512_BCQ_COMPACT && takes_tiles(w, act_bits, n) &&
+                   few_tokens(spans, n)
+               ? UNITS
+               : 1;
 }
 
 static void mul_part(float *y, size_t ldy, const void *packed, const struct bcq_spec *w,

@@ -127,4 +127,7 @@ typedef void amx_block_function(const struct avx512_bcq_tile *c, struct avx512_t
 /* bcq_few.c: all tokens, at most 8 or 16, and at most AVX512_TILE_SPANS spans. */
 amx_block_function *amx_few(int bits, int parts, int tokens);
 
+/* bcq_free.c: the free form with pieces of 64 or 128 inputs, all units. */
+amx_block_function *amx_free(int bits, int parts);
+
 #endif

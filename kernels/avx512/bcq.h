@@ -88,6 +88,13 @@ AVX512_INLINE size_t avx512_bcq_rest_at(const struct avx512_bcq_shape *s, int bl
     return avx512_bcq_code_at(s, s->streams, 0) + (size_t)block * s->rest;
 }
 
+/* FREE: where a unit's code of a piece is in each stream, from the block's. All pieces before one are whole. */
+AVX512_INLINE size_t avx512_bcq_piece_at(const struct avx512_bcq_shape *s, int piece, int unit) {
+    const int words = s->piece == 16 ? 1 : s->piece / 32, left = s->words - piece * words;
+    const int own = s->piece == 16 || words < left ? words : left;
+    return 64 * (size_t)(piece * AVX512_BCQ_UNITS * words + unit * own);
+}
+
 /* A block in a packed matrix. */
 struct avx512_bcq_block {
     const uint8_t *code[BCQ_MAX_BITS]; /* (streams) */
@@ -198,6 +205,17 @@ AVX512_INLINE const struct avx512_bcq_span *avx512_bcq_at(const struct avx512_bc
 
 AVX512_INLINE size_t avx512_bcq_token_bytes(int n) {
     return ((size_t)n * sizeof(struct avx512_bcq_token) + 63) / 64 * 64;
+}
+
+/* Token t's record of a span in act. */
+AVX512_INLINE const struct avx512_bcq_span *avx512_bcq_record(const void *act, int act_bits,
+                                                              int n_spans, int n, int t, int span) {
+    const int in_block = t % AVX512_BCQ_COLUMNS, block = t - in_block;
+    const int width = n - block < AVX512_BCQ_COLUMNS ? n - block : AVX512_BCQ_COLUMNS;
+    const void *first = (const uint8_t *)act + avx512_bcq_token_bytes(n);
+    return avx512_bcq_at(first, avx512_bcq_parts(act_bits),
+                         (size_t)block * (size_t)n_spans + (size_t)span * (size_t)width +
+                             (size_t)in_block);
 }
 
 /* What the tiles for many tokens need of a span's inputs, side by side. */

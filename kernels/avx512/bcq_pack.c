@@ -245,13 +245,6 @@ static void pack_compact(const struct source *s) {
 
 /* ---- free ---- */
 
-/* Where a unit's code is in each stream, from the block's. All pieces before one are whole. */
-static size_t code_at(const struct avx512_bcq_shape *s, int piece, int unit) {
-    int words = s->piece == 16 ? 1 : s->piece / 32;
-    int own = s->piece == 16 ? 1 : avx512_min(words, s->words - piece * words);
-    return 64 * (size_t)(piece * AVX512_BCQ_UNITS * words + unit * own);
-}
-
 static uint8_t *params_at(const struct source *s, int piece, int unit) {
     return s->rest + (size_t)(piece * AVX512_BCQ_UNITS + unit) * s->shape->params;
 }
@@ -263,7 +256,7 @@ static void free_words(const struct source *s, int unit, int first) {
         __m512i v[CHUNK];
         load_words(v, s, unit, p, first);
         for (int w = 0, piece = first / per; w < n; piece++) {
-            uint8_t *to = s->code[p] + code_at(s->shape, piece, unit);
+            uint8_t *to = s->code[p] + avx512_bcq_piece_at(s->shape, piece, unit);
             for (int end = avx512_min(w + per, n); w < end; w++, to += 64)
                 _mm512_store_si512(to, code_words(v[w]));
         }
@@ -283,9 +276,10 @@ static void free_runs(const struct source *s, int unit, int first) {
             __m512i va = a[w - first], vb = b[w - first];
             __m512i even = _mm512_or_si512(_mm512_and_si512(va, low), _mm512_slli_epi32(vb, 16));
             __m512i odd = _mm512_or_si512(_mm512_srli_epi32(va, 16), _mm512_andnot_si512(low, vb));
-            _mm512_store_si512(s->code[p / 2] + code_at(s->shape, 2 * w, unit), code_words(even));
+            _mm512_store_si512(s->code[p / 2] + avx512_bcq_piece_at(s->shape, 2 * w, unit),
+                               code_words(even));
             if (2 * w + 1 < s->shape->runs)
-                _mm512_store_si512(s->code[p / 2] + code_at(s->shape, 2 * w + 1, unit),
+                _mm512_store_si512(s->code[p / 2] + avx512_bcq_piece_at(s->shape, 2 * w + 1, unit),
                                    code_words(odd));
         }
     }
