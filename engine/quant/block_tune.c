@@ -8,11 +8,10 @@
 #include "engine/config.h"
 #include "engine/quant/pack.h"
 #include "engine/quant/parallel.h"
-#include "engine/train/adam.h"
 #include "engine/train/coded.h"
 #include "kernels/error.h"
 
-enum { ROWS = 16 /* of a piece of work */, MAX_LEVELS = 1 << BCQ_MAX_BITS, NORM_VECTORS = 4 };
+enum { ROWS = 16 /* of a piece of work */, MAX_LEVELS = 1 << BCQ_MAX_BITS };
 
 /* Rates at the start, in each variable's own unit; they fall along a cosine to a twentieth. */
 static const float param_rate = 3e-3f, norm_rate = 2e-3f;
@@ -20,29 +19,7 @@ static const float code_rate = 2e-2f; /* of the distance between levels */
 static const float row_share = 0.25f; /* super-scales move all groups of a row at once */
 static const double last_rate = 0.05;
 
-struct matrix {
-    enum model_role role;
-    struct layer_result *coded;
-    struct coded *params;
-    struct adam weights; /* behind the codes; x alone is used when they stay */
-    float *dw;           /* (rows, cols) */
-    uint32_t *kept;      /* planes of the best state */
-    size_t plane_bytes;
-};
-
-struct trainer {
-    struct blockwise *b;
-    const struct block_tune *o;
-    struct matrix m[ROLE_COUNT];
-    int n_matrices;
-    struct adam norms[NORM_VECTORS];
-    float *kept_norms[NORM_VECTORS];
-    float *dy;        /* (batch * ctx, hidden) */
-    double *channels; /* (4, hidden) sums of outputs and wanted ones, and of squares */
-    int step, n_steps;
-};
-
-static const enum model_vector norm_vectors[NORM_VECTORS] = {
+static const enum model_vector norm_vectors[BLOCK_TUNE_NORMS] = {
     VECTOR_ATTN_NORM, VECTOR_ATTN_NORM_BIAS, VECTOR_FFN_NORM, VECTOR_FFN_NORM_BIAS};
 
 /* -- Codes ----------------------------------------------------------------------------------- */
@@ -54,7 +31,7 @@ struct levels {
     uint8_t code[MAX_LEVELS];
 };
 
-static void read_levels(const struct matrix *m, int row, int group, struct levels *l) {
+static void read_levels(const struct block_tune_matrix *m, int row, int group, struct levels *l) {
     float alpha[BCQ_MAX_BITS], beta;
     int bits = m->coded->view.spec.bits;
     coded_params(m->params, row, group, alpha, &beta);
@@ -80,8 +57,8 @@ static int nearest(const struct levels *l, float x) {
 }
 
 struct row_work {
-    const struct trainer *t;
-    struct matrix *m;
+    const struct block_trainer *t;
+    struct block_tune_matrix *m;
     const float *w; /* before coding; NULL: recode */
 };
 
@@ -108,7 +85,7 @@ static float behind(const struct levels *l, unsigned code, float w) {
 }
 
 static void begin_row(const struct row_work *k, int row) {
-    struct matrix *m = k->m;
+    struct block_tune_matrix *m = k->m;
     const struct bcq_spec *spec = &m->coded->view.spec;
     size_t first = (size_t)row * (size_t)spec->cols;
     bool moves = k->t->o->codes;
@@ -125,7 +102,7 @@ static void begin_row(const struct row_work *k, int row) {
 /* The nearest codes; weights stay within half a step of the outer levels, so that they can come
  * back. */
 static void recode_row(const struct row_work *k, int row, uint8_t *codes) {
-    struct matrix *m = k->m;
+    struct block_tune_matrix *m = k->m;
     const struct bcq_spec *spec = &m->coded->view.spec;
     float *x = m->weights.x + (size_t)row * (size_t)spec->cols;
     struct levels l = {0};
@@ -152,26 +129,28 @@ static void row_piece(void *arg, size_t piece) {
     free(codes);
 }
 
-static void each_row(struct trainer *t, struct matrix *m, const float *w) {
+static void each_row(struct block_trainer *t, struct block_tune_matrix *m, const float *w) {
     struct row_work k = {t, m, w};
     size_t rows = (size_t)m->coded->view.spec.rows;
     parallel_for(t->b->n_threads, (rows + ROWS - 1) / ROWS, row_piece, &k);
 }
 
-static void expand(struct trainer *t, struct matrix *m) {
+static void expand(struct block_trainer *t, struct block_tune_matrix *m) {
     coded_expand(m->params, t->b->now.linear[m->role], t->b->n_threads);
 }
 
 /* -- The loss -------------------------------------------------------------------------------- */
 
 /* d / dy of the squared distance; its scale is nothing to Adam. */
-static void square_gradient(struct trainer *t, const float *y, const float *wanted, size_t n) {
+static void square_gradient(struct block_trainer *t, const float *y, const float *wanted,
+                            size_t n) {
     for (size_t i = 0; i < n; i++) t->dy[i] = y[i] - wanted[i];
 }
 
 /* Norm Tweaking's channel-wise distance (equation 3), squared and relative to each channel's
  * deviation, so that wide channels are not all that counts. */
-static void moment_gradient(struct trainer *t, const float *y, const float *wanted, size_t tokens) {
+static void moment_gradient(struct block_trainer *t, const float *y, const float *wanted,
+                            size_t tokens) {
     size_t hidden = (size_t)t->b->config->hidden;
     double *sum = t->channels;
     memset(sum, 0, 4 * hidden * sizeof *sum);
@@ -196,14 +175,14 @@ static void moment_gradient(struct trainer *t, const float *y, const float *want
 
 /* -- Steps ----------------------------------------------------------------------------------- */
 
-static struct adam_step step_of(const struct trainer *t, float rate) {
+static struct adam_step step_of(const struct block_trainer *t, float rate) {
     double along = (double)t->step / t->n_steps;
     double fall = last_rate + (1.0 - last_rate) * 0.5 * (1.0 + cos(3.14159265358979323846 * along));
     return (struct adam_step){
         .rate = rate * (float)fall, .step = t->step + 1, .n_threads = t->b->n_threads};
 }
 
-static void move_matrix(struct trainer *t, struct matrix *m) {
+static void move_matrix(struct block_trainer *t, struct block_tune_matrix *m) {
     size_t n = m->weights.n;
     struct adam_step params = step_of(t, param_rate), codes = step_of(t, code_rate);
     if (t->o->params) {
@@ -218,9 +197,9 @@ static void move_matrix(struct trainer *t, struct matrix *m) {
     expand(t, m);
 }
 
-static void move_norms(struct trainer *t) {
+static void move_norms(struct block_trainer *t) {
     struct adam_step step = step_of(t, norm_rate);
-    for (int i = 0; i < NORM_VECTORS; i++) {
+    for (int i = 0; i < BLOCK_TUNE_NORMS; i++) {
         if (!t->norms[i].n) continue;
         adam_move(&t->norms[i], &step);
         memcpy(blockwise_vector(&t->b->now, norm_vectors[i]), t->norms[i].x,
@@ -228,20 +207,21 @@ static void move_norms(struct trainer *t) {
     }
 }
 
-static void ask(struct trainer *t, struct block_grads *grads) {
+static void ask(struct block_trainer *t, struct block_grads *grads) {
     for (int i = 0; i < t->n_matrices; i++) {
-        struct matrix *m = &t->m[i];
+        struct block_tune_matrix *m = &t->m[i];
         memset(m->dw, 0, m->weights.n * sizeof *m->dw);
         grads->linear[m->role] = m->dw;
     }
-    float **norms[NORM_VECTORS] = {&grads->norm_w[BLOCK_ATTN_NORM], &grads->norm_b[BLOCK_ATTN_NORM],
-                                   &grads->norm_w[BLOCK_FFN_NORM], &grads->norm_b[BLOCK_FFN_NORM]};
-    for (int i = 0; i < NORM_VECTORS; i++)
+    float **norms[BLOCK_TUNE_NORMS] = {
+        &grads->norm_w[BLOCK_ATTN_NORM], &grads->norm_b[BLOCK_ATTN_NORM],
+        &grads->norm_w[BLOCK_FFN_NORM], &grads->norm_b[BLOCK_FFN_NORM]};
+    for (int i = 0; i < BLOCK_TUNE_NORMS; i++)
         if (t->norms[i].n) *norms[i] = t->norms[i].g;
 }
 
-static int train_windows(struct blockwise *b, const struct blockwise_windows *w, void *arg) {
-    struct trainer *t = arg;
+int block_trainer_step(struct blockwise *b, const struct blockwise_windows *w, void *arg) {
+    struct block_trainer *t = arg;
     struct block_weights now = params_block_view(&b->now);
     struct block_grads grads = {0};
     size_t tokens = (size_t)w->n * (size_t)b->ctx, n = tokens * (size_t)b->config->hidden;
@@ -266,22 +246,22 @@ static int count_windows(struct blockwise *b, const struct blockwise_windows *w,
 
 /* -- The best state -------------------------------------------------------------------------- */
 
-static void keep(struct trainer *t) {
+static void keep(struct block_trainer *t) {
     for (int i = 0; i < t->n_matrices; i++) {
-        struct matrix *m = &t->m[i];
+        struct block_tune_matrix *m = &t->m[i];
         coded_keep(m->params);
         memcpy(m->kept, m->coded->view.planes, m->plane_bytes);
     }
-    for (int i = 0; i < NORM_VECTORS; i++)
+    for (int i = 0; i < BLOCK_TUNE_NORMS; i++)
         if (t->norms[i].n)
             memcpy(t->kept_norms[i], blockwise_vector(&t->b->now, norm_vectors[i]),
                    t->norms[i].n * sizeof(float));
 }
 
-static int go_back(struct trainer *t, struct error *err) {
+static int go_back(struct block_trainer *t, struct error *err) {
     int r = 0;
     for (int i = 0; r == 0 && i < t->n_matrices; i++) {
-        struct matrix *m = &t->m[i];
+        struct block_tune_matrix *m = &t->m[i];
         void *block;
         size_t n_bytes;
         memcpy((void *)(uintptr_t)m->coded->view.planes, m->kept, m->plane_bytes);
@@ -292,7 +272,7 @@ static int go_back(struct trainer *t, struct error *err) {
         memcpy(m->coded->block, block, n_bytes);
         free(block);
     }
-    for (int i = 0; r == 0 && i < NORM_VECTORS; i++) {
+    for (int i = 0; r == 0 && i < BLOCK_TUNE_NORMS; i++) {
         if (!t->norms[i].n) continue;
         memcpy(blockwise_vector(&t->b->now, norm_vectors[i]), t->kept_norms[i],
                t->norms[i].n * sizeof(float));
@@ -303,12 +283,12 @@ static int go_back(struct trainer *t, struct error *err) {
 
 /* -- Beginning and end ----------------------------------------------------------------------- */
 
-static int open_matrix(struct trainer *t, enum model_role role, struct layer_result *coded,
+static int open_matrix(struct block_trainer *t, enum model_role role, struct layer_result *coded,
                        const float *w, struct error *err) {
-    struct matrix *m = &t->m[t->n_matrices++];
+    struct block_tune_matrix *m = &t->m[t->n_matrices++];
     const struct bcq_spec *spec = &coded->view.spec;
     size_t n = (size_t)spec->rows * (size_t)spec->cols;
-    *m = (struct matrix){.role = role, .coded = coded};
+    *m = (struct block_tune_matrix){.role = role, .coded = coded};
     m->plane_bytes = (size_t)spec->rows * (size_t)spec->bits *
                      (size_t)coded->view.layout.plane_words * sizeof *m->kept;
     int r = coded_new(&m->params, &coded->view, row_share, err);
@@ -323,9 +303,9 @@ static int open_matrix(struct trainer *t, enum model_role role, struct layer_res
     return 0;
 }
 
-static int open_norms(struct trainer *t, struct error *err) {
+static int open_norms(struct block_trainer *t, struct error *err) {
     size_t hidden = (size_t)t->b->config->hidden;
-    for (int i = 0; i < NORM_VECTORS; i++) {
+    for (int i = 0; i < BLOCK_TUNE_NORMS; i++) {
         const float *x = blockwise_vector(&t->b->now, norm_vectors[i]);
         double size = 0.0;
         if (!x) continue;
@@ -342,9 +322,11 @@ static int open_norms(struct trainer *t, struct error *err) {
     return 0;
 }
 
-static int trainer_open(struct trainer *t, struct layer_result coded[ROLE_COUNT],
-                        const struct params_block *w, struct error *err) {
-    size_t hidden = (size_t)t->b->config->hidden;
+int block_trainer_open(struct block_trainer *t, struct blockwise *b, const struct block_tune *tune,
+                       struct layer_result coded[ROLE_COUNT], const struct params_block *w,
+                       struct error *err) {
+    size_t hidden = (size_t)b->config->hidden;
+    *t = (struct block_trainer){.b = b, .o = tune};
     t->dy = malloc((size_t)t->b->batch * (size_t)t->b->ctx * hidden * sizeof *t->dy);
     t->channels = malloc(4 * hidden * sizeof *t->channels);
     if (!t->dy || !t->channels) return error_set(err, -ENOMEM, "tune: out of memory");
@@ -358,14 +340,14 @@ static int trainer_open(struct trainer *t, struct layer_result coded[ROLE_COUNT]
     return r;
 }
 
-static void trainer_close(struct trainer *t) {
+void block_trainer_close(struct block_trainer *t) {
     for (int i = 0; i < t->n_matrices; i++) {
         coded_free(t->m[i].params);
         adam_free(&t->m[i].weights);
         free(t->m[i].dw);
         free(t->m[i].kept);
     }
-    for (int i = 0; i < NORM_VECTORS; i++) {
+    for (int i = 0; i < BLOCK_TUNE_NORMS; i++) {
         adam_free(&t->norms[i]);
         free(t->kept_norms[i]);
     }
@@ -376,18 +358,18 @@ static void trainer_close(struct trainer *t) {
 int block_tune(struct blockwise *b, const struct block_tune *tune,
                struct layer_result coded[ROLE_COUNT], const struct params_block *w,
                struct error *err) {
-    struct trainer t = {.b = b, .o = tune};
-    int r = trainer_open(&t, coded, w, err);
+    struct block_trainer t;
+    int r = block_trainer_open(&t, b, tune, coded, w, err);
     double best = r == 0 ? blockwise_error(b, &b->now) : 0.0;
     if (r == 0) keep(&t);
     for (int epoch = 0; r == 0 && epoch < tune->epochs; epoch++) {
-        r = blockwise_each(b, PART_FIT, train_windows, &t);
+        r = blockwise_each(b, PART_FIT, block_trainer_step, &t);
         double error = blockwise_error(b, &b->now);
         if (r < 0 || !(error < best)) continue;
         best = error;
         keep(&t);
     }
     if (r == 0) r = go_back(&t, err);
-    trainer_close(&t);
+    block_trainer_close(&t);
     return r;
 }

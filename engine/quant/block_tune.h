@@ -16,6 +16,9 @@
 #define ENGINE_QUANT_BLOCK_TUNE_H
 
 #include "engine/quant/blockwise_state.h"
+#include "engine/train/adam.h"
+
+struct coded;
 
 /* What moves, and how. */
 struct block_tune {
@@ -31,5 +34,40 @@ struct block_tune {
 int block_tune(struct blockwise *b, const struct block_tune *tune,
                struct layer_result coded[ROLE_COUNT], const struct params_block *w,
                struct error *err);
+
+/* -- Its parts, for the tests to look between ------------------------------------------------- */
+
+enum { BLOCK_TUNE_NORMS = 4 /* weight and bias of either norm */ };
+
+struct block_tune_matrix {
+    enum model_role role;
+    struct layer_result *coded;
+    struct coded *params;
+    struct adam weights; /* behind the codes; x alone is used when they stay */
+    float *dw;           /* (rows, cols) */
+    uint32_t *kept;      /* planes of the best state */
+    size_t plane_bytes;
+};
+
+struct block_trainer {
+    struct blockwise *b;
+    const struct block_tune *o;
+    struct block_tune_matrix m[ROLE_COUNT];
+    int n_matrices;
+    struct adam norms[BLOCK_TUNE_NORMS];
+    float *kept_norms[BLOCK_TUNE_NORMS];
+    float *dy;        /* (batch * ctx, hidden) */
+    double *channels; /* (4, hidden) sums of outputs and wanted ones, and of squares */
+    int step, n_steps;
+};
+
+/* Arguments as block_tune(); to be closed also when it fails. */
+int block_trainer_open(struct block_trainer *ret, struct blockwise *b,
+                       const struct block_tune *tune, struct layer_result coded[ROLE_COUNT],
+                       const struct params_block *w, struct error *err);
+void block_trainer_close(struct block_trainer *t);
+
+/* A step on some windows; arg: the struct block_trainer. */
+int block_trainer_step(struct blockwise *b, const struct blockwise_windows *w, void *arg);
 
 #endif

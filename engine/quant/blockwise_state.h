@@ -9,6 +9,7 @@
 #define ENGINE_QUANT_BLOCKWISE_STATE_H
 
 #include "engine/quant/blockwise.h"
+#include "engine/quant/guide.h"
 #include "engine/quant/spill.h"
 #include "engine/train/block.h"
 #include "engine/train/params.h"
@@ -83,10 +84,30 @@ int norm_tweak_final(struct blockwise *b, struct error *err);
 int guided_input(struct blockwise *b, enum calibrate_input input,
                  struct layer_result coded[ROLE_COUNT], struct error *err);
 
+/* What it codes on: moments of the input for every group of rows of every matrix that reads it. */
+struct guided_moments {
+    enum calibrate_input input;
+    int n; /* columns */
+    struct {
+        enum model_role role;
+        int group;
+        double *h; /* (n, n) mean over the tokens of weight x x^T */
+    } each[3 * GUIDE_MAX_GROUPS];
+    int n_each;
+};
+int guided_moments_new(struct guided_moments *ret, struct blockwise *b, enum calibrate_input input,
+                       struct error *err);
+void guided_moments_free(struct guided_moments *m); /* also after a failure */
+
 /* clip.c: ranges learned before coding, from the search's own. */
 int clip_block(struct blockwise *b, struct error *err);
 
 /* transform.c */
 int transform_block(struct blockwise *b, struct error *err);
+
+/* What a candidate s (fold_width()) of an input is judged by: the error of the coded output, and
+ * in share (fold_width()) the part of it that each scale's columns make. */
+int transform_error(struct blockwise *b, enum calibrate_input input, const float *s, double *ret,
+                    double *share, struct error *err);
 
 #endif

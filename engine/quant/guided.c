@@ -7,30 +7,15 @@
 #include <string.h>
 
 #include "engine/quant/blockwise_state.h"
-#include "engine/quant/guide.h"
 #include "engine/quant/linalg.h"
 #include "engine/quant/stack.h"
 #include "kernels/error.h"
 
-struct sums {
-    enum calibrate_input input;
-    int n; /* columns */
-    struct {
-        enum model_role role;
-        int group;
-        double *h; /* (n, n) */
-    } each[3 * GUIDE_MAX_GROUPS];
-    int n_each;
-    float *scaled; /* (batch * ctx, n) */
-    int failed;
-};
-
-static void sums_free(struct sums *m) {
+void guided_moments_free(struct guided_moments *m) {
     for (int i = 0; i < m->n_each; i++) free(m->each[i].h);
-    free(m->scaled);
 }
 
-static int sums_init(struct sums *m, struct blockwise *b, struct error *err) {
+static int make_room(struct guided_moments *m, struct blockwise *b, struct error *err) {
     for (int role = 0; role < ROLE_COUNT; role++) {
         int rows;
         if (!b->now.linear[role] || calibrate_input_of((enum model_role)role) != m->input) continue;
@@ -42,12 +27,17 @@ static int sums_init(struct sums *m, struct blockwise *b, struct error *err) {
             if (!m->each[m->n_each++].h) return error_set(err, -ENOMEM, "moments: out of memory");
         }
     }
-    m->scaled = malloc((size_t)b->batch * (size_t)b->ctx * (size_t)m->n * sizeof *m->scaled);
-    return m->scaled ? 0 : error_set(err, -ENOMEM, "moments: out of memory");
+    return 0;
 }
 
+struct sums {
+    struct guided_moments *m;
+    float *scaled; /* (batch * ctx, n) */
+};
+
 static int add_windows(struct blockwise *b, const struct blockwise_windows *w, void *arg) {
-    struct sums *m = arg;
+    const struct sums *s = arg;
+    struct guided_moments *m = s->m;
     struct block_weights now = params_block_view(&b->now);
     size_t tokens = (size_t)w->n * (size_t)b->ctx, width = (size_t)m->n;
     block_forward(b->block, &now, w->coded, b->y, w->n, b->ctx, b->cache);
@@ -57,11 +47,27 @@ static int add_windows(struct blockwise *b, const struct blockwise_windows *w, v
                                (size_t)w->first * (size_t)b->ctx;
         for (size_t t = 0; t < tokens; t++) {
             float root = sqrtf(weights[t]);
-            for (size_t k = 0; k < width; k++) m->scaled[t * width + k] = root * x[t * width + k];
+            for (size_t k = 0; k < width; k++) s->scaled[t * width + k] = root * x[t * width + k];
         }
-        m->failed = linalg_gram_add(m->each[i].h, m->scaled, tokens, m->n, b->n_threads, NULL);
-        if (m->failed) return m->failed;
+        int r = linalg_gram_add(m->each[i].h, s->scaled, tokens, m->n, b->n_threads, NULL);
+        if (r < 0) return r;
     }
+    return 0;
+}
+
+int guided_moments_new(struct guided_moments *ret, struct blockwise *b, enum calibrate_input input,
+                       struct error *err) {
+    double tokens = (double)b->n_windows * b->ctx;
+    *ret = (struct guided_moments){.input = input};
+    int r = make_room(ret, b, err);
+    if (r < 0) return r;
+    struct sums s = {
+        .m = ret,
+        .scaled = malloc((size_t)b->batch * (size_t)b->ctx * (size_t)ret->n * sizeof *s.scaled)};
+    r = s.scaled ? blockwise_each(b, PART_ALL, add_windows, &s) : -ENOMEM;
+    free(s.scaled);
+    if (r < 0) return error_set(err, r, "moments: out of memory");
+    for (int i = 0; i < ret->n_each; i++) linalg_symmetrize(ret->each[i].h, ret->n, 1.0 / tokens);
     return 0;
 }
 
@@ -82,16 +88,12 @@ static int code_group(struct blockwise *b, double *h, int n, enum model_role rol
 
 int guided_input(struct blockwise *b, enum calibrate_input input,
                  struct layer_result coded[ROLE_COUNT], struct error *err) {
-    struct sums m = {.input = input};
+    struct guided_moments m;
     struct layer_result pieces[GUIDE_MAX_GROUPS] = {{0}};
-    double tokens = (double)b->n_windows * b->ctx;
-    int r = sums_init(&m, b, err);
-    if (r == 0) r = blockwise_each(b, PART_ALL, add_windows, &m);
-    if (m.failed) error_set(err, r, "moments: out of memory");
+    int r = guided_moments_new(&m, b, input, err);
     for (int i = 0; r == 0 && i < m.n_each; i++) {
         enum model_role role = m.each[i].role;
         int group = m.each[i].group, groups = guide_groups(b->guide, role);
-        linalg_symmetrize(m.each[i].h, m.n, 1.0 / tokens);
         r = code_group(b, m.each[i].h, m.n, role, group, &pieces[group], err);
         if (r == 0 && group + 1 == groups) {
             r = stack_rows(&coded[role], pieces, groups, err);
@@ -99,6 +101,6 @@ int guided_input(struct blockwise *b, enum calibrate_input input,
         }
     }
     for (int k = 0; k < GUIDE_MAX_GROUPS; k++) layer_result_free(&pieces[k]);
-    sums_free(&m);
+    guided_moments_free(&m);
     return r;
 }

@@ -247,18 +247,33 @@ static int take(struct place *p, double *h, struct error *err) {
     return r;
 }
 
+/* p->width is 0 where nothing can be folded; to be freed also when it fails. */
+static int place_open(struct place *p, struct blockwise *b, enum calibrate_input input,
+                      struct error *err) {
+    *p = (struct place){.b = b, .input = input, .o = *b->layer_options};
+    p->h = calibrate_moments(b->calibrate, input, &p->n);
+    p->o.refine = p->o.explore = 0;
+    p->o.codes.search = CODES_LOOP;
+    p->width = fold_width(b->config, input);
+    return p->width ? place_init(p, err) : 0;
+}
+
+int transform_error(struct blockwise *b, enum calibrate_input input, const float *s, double *ret,
+                    double *share, struct error *err) {
+    struct place p;
+    int r = place_open(&p, b, input, err);
+    if (r == 0) r = input_error(&p, s, ret, err);
+    if (r == 0) memcpy(share, p.share, (size_t)p.width * sizeof *share);
+    place_free(&p);
+    return r;
+}
+
 static int transform_input(struct blockwise *b, enum calibrate_input input, struct error *err) {
-    struct place p = {.b = b, .input = input, .o = *b->layer_options};
-    double *h = calibrate_moments(b->calibrate, input, &p.n);
+    struct place p;
     bool found = false;
-    p.h = h;
-    p.o.refine = p.o.explore = 0;
-    p.o.codes.search = CODES_LOOP;
-    p.width = fold_width(b->config, input);
-    if (!p.width) return 0;
-    int r = place_init(&p, err);
-    if (r == 0) r = search(&p, &found, err);
-    if (r == 0 && found) r = take(&p, h, err);
+    int n, r = place_open(&p, b, input, err);
+    if (r == 0 && p.width) r = search(&p, &found, err);
+    if (r == 0 && found) r = take(&p, calibrate_moments(b->calibrate, input, &n), err);
     place_free(&p);
     return r;
 }
