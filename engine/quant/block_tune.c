@@ -70,16 +70,25 @@ static unsigned code_at(const struct bcq_view *v, int row, int column) {
     return code;
 }
 
+/* Of step sizes that are alike some sums coincide, but for the last bit. */
+static bool is_one_level(const struct levels *l, int at) {
+    return l->value[at + 1] - l->value[at] <= 1e-4f * l->spacing;
+}
+
 /* A weight behind its code: itself, or where it lies elsewhere the nearest point of the code's
  * cell, a little inside. The codes begin as the column loop left them, errors made up for. */
 static float behind(const struct levels *l, unsigned code, float w) {
     static const float margin = 0.02f;
     int at = 0;
     while (at + 1 < l->n && l->code[at] != code) at++;
-    float low = at > 0 ? 0.5f * (l->value[at - 1] + l->value[at]) + margin * l->spacing
-                       : l->value[0] - 0.5f * l->spacing;
-    float high = at + 1 < l->n ? 0.5f * (l->value[at] + l->value[at + 1]) - margin * l->spacing
-                               : l->value[at] + 0.5f * l->spacing;
+    int first = at, last = at;
+    while (first > 0 && is_one_level(l, first - 1)) first--;
+    while (last + 1 < l->n && is_one_level(l, last)) last++;
+    float low = first > 0 ? 0.5f * (l->value[first - 1] + l->value[first]) + margin * l->spacing
+                          : l->value[0] - 0.5f * l->spacing;
+    float high = last + 1 < l->n
+                     ? 0.5f * (l->value[last] + l->value[last + 1]) - margin * l->spacing
+                     : l->value[last] + 0.5f * l->spacing;
     if (low > high) return l->value[at];
     return w < low ? low : w > high ? high : w;
 }
