@@ -217,8 +217,9 @@ static double activated(enum activation act, double x) {
 }
 
 /* (n, widest) scratch arrays. */
+enum { ROOM = 8192 };
 struct room {
-    double in[2048], q[2048], k[2048], v[2048], a[2048], o[2048], sum[2048], gate[2048], up[2048];
+    double in[ROOM], q[ROOM], k[ROOM], v[ROOM], a[ROOM], o[ROOM], sum[ROOM], gate[ROOM], up[ROOM];
 };
 
 static void feed_forward(const struct reference *ref, struct room *m, const double *in,
@@ -254,7 +255,8 @@ void reference_forward(const struct reference *ref, const double *x, double *y) 
     static struct room m;
     size_t bytes = (size_t)ref->n_x * sizeof *x;
     bool post = ref->config.post_norm, after = ref->config.residual_after_norm;
-    cr_assert_lt(ref->n_seqs * ref->ctx * 24, 2048);
+    for (int role = 0; role < ROLE_COUNT; role++)
+        cr_assert_leq(ref->n_seqs * ref->ctx * ref->rows[role], ROOM);
     memcpy(m.in, x, bytes);
     if (!post) norm(ref, BLOCK_ATTN_NORM, x, m.in);
     attention(ref, &m, m.in, m.sum);
