@@ -15,6 +15,7 @@ JOINED = ["Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS"]
 AGREE_CTX = {"stories": 256, "smollm2": 512}
 AGREE_CHUNKS = {"stories": 32, "smollm2": 8}
 # The programs are compared, not the weights: a few windows are enough for them.
+AGREE_WITHIN = 0.2  # per cent
 AGREE_FLAGS = {"stories": "", "smollm2": "--static --windows 4"}
 # Of a block: elements and bytes, by the number in the file (ggml.h).
 SIZES = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
@@ -275,16 +276,24 @@ def type_lines(model, store):
     return lines
 
 
+def judge(ours_is, theirs):
+    """Two perplexities' difference in per cent, and whether it is small enough."""
+    off = 100 * (ours_is / theirs - 1)
+    return f"{off:+.3f} %: {'met' if abs(off) <= AGREE_WITHIN else 'missed'}"
+
+
 def agree_lines(store, models):
     lines = ["", "### The two programs on the same weights", "",
-             "| model | weights | checkpoint, `gptqt eval` | F16 GGUF, `gptqt eval` | F16 GGUF, `llama-perplexity` | difference |",
-             "| --- | --- | ---: | ---: | ---: | ---: |"]
+             "| model | weights | checkpoint, `gptqt eval` | F16 GGUF, `gptqt eval` | F16 GGUF, `llama-perplexity` | "
+             f"difference, {AGREE_WITHIN} % at most |", "| --- | --- | ---: | ---: | ---: | --- |"]
     for model in models:
         for name, _ in AGREE:
             r = store.results.get(f"agree {model.name} {name}")
-            if r:
+            if r and "failed" in r:
+                lines.append(f"| {model.name} | {name} | {r['failed']} | | | missed |")
+            elif r:
                 lines.append(f"| {model.name} | {name} | {r['checkpoint']:.4f} | {r['gguf']:.4f} | {r['llama']:.4f} | "
-                             f"{100 * (r['gguf'] / r['llama'] - 1):+.3f} % |")
+                             f"{judge(r['gguf'], r['llama'])} |")
     return lines if len(lines) > 5 else []
 
 
