@@ -216,6 +216,13 @@ fail:
     return r;
 }
 
+int checkpoint_writer_check(const char *dir, bool force, struct error *err) {
+    struct checkpoint_writer w = {.dir = strdup(dir), .force = force};
+    int r = w.dir ? check_target(&w, err) : no_memory(&w, err);
+    free(w.dir);
+    return r;
+}
+
 void checkpoint_writer_close(struct checkpoint_writer *w) {
     if (!w) return;
     if (w->lock >= 0) close(w->lock);

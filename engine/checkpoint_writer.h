@@ -34,6 +34,9 @@ struct checkpoint_writer_options {
 int checkpoint_writer_open(struct checkpoint_writer **ret, const char *dir,
                            const struct checkpoint_writer_options *options, struct error *err);
 
+/* -EEXIST as open() would say it, for who has long work to do before. */
+int checkpoint_writer_check(const char *dir, bool force, struct error *err);
+
 /* Whether a run before this one has left tensor (or file) name. */
 bool checkpoint_writer_has(const struct checkpoint_writer *w, const char *name);
 

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "engine/atomic_file.h"
+#include "engine/checkpoint_writer.h"
 #include "engine/sha256.h"
 #include "engine/source.h"
 #include "engine/text_file.h"
@@ -228,7 +229,8 @@ int quantize_tune_run(const struct quantize_args *args,
     while (n > 1 && args->out[n - 1] == '/') n--;
     if (n > PATH_SIZE / 2) return error_set(err, -ENAMETOOLONG, "%s: too long a name", args->out);
     snprintf(untuned, sizeof untuned, "%.*s.untuned", (int)n, args->out);
-    int r = key_of(args, key, err);
+    int r = checkpoint_writer_check(args->out, args->o.force, err);
+    if (r == 0) r = key_of(args, key, err);
     if (r == 0 && !is_made(untuned, key)) {
         struct quantize_args first = *args;
         first.out = untuned;

@@ -218,9 +218,12 @@ Test(checkpoint_writer, other_directories_are_not_overwritten, .init = make_tens
     scratch_save(scratch_join(path, dir, "precious"), "x", 1);
     struct checkpoint_writer_options options = {.settings = "{}"};
     struct checkpoint_writer *w = NULL;
-    struct error err = {""};
+    struct error err = {""}, early = {""};
+    cr_assert_eq(checkpoint_writer_check(dir, false, &early), -EEXIST);
+    cr_assert_eq(checkpoint_writer_check(dir, true, &early), 0);
     cr_assert_eq(checkpoint_writer_open(&w, dir, &options, &err), -EEXIST);
     cr_expect_not_null(strstr(err.text, "not a checkpoint"), "%s", err.text);
+    cr_expect_str_eq(err.text, early.text);
     cr_assert_null(w);
 
     options.force = true;
