@@ -1,5 +1,6 @@
 #include "engine/atomic_file.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
@@ -122,3 +123,16 @@ int atomic_file_sync_directory(const char *path, struct error *err) {
 }
 
 bool atomic_file_is_temporary(const char *name) { return strstr(name, mark) != NULL; }
+
+void atomic_file_sweep(const char *path) {
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    size_t n = strlen(name);
+    char *parent = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+    DIR *list = parent ? opendir(parent) : NULL;
+    /* What cannot be removed is only clutter. */
+    for (const struct dirent *e; list && (e = readdir(list));)
+        if (strncmp(e->d_name, name, n) == 0 && strncmp(e->d_name + n, mark, strlen(mark)) == 0)
+            unlinkat(dirfd(list), e->d_name, 0);
+    if (list) closedir(list);
+    free(parent);
+}

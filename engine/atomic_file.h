@@ -38,4 +38,7 @@ int atomic_file_sync_directory(const char *path, struct error *err);
 
 bool atomic_file_is_temporary(const char *name);
 
+/* Removes what killed writers of a path have left beside it. Nobody else may be writing it. */
+void atomic_file_sweep(const char *path);
+
 #endif

@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "engine/atomic_file.h"
 #include "engine/checkpoint_writer.h"
 #include "engine/config.h"
 #include "engine/quant/carry.h"
@@ -364,6 +365,8 @@ static void show(const struct tune *t, double loss, double held_out) {
 }
 
 static int begin(struct tune *t, struct error *err) {
+    /* The writer's lock keeps other runs to this path off. */
+    atomic_file_sweep(t->state_path);
     if (tune_state_load(t->state_path, t->settings, &t->now, t->student)) {
         char line[96];
         snprintf(line, sizeof line, "going on after step %d of an earlier run", t->now.step);
