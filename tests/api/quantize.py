@@ -3,98 +3,24 @@
 Models, texts, tokenizers and disks that are not what they should be give status 1 and one line that
 names the culprit, or a checkpoint that works; a run killed at any moment goes on to the same bytes. TAP.
 """
-import filecmp
+import functools
 import json
 import os
-import resource
-import shutil
-import signal
-import struct
 import subprocess
 import sys
-import tempfile
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "bench"))
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
 import quality_rows  # noqa: E402
+import quantizing  # noqa: E402
+from quantizing import count, killed, limited, put, same  # noqa: E402
 
 FOLDER, STORIES = sys.argv[1:3]
-GPTQT, QUANTIZE = os.path.join(FOLDER, "gptqt"), os.path.join(FOLDER, "gptqt-quantize")
+QUANTIZE = os.path.join(FOLDER, "gptqt-quantize")
 NAN, INF = 0x7FC0, 0x7F80  # bf16, as the model's weights are
 MATRIX = "model.layers.4.self_attn.q_proj.weight"
 NORM = "model.layers.1.input_layernorm.weight"
-STORY = "Once upon a time, there was a little cat who liked to play with the big red ball in the garden. "
-
-
-class Place:
-    """A folder for one test, with a calibration text in it."""
-
-    def __init__(self):
-        self.folder = tempfile.TemporaryDirectory()
-        self.path = self.folder.name
-        self.text = self.file("text", STORY * 150)
-        self.out = os.path.join(self.path, "out")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.folder.cleanup()
-
-    def file(self, name, content):
-        path = os.path.join(self.path, name)
-        with open(path, "wb") as out:
-            out.write(content.encode() if isinstance(content, str) else content)
-        return path
-
-    def model(self, edit=None):
-        """A copy of the stories model; edit(table, data) changes its weights."""
-        path = os.path.join(self.path, "model")
-        shutil.rmtree(path, ignore_errors=True)
-        shutil.copytree(STORIES, path)
-        if edit:
-            file = os.path.join(path, "model.safetensors")
-            with open(file, "rb") as source:
-                n = struct.unpack("<Q", source.read(8))[0]
-                head, data = source.read(n), bytearray(source.read())
-            table = json.loads(head)
-            edit(table, data)
-            with open(file, "wb") as out:
-                out.write(struct.pack("<Q", n) + head + data)
-        return path
-
-    def command(self, model, *flags, out=None, text=None):
-        return [QUANTIZE, model, out or self.out, "--ctx", "64", "--windows", "16", "--calibration", text or self.text,
-                *flags]
-
-    def quantize(self, model, *flags, status=0, **more):
-        """Standard error's last line."""
-        limit = more.pop("limit", None)
-        done = subprocess.run(self.command(model, *flags, **more), capture_output=True, text=True, timeout=120,
-                              check=False, preexec_fn=limit)
-        lines = done.stderr.strip().splitlines()
-        assert done.returncode == status, (flags, done.returncode, lines[-3:])
-        return lines[-1] if lines else ""
-
-    def refused(self, model, *words, **more):
-        said = self.quantize(model, status=1, **more)
-        assert said.startswith("gptqt-quantize: ") and all(w in said for w in words), (words, said)
-        assert not os.path.exists(more.get("out", self.out)), "something appeared at the output path"
-
-    def perplexity(self, model=None):
-        done = subprocess.run([GPTQT, "eval", model or self.out, "--text", self.text, "--ctx", "128", "--chunks", "8",
-                               "--json"], capture_output=True, text=True, timeout=120, check=True)
-        return json.loads(done.stdout)["perplexity"]
-
-
-def put(name, value, where=lambda row, column: True):
-    """An edit that sets some elements of a tensor to a bf16 number."""
-    def edit(table, data):
-        entry = table[name]
-        at, cols = entry["data_offsets"][0], entry["shape"][-1]
-        for i in range((entry["data_offsets"][1] - at) // 2):
-            if where(i // cols, i % cols):
-                data[at + 2 * i : at + 2 * i + 2] = struct.pack("<H", value)
-    return edit
+Place = functools.partial(quantizing.Place, FOLDER, STORIES)
 
 
 def only(row, column):
@@ -286,17 +212,6 @@ def every_row_of_the_table_of_methods_is_accepted():
         assert status == 1, (line, said)
 
 
-def same(a, b):
-    names = sorted(os.listdir(a))
-    return names == sorted(os.listdir(b)) and not filecmp.cmpfiles(a, b, names, shallow=False)[1]
-
-
-def limited(size):
-    def limit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-    return limit
-
-
 def a_full_disk_is_told_and_the_run_goes_on_afterwards():
     with Place() as p:
         whole = os.path.join(p.path, "whole")
@@ -327,22 +242,6 @@ def a_disk_that_fills_up_is_told():
     return None
 
 
-def count(folder):
-    return sum(len(names) for _, _, names in os.walk(folder))
-
-
-def killed(p, when):
-    """Runs until when() holds and kills; False if the run ended before that."""
-    process = subprocess.Popen(p.command(STORIES), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while process.poll() is None and not when():
-            pass
-    finally:
-        process.kill()
-        process.wait()
-    return process.returncode == -signal.SIGKILL
-
-
 def a_run_killed_at_any_moment_goes_on_to_the_same_bytes():
     with Place() as p:
         whole = os.path.join(p.path, "whole")
@@ -350,12 +249,12 @@ def a_run_killed_at_any_moment_goes_on_to_the_same_bytes():
         p.quantize(STORIES, out=whole)
         n_kills = 0
         for n in range(1, 60, 4):
-            n_kills += killed(p, lambda limit=n: count(partial) >= limit)
+            n_kills += killed(p.command(STORIES), lambda limit=n: count(partial) >= limit)
         assert n_kills >= 8, f"killed {n_kills} times only"
         # And while the parts are being joined.
         for name in ("done", "done/model.safetensors"):
             if os.path.exists(partial):
-                killed(p, lambda path=name: os.path.exists(os.path.join(partial, path)))
+                killed(p.command(STORIES), lambda path=name: os.path.exists(os.path.join(partial, path)))
         p.quantize(STORIES)
         assert same(whole, p.out), "other bytes"
         assert not os.path.exists(partial)
@@ -382,18 +281,4 @@ TESTS = [
 ]
 
 
-def main():
-    print(f"TAP version 13\n1..{len(TESTS)}")
-    failed = 0
-    for i, test in enumerate(TESTS, 1):
-        name = test.__name__.replace("_", " ")
-        try:
-            skipped = test()
-            print(f"ok {i} - {name}{f' # SKIP {skipped}' if skipped else ''}", flush=True)
-        except Exception as e:  # pylint: disable=broad-except
-            failed += 1
-            print(f"not ok {i} - {name}\n# {type(e).__name__}: {str(e)[:1500]!r}", flush=True)
-    return failed > 0
-
-
-sys.exit(main())
+sys.exit(quantizing.run_tests(TESTS))
