@@ -202,7 +202,8 @@ static void check_model(const char *name, size_t cache_bytes) {
     json_decref(golden);
 }
 
-static const char *const names[] = {"llama-gqa", "opt-125m-like", "opt-350m-like", "bloom"};
+static const char *const names[] = {"llama-gqa",     "llama-bias",    "llama3",
+                                    "opt-125m-like", "opt-350m-like", "bloom"};
 
 Test(network, gradients_are_those_of_automatic_differentiation) {
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
