@@ -59,7 +59,7 @@ class Place:
     def quantize(self, model, *flags, status=0, **more):
         """Standard error's last line."""
         limit = more.pop("limit", None)
-        done = subprocess.run(self.command(model, *flags, **more), capture_output=True, text=True, timeout=120,
+        done = subprocess.run(self.command(model, *flags, **more), capture_output=True, text=True, timeout=600,
                               check=False, preexec_fn=limit)
         lines = done.stderr.strip().splitlines()
         assert done.returncode == status, (flags, done.returncode, lines[-3:])
@@ -72,7 +72,7 @@ class Place:
 
     def perplexity(self, model=None):
         done = subprocess.run([self.gptqt, "eval", model or self.out, "--text", self.text, "--ctx", "128", "--chunks", "8",
-                               "--json"], capture_output=True, text=True, timeout=120, check=True)
+                               "--json"], capture_output=True, text=True, timeout=600, check=True)
         return json.loads(done.stdout)["perplexity"]
 
 
