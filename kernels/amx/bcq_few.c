@@ -12,8 +12,8 @@ struct place {
 /* Of step i, where a span has 2^log_units units. */
 static struct place place_at(const struct avx512_bcq_tile *c, int log_units, int i) {
     const struct avx512_bcq_shape *s = c->shape;
+    if (i < 0 || i >> log_units >= s->spans) return (struct place){0};
     const int span = i >> log_units, u = i - (span << log_units), n_halves = (s->words + 1) / 2;
-    if (i < 0 || span >= s->spans) return (struct place){0};
     return (struct place){span, c->u0 + u, avx512_min(n_halves - HALVES * span, HALVES), u == 0};
 }
 
