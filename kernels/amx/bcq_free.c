@@ -78,14 +78,9 @@ AVX512_INLINE void multiply(const int p, const int parts, struct unit_sums *to,
     AMX_BEFORE_LOADS();
 }
 
-AVX512_INLINE __m512 parameter(const uint8_t *params, int i, bool wide) {
-    if (wide) return _mm512_load_ps((const float *)(const void *)(params + 64 * i));
-    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(const void *)(params + 32 * i)));
-}
-
 /* Where a tile of tokens is. */
 struct tokens {
-    int first, n;                          /* of all tokens; in the tile */
+    int n;
     const struct avx512_bcq_span *x[TILE]; /* their records of the span */
 };
 
@@ -95,7 +90,7 @@ AVX512_INLINE void add_piece(const int bits, const int parts, __m512 *y,
                              const struct plane_sums *sums, const uint8_t *params, bool wide,
                              const struct tokens *tokens, int sum, int t, int end) {
     __m512 param[BCQ_MAX_BITS + 1];
-    AVX512_UNROLL for (int p = 0; p <= bits; p++) param[p] = parameter(params, p, wide);
+    AVX512_UNROLL for (int p = 0; p <= bits; p++) param[p] = avx512_bcq_parameter(params, p, wide);
     for (; t < end; t++) {
         const struct avx512_bcq_span *x = tokens->x[t];
         __m512 v = _mm512_setzero_ps(), to = y[t * UNITS];
@@ -128,10 +123,11 @@ AVX512_INLINE void add_unit(const int bits, const int parts, __m512 *y,
 
 static void begin_tile(struct tokens *tokens, const struct avx512_bcq_tile *c, int first, int n,
                        int span) {
-    *tokens = (struct tokens){.first = first, .n = avx512_min(n, TILE)};
+    *tokens = (struct tokens){.n = avx512_min(n, TILE)};
     for (int t = 0; t < tokens->n; t++)
-        tokens->x[t] =
-            avx512_bcq_record(c->act, c->act_bits, c->shape->spans, c->n, first + t, span);
+        tokens->x[t] = (const void *)((const uint8_t *)c->act +
+                                      avx512_bcq_record_at(c->act_bits, c->shape->spans, c->n,
+                                                           first + t, span));
 }
 
 /* A block's span and all tokens: a unit's sums are added while the next one's products are made. */

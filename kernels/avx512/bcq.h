@@ -207,15 +207,13 @@ AVX512_INLINE size_t avx512_bcq_token_bytes(int n) {
     return ((size_t)n * sizeof(struct avx512_bcq_token) + 63) / 64 * 64;
 }
 
-/* Token t's record of a span in act. */
-AVX512_INLINE const struct avx512_bcq_span *avx512_bcq_record(const void *act, int act_bits,
-                                                              int n_spans, int n, int t, int span) {
+/* Where token t's record of a span is in act, in bytes. */
+AVX512_INLINE size_t avx512_bcq_record_at(int act_bits, int n_spans, int n, int t, int span) {
     const int in_block = t % AVX512_BCQ_COLUMNS, block = t - in_block;
     const int width = n - block < AVX512_BCQ_COLUMNS ? n - block : AVX512_BCQ_COLUMNS;
-    const void *first = (const uint8_t *)act + avx512_bcq_token_bytes(n);
-    return avx512_bcq_at(first, avx512_bcq_parts(act_bits),
-                         (size_t)block * (size_t)n_spans + (size_t)span * (size_t)width +
-                             (size_t)in_block);
+    const size_t i =
+        (size_t)block * (size_t)n_spans + (size_t)span * (size_t)width + (size_t)in_block;
+    return avx512_bcq_token_bytes(n) + i * avx512_bcq_span_bytes(avx512_bcq_parts(act_bits));
 }
 
 /* What the tiles for many tokens need of a span's inputs, side by side. */
@@ -260,6 +258,12 @@ AVX512_INLINE void avx512_bcq_groups_of(const struct avx512_bcq_shape *s, int ru
 }
 
 AVX512_INLINE __m512i avx512_load(const void *p) { return _mm512_load_si512(p); }
+
+/* FREE: parameter i of a unit's rows. */
+AVX512_INLINE __m512 avx512_bcq_parameter(const uint8_t *params, int i, bool wide) {
+    if (wide) return _mm512_load_ps((const float *)(const void *)(params + 64 * i));
+    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(const void *)(params + 32 * i)));
+}
 
 /* For what several instructions need: gcc 12 would have each load it again. */
 AVX512_INLINE __m512i avx512_load_once(const void *p) {

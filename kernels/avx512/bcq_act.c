@@ -33,14 +33,13 @@ struct column {
 
 static struct column column_of(void *act, int act_bits, const float *x, size_t ldx, int cols, int n,
                                int t) {
-    int in_block = t % AVX512_BCQ_COLUMNS, block = t - in_block;
-    size_t bytes = avx512_bcq_span_bytes(avx512_bcq_parts(act_bits));
-    size_t at = (size_t)block * (size_t)n_spans(cols) + (size_t)in_block;
+    const size_t at = avx512_bcq_record_at(act_bits, n_spans(cols), n, t, 0);
+    const size_t next = avx512_bcq_record_at(act_bits, n_spans(cols), n, t, 1);
     return (struct column){.x = x + (size_t)t * ldx,
                            .cols = cols,
                            .act_bits = act_bits,
-                           .first = (uint8_t *)act + avx512_bcq_token_bytes(n) + at * bytes,
-                           .stride = bytes * (size_t)avx512_min(n - block, AVX512_BCQ_COLUMNS)};
+                           .first = (uint8_t *)act + at,
+                           .stride = next - at};
 }
 
 static struct avx512_bcq_span *span_of(const struct column *c, int span) {

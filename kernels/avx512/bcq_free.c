@@ -65,17 +65,12 @@ AVX512_INLINE void sum_run(const int bits, const int n, const int parts, const s
     look_up(bits, n, parts, 0, select, tables, s);
 }
 
-AVX512_INLINE __m512 parameter(const uint8_t *params, int i, bool wide) {
-    if (wide) return _mm512_load_ps((const float *)(params + 64 * i));
-    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(params + 32 * i)));
-}
-
 /* y += scale * sum_p alpha_p * a_p + beta * sum of x. */
 AVX512_INLINE void add_piece(const int bits, const int n, const int parts, const uint8_t *params,
                              bool wide, const struct avx512_bcq_span *x, int sum,
                              const struct pieces *s, __m512 *y) {
     __m512 param[BCQ_MAX_BITS + 1];
-    AVX512_UNROLL for (int p = 0; p <= bits; p++) param[p] = parameter(params, p, wide);
+    AVX512_UNROLL for (int p = 0; p <= bits; p++) param[p] = avx512_bcq_parameter(params, p, wide);
     AVX512_UNROLL for (int c = 0; c < n; c++) {
         __m512 v = _mm512_setzero_ps();
         AVX512_UNROLL for (int p = 0; p < bits; p++) {
