@@ -19,6 +19,7 @@
 #include "engine/source.h"
 #include "engine/train/params.h"
 #include "kernels/error.h"
+#include "tests/support/offline_fixture.h"
 #include "tests/support/scratch.h"
 #include "tests/unit/engine/quant/support.h"
 
@@ -28,19 +29,6 @@ static const char *const models[] = {"models/llama-gqa",     "models/llama-mha",
                                      "models/llama-bias",    "models/opt-125m-like",
                                      "models/opt-350m-like", "models/bloom"};
 enum { N_MODELS = sizeof models / sizeof *models };
-
-static void open_model(struct offline *o, const char *name) {
-    char path[SCRATCH_PATH];
-    struct source *src;
-    struct error err;
-    struct offline_options options = {
-        .backend = {.name = "cpu", .n_threads = 1},
-        .model = {.kv_type = DTYPE_F32, .max_batch_tokens = TOKENS, .max_logit_rows = TOKENS},
-        .context = TOKENS};
-    const char *from = name[0] == '/' ? name : scratch_fixture(path, name);
-    cr_assert_eq(source_open(&src, from, &err), 0, "%s", err.text);
-    cr_assert_eq(offline_open(o, src, &options, &err), 0, "%s", err.text);
-}
 
 static float *logits_of(struct offline *o, size_t *ret_n) {
     int32_t tokens[TOKENS], positions[TOKENS], seqs[TOKENS] = {0}, blocks[2] = {0, 1};
@@ -114,7 +102,7 @@ Test(fold, the_model_computes_what_it_did) {
         uint64_t seed = 5;
         size_t n;
         double worst = 0.0, moved = 0.0;
-        open_model(&o, models[i]);
+        offline_fixture_open(&o, models[i], TOKENS);
         float *before = logits_of(&o, &n);
         cr_assert_eq(params_open(&params, o.source, &err), 0, "%s", err.text);
         for (int layer = 0; layer < model_get_config(o.model)->n_layers; layer++)
@@ -437,7 +425,7 @@ Test(guide, sensitivities_are_squared_gradients) {
         struct guide *g;
         struct error err;
         struct weight_view v = {.type = DTYPE_F32};
-        open_model(&o, names[i]);
+        offline_fixture_open(&o, names[i], TOKENS);
         struct guide_setup setup = {.source = o.source,
                                     .tokens = tokens,
                                     .n_windows = 1,
@@ -495,10 +483,10 @@ static double logits_off(const char *original, const char *coded) {
     struct offline o;
     size_t n;
     double sum = 0.0;
-    open_model(&o, original);
+    offline_fixture_open(&o, original, TOKENS);
     float *wanted = logits_of(&o, &n);
     offline_close(&o);
-    open_model(&o, coded);
+    offline_fixture_open(&o, coded, TOKENS);
     float *got = logits_of(&o, &n);
     offline_close(&o);
     for (size_t i = 0; i < n; i++) {

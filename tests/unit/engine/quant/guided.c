@@ -9,7 +9,7 @@
 #include "engine/offline.h"
 #include "engine/source.h"
 #include "kernels/error.h"
-#include "tests/support/scratch.h"
+#include "tests/support/offline_fixture.h"
 #include "tests/unit/engine/quant/block_rig.h"
 
 enum { CTX = BLOCK_RIG_CTX, TOKENS = BLOCK_RIG_TOKENS, MAX_GROUPS = 2, WIDEST = 64 };
@@ -107,16 +107,9 @@ struct served {
 };
 
 static void serve(struct served *s, const char *name, enum model_role role) {
-    char path[SCRATCH_PATH];
-    struct source *src;
     struct error err;
-    struct offline_options options = {
-        .backend = {.name = "cpu", .n_threads = 1},
-        .model = {.kv_type = DTYPE_F32, .max_batch_tokens = CTX, .max_logit_rows = CTX},
-        .context = CTX};
     *s = (struct served){.role = role, .view = {.type = DTYPE_F32}};
-    cr_assert_eq(source_open(&src, scratch_fixture(path, name), &err), 0, "%s", err.text);
-    cr_assert_eq(offline_open(&s->o, src, &options, &err), 0, "%s", err.text);
+    offline_fixture_open(&s->o, name, CTX);
     cr_assert(model_linear_shape(s->o.model, role, &s->view.rows, &s->view.cols));
     s->w = malloc((size_t)s->view.rows * (size_t)s->view.cols * sizeof *s->w);
     s->logits = malloc((size_t)model_get_config(s->o.model)->vocab * CTX * sizeof *s->logits);
