@@ -14,8 +14,8 @@ TYPES = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K_M", "IQ
 JOINED = ["Q2_K", "IQ3_XXS", "Q3_K", "IQ4_XS"]
 AGREE_CTX = {"stories": 256, "smollm2": 512}
 AGREE_CHUNKS = {"stories": 32, "smollm2": 8}
-# The programs are compared, not the weights: a few windows are enough for them.
 AGREE_WITHIN = 0.2  # per cent
+# The programs are compared, not the weights: a few windows are enough for them.
 AGREE_FLAGS = {"stories": "", "smollm2": "--static --windows 4"}
 # Of a block: elements and bytes, by the number in the file (ggml.h).
 SIZES = {0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
