@@ -4,9 +4,10 @@ import os
 import re
 import shutil
 import struct
+import subprocess
 
 import quality_rows
-from quality_measure import GPTQT, QUANTIZE, WORK, Failed, evaluate, run
+from quality_measure import BUILD, GPTQT, QUANTIZE, ROOT, WORK, Failed, evaluate, run
 
 # Smallest first; what the shipped mixtures really take is counted from the file.
 TYPES = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "Q2_K", "IQ3_XXS", "IQ3_S", "Q3_K_M", "IQ4_XS", "Q4_0", "Q4_K_M"]
@@ -128,6 +129,14 @@ def read_floats(path):
         matrix, kind = name.rsplit(".", 1)
         yield matrix, kind, struct.unpack(f"<{n // 4}f", data[at : at + n])
         at += (n + 31) // 32 * 32
+
+
+def built_tools():
+    """Where peers_llama has put them, which it does now if it has not."""
+    folder = os.path.join(BUILD, "llama")
+    if not os.path.exists(os.path.join(folder, "bin", "llama-perplexity")):
+        subprocess.run([os.path.join(ROOT, "tests", "bench", "peers_llama"), folder], check=True)
+    return os.path.join(folder, "bin")
 
 
 class Tools:

@@ -60,9 +60,11 @@ def rounds(model, path):
 
 
 def quantize(row, out):
-    """Any codes in this form; the output matrix as the program stores it by default."""
-    command = [measure.QUANTIZE, row.model.path, out, "--bits", str(row.bits), *form_of(row), "--static", "--windows", "2",
-               "--ctx", "256", "--ranges", "2", "--calibration", row.model.calibration]
+    """Any codes in this form, the soonest found; the output matrix as the program stores it by default."""
+    form = form_of(row)
+    soon = ["--ranges", "2"] if "--pow2" in form else ["--method", "rtn"]
+    command = [measure.QUANTIZE, row.model.path, out, "--bits", str(row.bits), *form, *soon, "--refine", "0", "--static",
+               "--windows", "1", "--ctx", "256", "--calibration", row.model.calibration]
     if not os.path.isdir(out):
         measure.run(command)
 
