@@ -11,6 +11,7 @@
 #include "kernels/cuda/pack_weight.h"
 #include "kernels/cuda/plugin.h"
 #include "tests/bench/gpu_cublas.h"
+#include "tests/bench/gpu_lut.h"
 
 extern "C" const struct gpu_plugin *gptqt_gpu_plugin(void);
 
@@ -184,6 +185,33 @@ static void bench_linear(enum weight_form form, int bits, int rows, int cols,
         free(y);
     }
     for (struct weight *p : w) gpu_weight_free(be, p);
+}
+
+/* One token by tables in shared memory, on matrices of the size of free128's. */
+static void bench_lut(int bits, int rows, int cols) {
+    int n_groups = cols / GPU_LUT_GROUP;
+    size_t words = gpu_lut_plane_words(rows, n_groups, bits);
+    size_t params = gpu_lut_params(rows, n_groups, bits), bytes = words * 4 + params * 2;
+    size_t copies = std::min<size_t>(48, std::max<size_t>(4, ((size_t)240 << 20) / bytes));
+    std::vector<struct gpu_lut_matrix> w;
+    while (w.size() < copies)
+        w.push_back({(const uint32_t *)random_words(words * 4, ~0u, 0),
+                     (const uint16_t *)random_halves(params), rows, n_groups, bits});
+    float *x = random_floats((size_t)cols), *y = random_floats((size_t)rows);
+    float *parts = random_floats((size_t)rows * (size_t)n_groups);
+    double s = time_of((int)copies, [&]() {
+        for (const struct gpu_lut_matrix &m : w)
+            must(gpu_lut_run(&m, x, parts, y, gpu->stream), "LUT-GEMM");
+    });
+    double gbs = (double)bytes / s / 1e9;
+    printf("lut-gemm-like128,%dx%d,m%d,n1,%.2f,us,%.0f,GB/s,%.1f,%% of copy\n", rows, cols, bits,
+           s * 1e6, gbs, 100 * gbs / copy_gbs);
+    fflush(stdout);
+    for (const struct gpu_lut_matrix &m : w) {
+        cudaFree((void *)m.planes);
+        cudaFree((void *)m.params);
+    }
+    for (float *p : {x, y, parts}) cudaFree(p);
 }
 
 static void bench_cublas(int rows, int cols, const std::vector<int> &batches) {
@@ -364,6 +392,7 @@ int main(int argc, char **argv) {
                 bench_linear(form, bits, rows, cols, quick ? (bits == 3 ? some : one) : all);
         for (enum weight_form form : {FORM_COMPACT, FORM_PLANES})
             bench_linear(form, 4, rows, cols, quick ? one : all);
+        for (int bits = 4; bits >= 2; bits--) bench_lut(bits, rows, cols);
         bench_linear(FORM_HALVES, 0, rows, cols, quick ? one : all);
         bench_cublas(rows, cols, quick ? some : all);
     }
