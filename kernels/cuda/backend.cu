@@ -274,6 +274,7 @@ static int open_device(struct gpu *gpu, struct error *err) {
     gpu->processors = prop.multiProcessorCount;
     gpu->wide = GPTQT_CUDA_HOPPER && prop.major == 9 && prop.minor == 0;
     gpu->shared = prop.sharedMemPerBlockOptin;
+    gpu->room = prop.sharedMemPerMultiprocessor;
     gpu->queue.plain = getenv("GPTQT_GPU_NO_GRAPHS") != NULL;
 #if defined(__CUDACC__)
     gpu_overlap = prop.major >= 9 && !getenv("GPTQT_GPU_NO_OVERLAP");

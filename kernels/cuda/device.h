@@ -92,6 +92,7 @@ struct gpu {
     int device;
     int processors;
     size_t shared; /* the most that a block may ask for */
+    size_t room;   /* shared memory of a multiprocessor */
     bool wide;     /* has the instructions of hopper.h */
     int rc;
     struct error failure;

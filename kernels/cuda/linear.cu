@@ -165,6 +165,7 @@ void gpu_linear(struct gpu *gpu, const struct linear_call *calls, int n_calls, c
         set.cols = w->cols;
         set.processors = gpu->processors;
         set.shared = gpu->shared;
+        set.room = gpu->room;
         int forced;
         set.way = way_of(&forced);
         set.width = ready->width;

@@ -364,7 +364,7 @@ template <int EACH, int TILES> struct part_sums {
 
 enum {
     MOST_STAGED = 100 << 10, /* bytes of columns that a block brings: two blocks fit then */
-    SHARED_ROOM = 224 << 10  /* of a multiprocessor, about */
+    BLOCK_KEPT = 1 << 10     /* of a multiprocessor's shared memory, by the system for each block */
 };
 
 /* As many blocks as there is room for at once, which share the row tiles: blocks that came later would begin with
@@ -381,7 +381,7 @@ static cudaError_t few_launch(int tiles, int slices, struct product_set *set, cu
     int blocks = FORM::template blocks<TILES, false>();
     if (staged) {
         blocks = FORM::template blocks<TILES, true>();
-        while (blocks > 1 && (bytes + own) * (size_t)blocks > SHARED_ROOM) blocks--;
+        while (blocks > 1 && (bytes + own + BLOCK_KEPT) * (size_t)blocks > set->room) blocks--;
     }
     blocks = (blocks * set->processors + slices - 1) / slices;
     dim3 grid((unsigned)(tiles < blocks ? tiles : blocks), (unsigned)slices);

@@ -58,6 +58,7 @@ struct product_set {
     int n, cols;
     int processors; /* of the device */
     size_t shared;  /* the most that a block there may ask for */
+    size_t room;    /* shared memory of a multiprocessor there */
     enum product_way way;
     int width; /* of wide inputs: tokens of a block */
 };

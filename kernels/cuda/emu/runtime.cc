@@ -36,7 +36,9 @@ enum { MAX_THREADS = 1024, MAX_GRID_YZ = 65535, MAX_DEVICES = 8 };
 const struct card {
     int capability;
     size_t shared; /* KiB that a block may ask for */
-} cards[] = {{75, 64}, {80, 163}, {86, 99}, {89, 99}, {90, 227}, {100, 227}, {120, 99}};
+    size_t room;   /* KiB of a multiprocessor */
+} cards[] = {{75, 64, 64},   {80, 163, 164},  {86, 99, 100}, {89, 99, 100},
+             {90, 227, 228}, {100, 227, 228}, {120, 99, 100}};
 
 const card &find_card() {
     const char *text = getenv("GPTQT_EMU_CARD");
@@ -262,6 +264,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int) {
     prop->multiProcessorCount = 4;
     prop->totalGlobalMem = device_total();
     prop->sharedMemPerBlockOptin = emu::most_shared();
+    prop->sharedMemPerMultiprocessor = this_card().room << 10;
     return cudaSuccess;
 }
 
