@@ -50,7 +50,9 @@ static const struct argp_option options[] = {
     {"base", OPT_BASE, "FILE", 0,
      "Such a file in place of the reference: same text, ctx, chunks and protocol", 0},
     {"protocol", OPT_PROTOCOL, "NAME", 0,
-     "gptq (default: every token but the first of a window) or llama.cpp (second half)", 0},
+     "gptq (default: every token but the first of a window) or llama.cpp (second half; CR LF "
+     "stays)",
+     0},
     {"pairs", OPT_PAIRS, "FILE", 0,
      "Instead of a text: log-likelihoods of {context, continuation}, one JSON object a line", 0},
     {"json", OPT_JSON, NULL, 0, "Print the result as JSON", 0},
@@ -154,11 +156,13 @@ static void print_text(const struct eval_result *r) {
 }
 
 /* The whole file is one stream of tokens, without special ones. */
-static int read_tokens(int32_t **ret, size_t *ret_n, const struct offline *o, const char *path,
-                       struct error *err) {
+static int read_tokens(int32_t **ret, size_t *ret_n, const struct offline *o,
+                       const struct args *args, struct error *err) {
     char *text;
     size_t n;
-    int r = text_file_read(&text, &n, path, err);
+    const char *path = args->text;
+    int r = args->eval.protocol == EVAL_LLAMA_CPP ? text_file_read_bytes(&text, &n, path, err)
+                                                  : text_file_read(&text, &n, path, err);
     if (r < 0) return r;
     r = tokenizer_encode(o->tokenizer, text, n, 0, ret, ret_n, err);
     free(text);
@@ -207,7 +211,7 @@ static int run(struct args *args, struct error *err) {
     double started = 0;
     int r = open_model(&model, args->model, args, true, err);
     if (r == 0 && args->against) r = open_model(&reference, args->against, args, false, err);
-    if (r == 0) r = read_tokens(&tokens, &n_tokens, &model, args->text, err);
+    if (r == 0) r = read_tokens(&tokens, &n_tokens, &model, args, err);
     if (r == 0) {
         size_t windows = n_tokens / (size_t)args->eval.ctx;
         if (args->eval.chunks && windows > (size_t)args->eval.chunks)

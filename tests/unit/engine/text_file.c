@@ -9,7 +9,9 @@
 
 #include "kernels/error.h"
 
-static void expect(const char *bytes, size_t n, const char *want) {
+typedef int reader(char **ret, size_t *ret_n, const char *path, struct error *err);
+
+static void expect(reader *read_text, const char *bytes, size_t n, const char *want) {
     char path[] = "/tmp/gptqt-text-XXXXXX";
     int fd = mkstemp(path);
     cr_assert_geq(fd, 0);
@@ -18,7 +20,7 @@ static void expect(const char *bytes, size_t n, const char *want) {
     char *text;
     size_t len;
     struct error err;
-    cr_assert_eq(text_file_read(&text, &len, path, &err), 0, "%s", err.text);
+    cr_assert_eq(read_text(&text, &len, path, &err), 0, "%s", err.text);
     cr_expect_eq(len, strlen(want));
     cr_expect_str_eq(text, want);
     free(text);
@@ -26,11 +28,16 @@ static void expect(const char *bytes, size_t n, const char *want) {
 }
 
 Test(text_file, line_ends_become_line_feeds) {
-    expect("a\r\nb\n", 5, "a\nb\n");
-    expect("a\rb\r", 4, "a\nb\n");
-    expect("\r\r\n\n", 4, "\n\n\n");
-    expect("plain", 5, "plain");
-    expect("", 0, "");
+    expect(text_file_read, "a\r\nb\n", 5, "a\nb\n");
+    expect(text_file_read, "a\rb\r", 4, "a\nb\n");
+    expect(text_file_read, "\r\r\n\n", 4, "\n\n\n");
+    expect(text_file_read, "plain", 5, "plain");
+    expect(text_file_read, "", 0, "");
+}
+
+Test(text_file, bytes_stay) {
+    expect(text_file_read_bytes, "a\r\nb\rc\n", 7, "a\r\nb\rc\n");
+    expect(text_file_read_bytes, "", 0, "");
 }
 
 Test(text_file, a_missing_file_is_named) {
