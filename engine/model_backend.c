@@ -33,7 +33,7 @@ static int check_split(const struct model_config *c, int n, struct error *err) {
 int model_backend_open(struct backend **ret, const struct backend_options *options,
                        const struct source *src, struct error *err) {
     bool chosen = options->name && strcmp(options->name, "auto") != 0;
-    const char *side = side_part(src);
+    const char *side = options->n_devices > 1 ? side_part(src) : NULL;
     int r = check_split(source_config(src), options->n_devices, err);
     if (r == 0) r = backend_open(ret, options, err);
     if (r < 0 || chosen || !side || !strcmp((*ret)->name, "cpu")) return r;
@@ -43,6 +43,6 @@ int model_backend_open(struct backend **ret, const struct backend_options *optio
     r = backend_open(ret, &cpu, err);
     if (r == 0)
         snprintf((*ret)->note, sizeof(*ret)->note,
-                 "no GPU is used: tensor '%.100s' has kernels on the CPU alone", side);
+                 "no GPU is used: tensor '%.100s' is not split over devices", side);
     return r;
 }

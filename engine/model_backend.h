@@ -6,8 +6,8 @@
  * Fails     as backend_open().
  * Cost      as backend_open(), and a look at the list of tensors.
  *
- * Where the user leaves the choice ("auto") a GPU is passed over for a model with parts that only
- * the CPU has kernels for; the back end's note says so. Who names a back end gets that one, and its
+ * Where the user leaves the choice ("auto") several GPUs are passed over for a model with parts that
+ * are not split over them; the back end's note says so. Who names a back end gets that one, and its
  * refusal. */
 #ifndef ENGINE_MODEL_BACKEND_H
 #define ENGINE_MODEL_BACKEND_H

@@ -6,6 +6,8 @@
 
 #include "kernels/error.h"
 #include "kernels/float16.h"
+#include "kernels/outliers.h"
+#include "kernels/rotation.h"
 
 /* Where the header keeps what; the values are little endian, like every host we build for. */
 enum {
@@ -59,6 +61,18 @@ static int refuse(struct error *err, const char *field, int v, int low, int high
 
 static bool is_compact(const struct bcq_spec *s) {
     return s->kind == BCQ_COMPACT || s->kind == BCQ_COMPACT_GROUP;
+}
+
+int weight_check_beside(const struct weight_view *v, struct error *err) {
+    const struct outliers_view *o = v->outliers;
+    const struct rotation_view *r = v->rotation;
+    if (o && (!v->is_bcq || o->rows != v->rows || o->cols != v->cols))
+        return error_set(err, -EINVAL, "outliers of another matrix");
+    if (r && (!v->is_bcq || r->rows != v->rows || r->cols != v->cols))
+        return error_set(err, -EINVAL, "rotations of another matrix");
+    /* Entries would count in the natural basis, the codes in the rotated one. */
+    if (o && r) return error_set(err, -EINVAL, "outliers and rotations of one matrix");
+    return 0;
 }
 
 int bcq_check(const struct bcq_spec *s, struct error *err) {

@@ -119,6 +119,9 @@ struct weight_view {
     const struct rotation_view *rotation; /* of the codes' matrix; NULL without */
 };
 
+/* Refuses outliers and rotations that are not this matrix's, or both at once. */
+int weight_check_beside(const struct weight_view *v, struct error *err);
+
 /* Refuses a spec outside the ranges above. */
 int bcq_check(const struct bcq_spec *spec, struct error *err);
 

@@ -16,13 +16,7 @@ static int check(const struct weight_view *v, enum weight_use use, struct error 
     if (!v->is_bcq && v->type > DTYPE_BF16)
         return error_set(err, -EINVAL, "a dense matrix of type %d; f32, f16 and bf16 are known",
                          (int)v->type);
-    if (v->outliers && (!v->is_bcq || v->outliers->rows != v->rows || v->outliers->cols != v->cols))
-        return error_set(err, -EINVAL, "outliers of another matrix");
-    if (v->rotation && (!v->is_bcq || v->rotation->rows != v->rows || v->rotation->cols != v->cols))
-        return error_set(err, -EINVAL, "rotations of another matrix");
-    /* Entries would count in the natural basis, the codes in the rotated one. */
-    if (v->rotation && v->outliers)
-        return error_set(err, -EINVAL, "outliers and rotations of one matrix");
+    if (weight_check_beside(v, err) < 0) return -EINVAL;
     if (v->act_bits && v->act_bits != 16 && v->act_bits != 8 && v->act_bits != 4)
         return error_set(err, -EINVAL, "activations of %d bits; 16, 8 and 4 are known",
                          v->act_bits);

@@ -11,6 +11,7 @@
 #define KERNELS_CUDA_DEVICE_H
 
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/beside.h"
 #include "kernels/cuda/gpu.h"
 #include "kernels/cuda/pack_input.h"
 #include "kernels/cuda/plain.h"
@@ -21,6 +22,7 @@
 extern "C" {
 #include "kernels/backend.h"
 #include "kernels/error.h"
+#include "kernels/rotation.h"
 }
 
 struct buffer {
@@ -34,6 +36,11 @@ struct weight {
     struct product_kind kind;
     struct plain_matrix plain; /* FORM_PLAIN, tables; data below belongs to it */
     void *data, *params, *levels, *scales;
+    void *beside; /* device memory of what follows */
+    struct outliers_matrix outliers;
+    struct rotate_matrix in, out;
+    struct rotation turns; /* in, to be compared with others' */
+    uint32_t *turn_signs;  /* its signs, on the host */
     size_t bytes;
 };
 
@@ -104,6 +111,8 @@ struct gpu {
     struct room batch_room, rows_room, pieces, ids;
     struct room ranks[2], weighed, temperatures;
     struct room columns[N_PACK_ORDERS], groups, sums, unscale[N_PACK_ORDERS];
+    struct room turned; /* an input between rotations */
+    struct room aside;  /* products that are not at their end yet */
     struct constant constants[N_CONSTANTS];
     int next_constant;
     struct angles angles[N_ANGLES];
@@ -142,6 +151,9 @@ int gpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
                    const struct weight_view *view, struct error *err);
 void gpu_weight_free(struct backend *be, struct weight *weight);
 size_t gpu_weight_bytes(const struct weight *weight);
+/* What lies beside a weight's codes, to the device. */
+int gpu_beside_new(struct gpu *gpu, struct weight *w, const struct weight_view *view,
+                   struct error *err);
 /* The launches of a list's steps; n_rows or n_tokens as they are then. */
 void gpu_linear(struct gpu *gpu, const struct linear_call *calls, int n_calls, const float *x);
 /* Where the input of these calls is to be packed, into args; false when they do not all take one. */

@@ -72,18 +72,46 @@ static bool same_kind(const struct product_kind *a, const struct product_kind *b
            a->shapes == b->shapes;
 }
 
-static struct product product_of(const struct linear_call *c) {
+/* Products that are not at their end when the launch is: rotations want whole rows, and an activation
+ * wants what outliers add. */
+static bool goes_aside(const struct linear_call *c) {
+    return c->w->out.n || (c->w->outliers.starts && c->act != ACT_NONE);
+}
+
+/* aside: where it goes then, NULL: to its end. */
+static struct product product_of(const struct linear_call *c, float *aside) {
     struct product p = {};
     p.data = static_cast<const uint32_t *>(c->w->data);
     p.params = static_cast<const uint32_t *>(c->w->params);
     p.levels = static_cast<const uint32_t *>(c->w->levels);
     p.scales = static_cast<const float *>(c->w->scales);
+    p.rows = c->w->rows;
+    p.dst = aside;
+    if (aside) return p;
     p.dst = c->dst->data;
     p.bias = c->bias ? static_cast<const float *>(c->bias->data) : NULL;
-    p.rows = c->w->rows;
     p.act = c->act;
     p.accumulate = c->accumulate;
     return p;
+}
+
+/* What is left after the launch of a product of x. */
+static void end_product(struct gpu *gpu, const struct linear_call *c, float *aside,
+                        const float *x) {
+    const struct weight *w = c->w;
+    struct product_end end = {
+        c->dst->data, aside ? aside : c->dst->data, NULL, w->rows, ACT_NONE, 0};
+    if (aside) {
+        end.bias = c->bias ? static_cast<const float *>(c->bias->data) : NULL;
+        end.act = c->act;
+        end.accumulate = c->accumulate;
+    }
+    if (w->outliers.starts)
+        gpu_good(gpu, outliers_run(&w->outliers, &end, x, w->cols, gpu->n_rows, gpu->stream),
+                 "outliers");
+    if (!w->out.n) return;
+    end.from = NULL;
+    gpu_good(gpu, rotate_run(&w->out, true, &end, aside, gpu->n_rows, gpu->stream), "a rotation");
 }
 
 static enum pack_order order_of(const struct weight *w) {
@@ -118,7 +146,7 @@ bool linear_input(struct gpu *gpu, struct input_args *args, const struct linear_
                   int n_calls) {
     for (int i = 0; i < n_calls; i++)
         if (calls[i].w->kind.form == FORM_PLAIN || order_of(calls[i].w) != order_of(calls[0].w) ||
-            calls[i].w->cols != args->cols)
+            calls[i].w->cols != args->cols || calls[i].w->in.n)
             return false;
     if (n_calls < 1) return false;
     args->order = order_of(calls[0].w);
@@ -143,34 +171,85 @@ static bool pack(struct gpu *gpu, enum pack_order order, const float *x, int col
     return gpu_good(gpu, input_run(&args, gpu->shared, gpu->stream), "packing an input");
 }
 
-static void run_plain(struct gpu *gpu, const struct linear_call *c, const float *x) {
-    struct product p = product_of(c);
+static bool turned_alike(const struct weight *a, const struct weight *b) {
+    return a->in.n == b->in.n && (!a->in.n || rotation_same(&a->turns, &b->turns));
+}
+
+/* The input of the first call, where its matrix is stored between rotations. NULL after a failure. */
+static const float *turn(struct gpu *gpu, const struct weight *w, const float *x) {
+    size_t bytes = (size_t)gpu->n_rows * (size_t)w->cols * sizeof(float);
+    if (!gpu_grow(gpu, &gpu->turned, bytes)) return NULL;
+    float *to = static_cast<float *>(gpu->turned.data);
+    struct product_end end = {to, NULL, NULL, w->cols, ACT_NONE, 0};
+    return gpu_good(gpu, rotate_run(&w->in, false, &end, x, gpu->n_rows, gpu->stream), "a rotation")
+               ? to
+               : NULL;
+}
+
+/* Room for those of n calls that go aside, each after the other; ret: where, NULL for the others. */
+static bool room_aside(struct gpu *gpu, const struct linear_call *calls, int n, float **ret) {
+    size_t tokens = (size_t)gpu->n_rows, numbers = 0, at = 0;
+    for (int i = 0; i < n; i++)
+        if (goes_aside(&calls[i])) numbers += tokens * (size_t)calls[i].w->rows;
+    if (!gpu_grow(gpu, &gpu->aside, numbers * sizeof(float))) return false;
+    for (int i = 0; i < n; i++) {
+        ret[i] = goes_aside(&calls[i]) ? static_cast<float *>(gpu->aside.data) + at : NULL;
+        if (ret[i]) at += tokens * (size_t)calls[i].w->rows;
+    }
+    return true;
+}
+
+static void run_plain(struct gpu *gpu, const struct linear_call *c, float *aside, const float *x) {
+    struct product p = product_of(c, aside);
     gpu_good(gpu, plain_run(&c->w->plain, &p, x, gpu->n_rows, gpu->stream), "a product");
+}
+
+static void run_set(struct gpu *gpu, const struct linear_call *calls, int n, float *const *aside,
+                    enum pack_order order) {
+    struct product_set set = {};
+    int forced;
+    set.x = gpu->ready.packed[order];
+    set.cols = calls[0].w->cols;
+    set.processors = gpu->processors;
+    set.shared = gpu->shared;
+    set.room = gpu->room;
+    set.way = way_of(&forced);
+    set.width = gpu->ready.width;
+    for (int i = 0; i < n; i++) set.each[set.n++] = product_of(&calls[i], aside[i]);
+    gpu_good(gpu, product_run(&calls[0].w->kind, &set, gpu->stream), "a product");
+}
+
+/* How many of the calls run as one launch. */
+static int together(const struct linear_call *calls, int n_calls) {
+    const struct weight *first = calls[0].w;
+    int n = 1;
+    while (n < n_calls && n < MAX_SET && first->kind.form != FORM_PLAIN &&
+           same_kind(&calls[n].w->kind, &first->kind) && turned_alike(calls[n].w, first))
+        n++;
+    return n;
 }
 
 void gpu_linear(struct gpu *gpu, const struct linear_call *calls, int n_calls, const float *x) {
     struct ready_input *ready = &gpu->ready;
+    const struct weight *last = NULL; /* that the input was turned for; NULL: it is x itself */
+    const float *in = x;
     if (ready->x != x) ready->done[PACK_SPREAD] = ready->done[PACK_OWNED] = false;
     ready->x = NULL; /* a later product may have overwritten it */
-    for (int i = 0; i < n_calls && !gpu->rc && gpu->n_rows > 0;) {
+    for (int i = 0, n; i < n_calls && !gpu->rc && gpu->n_rows > 0; i += n) {
         const struct weight *w = calls[i].w;
-        if (w->kind.form == FORM_PLAIN) {
-            run_plain(gpu, &calls[i++], x);
-            continue;
+        float *aside[MAX_SET];
+        n = together(calls + i, n_calls - i);
+        if (last ? !turned_alike(last, w) : w->in.n > 0) {
+            last = w->in.n ? w : NULL;
+            in = last ? turn(gpu, w, x) : x;
+            ready->done[PACK_SPREAD] = ready->done[PACK_OWNED] = false;
         }
+        if (gpu->rc || !room_aside(gpu, calls + i, n, aside)) return;
         enum pack_order order = order_of(w);
-        if (!pack(gpu, order, x, w->cols, width_for(gpu, order, calls, n_calls))) return;
-        struct product_set set = {};
-        set.x = ready->packed[order];
-        set.cols = w->cols;
-        set.processors = gpu->processors;
-        set.shared = gpu->shared;
-        set.room = gpu->room;
-        int forced;
-        set.way = way_of(&forced);
-        set.width = ready->width;
-        while (i < n_calls && set.n < MAX_SET && same_kind(&calls[i].w->kind, &w->kind))
-            set.each[set.n++] = product_of(&calls[i++]);
-        gpu_good(gpu, product_run(&w->kind, &set, gpu->stream), "a product");
+        if (w->kind.form == FORM_PLAIN)
+            run_plain(gpu, &calls[i], aside[0], in);
+        else if (pack(gpu, order, in, w->cols, width_for(gpu, order, calls, n_calls)))
+            run_set(gpu, calls + i, n, aside, order);
+        for (int j = 0; j < n && !gpu->rc; j++) end_product(gpu, &calls[i + j], aside[j], x);
     }
 }

@@ -97,10 +97,11 @@ void gpu_rehearse(struct backend *be, bool on) {
 }
 
 void gpu_free_rooms(struct gpu *gpu) {
-    struct room *rooms[] = {&gpu->ids,        &gpu->batch_room,  &gpu->rows_room,  &gpu->pieces,
-                            &gpu->groups,     &gpu->sums,        &gpu->columns[0], &gpu->columns[1],
-                            &gpu->unscale[0], &gpu->unscale[1],  &gpu->ranks[0],   &gpu->ranks[1],
-                            &gpu->weighed,    &gpu->temperatures};
+    struct room *rooms[] = {
+        &gpu->ids,        &gpu->batch_room,   &gpu->rows_room,  &gpu->pieces,
+        &gpu->groups,     &gpu->sums,         &gpu->columns[0], &gpu->columns[1],
+        &gpu->unscale[0], &gpu->unscale[1],   &gpu->ranks[0],   &gpu->ranks[1],
+        &gpu->weighed,    &gpu->temperatures, &gpu->turned,     &gpu->aside};
     for (size_t i = 0; i < sizeof rooms / sizeof *rooms; i++) cudaFree(rooms[i]->data);
     for (int i = 0; i < N_ANGLES; i++) cudaFree(gpu->angles[i].room.data);
     for (int i = 0; i < N_CONSTANTS; i++) {

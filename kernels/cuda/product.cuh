@@ -16,19 +16,11 @@
 #ifndef KERNELS_CUDA_PRODUCT_CUH
 #define KERNELS_CUDA_PRODUCT_CUH
 
+#include "kernels/cuda/finish.cuh"
 #include "kernels/cuda/product.h"
 #include "kernels/cuda/ptx.h"
 
 enum { WARPS = PARTS };
-
-static __device__ __forceinline__ float activate(float v, int act) {
-    if (act == 1) return v < 0 ? 0 : v;
-    if (act == 2) {
-        float u = 0.79788456080286536f * (v + 0.044715f * v * v * v);
-        return v / (1 + expf(-2 * u));
-    }
-    return v;
-}
 
 static __device__ __forceinline__ void put(const struct product &p, int n_tokens, int row,
                                            int token, float v) {

@@ -65,6 +65,9 @@ static int new_part(struct team *team, struct team_weight *w, int d, enum weight
     int rc;
     if (view->split == SPLIT_NONE || (use == WEIGHT_VECTOR && view->split == SPLIT_INPUTS))
         return backend_weight_new(team_at(team, d), &w->part[d], use, view, err);
+    if (view->outliers || view->rotation)
+        return error_set(err, -ENOTSUP, "%s are not split over devices: use one, or the CPU",
+                         view->outliers ? "outliers" : "rotations");
     if (view->split == SPLIT_ROWS && use != WEIGHT_VECTOR)
         rc = cut_rows(&cut, view, d, team->n, err);
     else

@@ -14,12 +14,10 @@ extern "C" {
 static int check(const struct weight_view *v, enum weight_use use, struct error *err) {
     if (v->rows < 1 || v->cols < 1 || v->rows > BCQ_MAX_DIM || v->cols > BCQ_MAX_DIM)
         return error_set(err, -EINVAL, "a matrix of %d x %d is out of range", v->rows, v->cols);
-    if (v->outliers)
-        return error_set(err, -ENOTSUP,
-                         "outliers beside the codes have no GPU kernel: use the CPU");
-    if (v->rotation)
-        return error_set(err, -ENOTSUP, "a rotated matrix has no GPU kernel: use the CPU");
+    if (weight_check_beside(v, err) < 0) return -EINVAL;
     if (!v->is_bcq) return 0;
+    if (use != WEIGHT_LINEAR && (v->outliers || v->rotation))
+        return error_set(err, -EINVAL, "outliers or rotations of a table");
     if (use == WEIGHT_VECTOR || (use == WEIGHT_TABLE && v->bcq.spec.kind != BCQ_WHOLE))
         return error_set(err, -EINVAL, "%s cannot be binary-coded",
                          use == WEIGHT_VECTOR ? "a vector" : "but as whole numbers a table");
@@ -340,6 +338,7 @@ int gpu_weight_new(struct backend *be, struct weight **ret, enum weight_use use,
         rc = make_linear(gpu, w, view, err);
     else
         rc = make_dense(gpu, w, view, err);
+    if (!rc) rc = gpu_beside_new(gpu, w, view, err);
     if (!rc) {
         cudaError_t code = cudaStreamSynchronize(gpu->stream); /* the view may go now */
         if (code != cudaSuccess) rc = gpu_error(gpu, code, err, "packing a weight");
@@ -356,7 +355,9 @@ void gpu_weight_free(struct backend *be, struct weight *w) {
     cudaFree(w->params);
     cudaFree(w->levels);
     cudaFree(w->scales);
-    gpu_release(gpu_of(be), GPU_WEIGHTS, w->data, w->bytes); /* bytes are those of all four */
+    cudaFree(w->beside);
+    gpu_release(gpu_of(be), GPU_WEIGHTS, w->data, w->bytes); /* bytes are those of all five */
+    free(w->turn_signs);
     free(w);
 }
 

@@ -114,6 +114,8 @@ static const struct {
     {"room", check_room},
     {"sets", check_sets},
     {"sections", check_sections},
+    {"outliers", check_outliers},
+    {"rotations", check_rotations},
     {"not_finite", check_not_finite},
 };
 enum { N_PARTS = sizeof parts / sizeof *parts };

@@ -15,8 +15,10 @@
 
 #include "kernels/backend.h"
 #include "kernels/error.h"
+#include "kernels/expand.h"
 #include "kernels/float16.h"
 #include "kernels/ops.h"
+#include "tests/support/beside.h"
 #include "tests/support/matrix.h"
 #include "tests/support/random.h"
 
@@ -60,6 +62,8 @@ void check_free(void);
 void check_room(void);
 void check_sets(void);
 void check_sections(void);
+void check_outliers(void);
+void check_rotations(void);
 void check_not_finite(void);
 /* Whole steps. */
 void check_steps(void);

@@ -156,8 +156,7 @@ void check_attention(void) {
         {7, 1, 11, 0, 50, 9, true, DTYPE_F16},       {16, 1, 2, 30, 600, 111, false, DTYPE_F16},
         {20, 2, 10, 100, 290, 150, true, DTYPE_F32}, {1, 1, 1, 0, 18, 3, false, DTYPE_F32},
         {32, 1, 3, 0, 800, 160, false, DTYPE_F16},   {16, 1, 2, 0, 140, 70, true, DTYPE_F16},
-        {64, 1, 1, 0, 135, 130, false, DTYPE_F32},
-        {64, 2, 16, 0, 140, 70, false, DTYPE_F16},
+        {64, 1, 1, 0, 135, 130, false, DTYPE_F32},   {64, 2, 16, 0, 140, 70, false, DTYPE_F16},
         {128, 1, 3, 50, 150, 140, true, DTYPE_F16},  {80, 1, 20, 0, 140, 31, false, DTYPE_F16},
         {64, 1, 4, 0, 300, 190, true, DTYPE_F16},
     };

@@ -3,9 +3,30 @@
 
 struct matrix {
     struct weight_view view;
-    void *block;
+    void *block, *beside;
+    struct outliers_view outliers;
+    struct rotation_view rotation;
     char name[96];
 };
+
+static void matrix_free(struct matrix *m) {
+    free(m->block);
+    free(m->beside);
+}
+
+/* (rows, cols) what it stands for. */
+static float *expanded(const struct matrix *m) {
+    size_t cols = (size_t)m->view.cols;
+    float *w = malloc((size_t)m->view.rows * cols * sizeof *w);
+    struct error err;
+    for (int r = 0; !m->view.is_bcq && r < m->view.rows; r++)
+        matrix_row(&m->view, r, w + (size_t)r * cols);
+    if (m->view.is_bcq && weight_expand(&m->view, 0, m->view.rows, w, &err)) {
+        printf("Bail out! %s\n", err.text);
+        exit(1);
+    }
+    return w;
+}
 
 static void coded(struct matrix *m, const struct bcq_spec *s, bool extreme) {
     *m = (struct matrix){0};
@@ -67,19 +88,18 @@ static struct wanted wanted_of(const struct matrix *m, const float *bias, enum a
                                const float *x, const float *old, size_t n) {
     size_t rows = (size_t)m->view.rows, cols = (size_t)m->view.cols;
     struct wanted w = {malloc(n * rows * sizeof(float)), malloc(n * rows * sizeof(float))};
-    float *row = malloc(cols * sizeof *row), *x_rounded = malloc(n * cols * sizeof *x_rounded);
+    float *dense = expanded(m), *x_rounded = malloc(n * cols * sizeof *x_rounded);
     for (size_t t = 0; t < n; t++) rounded_row(x_rounded + t * cols, x + t * cols, cols);
     for (size_t r = 0; r < rows; r++) {
-        matrix_row(&m->view, (int)r, row);
         for (size_t i = 0; i < 2 * n; i++) {
             size_t t = i / 2, at = t * rows + r;
             const float *in = (i % 2 ? x_rounded : x) + t * cols;
             double sum = bias ? (double)bias[r] : 0;
-            for (size_t k = 0; k < cols; k++) sum += (double)row[k] * (double)in[k];
+            for (size_t k = 0; k < cols; k++) sum += (double)dense[r * cols + k] * (double)in[k];
             (i % 2 ? w.rounded : w.exact)[at] = activated(sum, act) + (old ? old[at] : 0);
         }
     }
-    free(row);
+    free(dense);
     free(x_rounded);
     return w;
 }
@@ -134,7 +154,7 @@ static void check_matrix(struct matrix *m, double tolerance, int turn) {
     free(old);
     free(bias_row);
     free(bias_block);
-    free(m->block);
+    matrix_free(m);
 }
 
 static const int shapes[][2] = {{1, 16},    {16, 128}, {33, 200},  {7, 1000},
@@ -256,6 +276,38 @@ void check_forms(void) {
     }
 }
 
+enum { MOST_CALLS = 8 };
+
+/* Matrices that share an input give the bits that each gives alone. Frees them. */
+static void check_set(struct matrix *m, int n_calls, int n, int cols) {
+    float *x = normal((size_t)(n * cols), 5);
+    struct buffer *in = buffer_of(x, (size_t)(n * cols)), *out[MOST_CALLS];
+    struct weight *w[MOST_CALLS];
+    struct linear_call calls[MOST_CALLS];
+    for (int i = 0; i < n_calls; i++) {
+        w[i] = weight_of(WEIGHT_LINEAR, &m[i].view);
+        out[i] = buffer_of(NULL, (size_t)(n * m[i].view.rows));
+        calls[i] = (struct linear_call){.dst = out[i], .w = w[i]};
+    }
+    struct some_batch b;
+    batch_of(&b, n, 0);
+    backend_begin(be, &b.batch);
+    backend_linear(be, calls, n_calls, in);
+    for (int i = 0; i < n_calls; i++) {
+        size_t size = (size_t)(n * m[i].view.rows);
+        float *got = read_all(out[i], size);
+        float *alone = multiply(w[i], &m[i], NULL, ACT_NONE, false, x, NULL, n);
+        expect(!memcmp(got, alone, size * sizeof *got), "%s: differs in a set", m[i].name);
+        free(got);
+        free(alone);
+        backend_buffer_free(be, out[i]);
+        backend_weight_free(be, w[i]);
+        matrix_free(&m[i]);
+    }
+    backend_buffer_free(be, in);
+    free(x);
+}
+
 /* Several matrices of different forms on one input, as Q, K, V are. */
 void check_sets(void) {
     enum { N = 9, COLS = 320, CALLS = 7 };
@@ -272,32 +324,76 @@ void check_sets(void) {
     coded(&m[4], &odd, false);
     dense(&m[5], DTYPE_F16, 40, COLS);
     dense(&m[6], DTYPE_F32, 17, COLS);
-    float *x = normal(N * COLS, 5);
-    struct buffer *in = buffer_of(x, N * COLS), *out[CALLS];
-    struct weight *w[CALLS];
-    struct linear_call calls[CALLS];
-    for (int i = 0; i < CALLS; i++) {
-        w[i] = weight_of(WEIGHT_LINEAR, &m[i].view);
-        out[i] = buffer_of(NULL, (size_t)(N * m[i].view.rows));
-        calls[i] = (struct linear_call){.dst = out[i], .w = w[i]};
+    check_set(m, CALLS, N, COLS);
+}
+
+/* The outliers' share of a product has x as it is, the codes' has it rounded: off by what fp16 loses. */
+static const double beside_near = 3e-4;
+
+static const struct bcq_spec beside_specs[] = {{BCQ_COMPACT, 130, 257, 3, 16, 4, 5, 0},
+                                               {BCQ_FREE, 48, 128, 2, 64, 0, 0, 0},
+                                               {BCQ_COMPACT, 33, 200, 2, 16, 6, 5, 0}};
+enum { N_BESIDE = sizeof beside_specs / sizeof *beside_specs };
+
+static void with_outliers(struct matrix *m, const struct bcq_spec *s, bool whole) {
+    coded(m, s, false);
+    m->beside = whole ? beside_columns(&m->outliers, s->rows, s->cols, 5)
+                      : beside_outliers(&m->outliers, s->rows, s->cols, 5);
+    m->view.outliers = &m->outliers;
+    snprintf(m->name, sizeof m->name, "%dx%d, kind %d, %s", s->rows, s->cols, (int)s->kind,
+             whole ? "columns" : "outliers");
+}
+
+/* Of sums of outliers of a size beside codes of a tenth of it; and columns of four bytes. */
+void check_outliers(void) {
+    const struct bcq_spec wide = {BCQ_COMPACT, 16, 66000, 2, 16, 4, 5, 0};
+    struct matrix m;
+    for (int turn = 0; turn < 6; turn++) {
+        if (is_left_out(turn)) continue;
+        with_outliers(&m, &beside_specs[turn % N_BESIDE], turn % 2);
+        check_matrix(&m, beside_near,
+                     turn == 1 ? 7 : turn); /* 1 and 7: with tiny and huge inputs */
     }
-    struct some_batch b;
-    batch_of(&b, N, 0);
-    backend_begin(be, &b.batch);
-    backend_linear(be, calls, CALLS, in);
-    for (int i = 0; i < CALLS; i++) {
-        size_t n = (size_t)(N * m[i].view.rows);
-        float *got = read_all(out[i], n);
-        float *alone = multiply(w[i], &m[i], NULL, ACT_NONE, false, x, NULL, N);
-        expect(!memcmp(got, alone, n * sizeof *got), "%s: differs in a set", m[i].name);
-        free(got);
-        free(alone);
-        backend_buffer_free(be, out[i]);
-        backend_weight_free(be, w[i]);
-        free(m[i].block);
+    if (is_small() || is_left_out(6)) return;
+    with_outliers(&m, &wide, false);
+    check_matrix(&m, beside_near, 0);
+}
+
+static void with_rotation(struct matrix *m, const struct bcq_spec *s, bool both, uint64_t seed) {
+    coded(m, s, false);
+    m->beside = beside_rotation(&m->rotation, s->rows, s->cols, both, seed);
+    m->view.rotation = &m->rotation;
+    snprintf(m->name, sizeof m->name, "%dx%d, kind %d, %s rotated", s->rows, s->cols, (int)s->kind,
+             both ? "both sides" : "inputs");
+}
+
+/* Q, K and V: two of them rotated alike, one otherwise, one not at all. */
+static void check_rotated_set(void) {
+    enum { N = 5, COLS = 192, CALLS = 4 };
+    const struct bcq_spec specs[CALLS] = {{BCQ_COMPACT, 96, COLS, 3, 16, 4, 5, 0},
+                                          {BCQ_COMPACT, 48, COLS, 3, 16, 4, 5, 0},
+                                          {BCQ_COMPACT, 48, COLS, 3, 16, 4, 5, 0},
+                                          {BCQ_COMPACT, 40, COLS, 3, 16, 4, 5, 0}};
+    struct matrix m[CALLS];
+    for (int i = 0; i < 3; i++) with_rotation(&m[i], &specs[i], i % 2 == 0, i == 2 ? 9 : 4);
+    coded(&m[3], &specs[3], false);
+    check_set(m, CALLS, N, COLS);
+}
+
+void check_rotations(void) {
+    static const int sizes[][2] = {{64, 64}, {48, 576}, {96, 172}, {36, 20}, {24, 44}, {128, 2048}};
+    struct matrix m;
+    for (int turn = 0; turn < 12; turn++) {
+        const int *size = sizes[turn / 2];
+        struct bcq_spec s = beside_specs[turn % N_BESIDE];
+        s.rows = size[0];
+        s.cols = size[1];
+        if (s.group > s.cols) s.group = s.cols;
+        if (is_left_out(turn) || (is_small() && size[1] > 600)) continue;
+        with_rotation(&m, &s, turn % 2, 6);
+        check_matrix(&m, 2 * beside_near, turn);
     }
-    backend_buffer_free(be, in);
-    free(x);
+    if (!is_left_out(7)) check_rotated_set();
 }
 
 /* A block whose scales and biases lie elsewhere, and what follows them, too, as where they are unpacked. */

@@ -3,14 +3,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels/float16.h"
 #include "kernels/outliers.h"
 #include "kernels/sell.h"
 #include "tests/kernels/check.h"
-#include "tests/support/matrix.h"
-#include "tests/support/random.h"
+#include "tests/support/beside.h"
 
-enum { MAX_N = 9, GAP = 3, MOST = 4096 };
+enum { MAX_N = 9, GAP = 3 };
 static const int counts[] = {1, 2, 3, 4, 5, 8, MAX_N};
 
 struct side {
@@ -19,42 +17,10 @@ struct side {
     struct fence packed;
 };
 
-/* Rows with no, few and many entries; every seventh row none, row 0 the most. */
-static void side_init(struct side *s, int rows, int cols, uint64_t seed) {
-    static uint32_t columns[MOST];
-    static uint16_t per_row[2048];
-    uint32_t n = 0;
-    for (int r = 0; r < rows; r++) {
-        per_row[r] = 0;
-        for (int c = 0; c < cols && n < MOST && r % 7 != 3; c++) {
-            if (random_next(&seed) % (r ? 40 : 3)) continue;
-            columns[n++] = (uint32_t)c;
-            per_row[r]++;
-        }
-    }
-    size_t bytes = outliers_bytes(rows, cols, n);
-    s->block = aligned_alloc(OUTLIERS_ALIGN, bytes);
-    memset(s->block, 0, bytes);
-    outliers_format(&s->view, s->block, rows, cols, n);
-    memcpy((uint16_t *)(uintptr_t)s->view.counts, per_row, (size_t)rows * 2);
-    for (uint32_t e = 0; e < n; e++) {
-        outliers_put_column(&s->view, e, columns[e]);
-        ((uint16_t *)(uintptr_t)s->view.values)[e] = f32_to_f16(matrix_normal(&seed));
-    }
-    s->packed = fence_new(sell_bytes(&s->view), 64);
-    sell_pack(s->packed.p, &s->view);
-}
-
-/* Columns 0, 3, 6 and so on as a whole. */
-static void side_whole(struct side *s, int rows, int cols, uint64_t seed) {
-    uint32_t n = ((uint32_t)cols + 2) / 3;
-    size_t bytes = outliers_whole_bytes(rows, cols, n);
-    s->block = aligned_alloc(OUTLIERS_ALIGN, bytes);
-    memset(s->block, 0, bytes);
-    outliers_format_whole(&s->view, s->block, rows, cols, n);
-    for (uint32_t e = 0; e < n; e++) outliers_put_column(&s->view, e, 3 * e);
-    for (size_t i = 0; i < (size_t)rows * n; i++)
-        ((uint16_t *)(uintptr_t)s->view.values)[i] = f32_to_f16(matrix_normal(&seed));
+static void side_init(struct side *s, int rows, int cols, bool whole) {
+    uint64_t seed = (uint64_t)(rows * 1000 + cols);
+    s->block = whole ? beside_columns(&s->view, rows, cols, seed)
+                     : beside_outliers(&s->view, rows, cols, seed);
     s->packed = fence_new(sell_bytes(&s->view), 64);
     sell_pack(s->packed.p, &s->view);
 }
@@ -107,10 +73,7 @@ static void compare(struct check *c, const struct side *s, const float *x, const
 
 static void check_matrix(struct check *c, int rows, int cols, bool whole, enum check_input input) {
     struct side s;
-    if (whole)
-        side_whole(&s, rows, cols, (uint64_t)rows);
-    else
-        side_init(&s, rows, cols, (uint64_t)(rows * 1000 + cols));
+    side_init(&s, rows, cols, whole);
     struct fence x = check_floats(MAX_N * (size_t)cols, input, 3);
     struct fence y = run(c, &s, x.p, MAX_N, true);
     if (input != INPUT_NOT_FINITE) compare(c, &s, x.p, y.p, MAX_N);

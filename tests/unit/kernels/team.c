@@ -9,6 +9,7 @@
 
 #include "kernels/backend.h"
 #include "kernels/error.h"
+#include "tests/support/beside.h"
 #include "tests/support/matrix.h"
 
 enum {
@@ -327,6 +328,43 @@ Test(team, what_does_not_divide_is_refused) {
     cr_expect_eq(backend_sync(b.be, &err), -EINVAL);
     cr_expect_not_null(strstr(err.text, "23 over 2 devices"), "%s", err.text);
     close_block(&b);
+}
+
+/* What lies beside codes is not cut; a table that every device has whole may have it. */
+static void check_beside_refused(struct backend *be, const struct outliers_view *outliers,
+                                 const struct rotation_view *rotation, const char *says) {
+    const struct bcq_spec spec = {BCQ_COMPACT, 64, 64, 3, 16, 4, 5, 0};
+    struct weight_view view = {.is_bcq = 1,
+                               .rows = 64,
+                               .cols = 64,
+                               .split = SPLIT_ROWS,
+                               .outliers = outliers,
+                               .rotation = rotation};
+    struct weight *w = NULL;
+    struct error err;
+    void *block = matrix_bcq(&view.bcq, &spec, 1);
+    cr_expect_eq(backend_weight_new(be, &w, WEIGHT_LINEAR, &view, &err), -ENOTSUP);
+    cr_expect_not_null(strstr(err.text, says), "%s", err.text);
+    view.split = SPLIT_NONE;
+    cr_expect_eq(backend_weight_new(be, &w, WEIGHT_LINEAR, &view, &err), 0, "%s", err.text);
+    backend_weight_free(be, w);
+    free(block);
+}
+
+Test(team, outliers_and_rotations_are_refused) {
+    struct outliers_view outliers;
+    struct rotation_view rotation;
+    struct error err;
+    void *a = beside_outliers(&outliers, 64, 64, 1);
+    void *b = beside_rotation(&rotation, 64, 64, true, 1);
+    have_devices("2");
+    struct backend *be = open_devices(2, &err);
+    cr_assert(be, "%s", err.text);
+    check_beside_refused(be, &outliers, NULL, "outliers are not split over devices");
+    check_beside_refused(be, NULL, &rotation, "rotations are not split over devices");
+    backend_close(be);
+    free(a);
+    free(b);
 }
 
 Test(team, there_must_be_as_many_devices) {
