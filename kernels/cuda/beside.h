@@ -40,7 +40,10 @@ struct rotate_matrix {
     const uint32_t *signs;
 };
 
-static inline size_t rotate_shared(int n) { return (size_t)n * sizeof(float); }
+/* A place is left free after each 32: the first stages, whose threads are 8 numbers apart, meet no bank
+ * twice then. */
+static inline __host__ __device__ int rotate_place(int i) { return i + i / 32; }
+static inline size_t rotate_shared(int n) { return (size_t)rotate_place(n) * sizeof(float); }
 
 /* V x or, back, V^T x of n tokens, x (n, r->n); ends as products do, with end->from NULL. */
 cudaError_t rotate_run(const struct rotate_matrix *r, bool back, const struct product_end *end,

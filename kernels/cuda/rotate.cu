@@ -11,9 +11,10 @@ static __device__ __forceinline__ float with_sign(const struct rotate_matrix &r,
 /* The stages of half, 2 half, .. R / 2 half: R elements at a distance of half become R others. */
 template <int R> static __device__ __forceinline__ void stages(float *row, int n, int half) {
     for (int i = (int)threadIdx.x; i < n / R; i += THREADS) {
-        float *at = row + i / half * half * R + i % half, v[R];
+        int at = i / half * half * R + i % half;
+        float v[R];
 #pragma unroll
-        for (int j = 0; j < R; j++) v[j] = at[j * half];
+        for (int j = 0; j < R; j++) v[j] = row[rotate_place(at + j * half)];
 #pragma unroll
         for (int step = 1; step < R; step *= 2)
 #pragma unroll
@@ -24,7 +25,7 @@ template <int R> static __device__ __forceinline__ void stages(float *row, int n
                     v[j + step] = a - b;
                 }
 #pragma unroll
-        for (int j = 0; j < R; j++) at[j * half] = v[j];
+        for (int j = 0; j < R; j++) row[rotate_place(at + j * half)] = v[j];
     }
     block_sync();
 }
@@ -40,11 +41,12 @@ static __device__ void transform(float *row, int n, int length) {
 template <bool BACK>
 static __device__ __forceinline__ float mixed(const struct rotate_matrix &r, const float *row,
                                               int i) {
-    if (r.order == 1) return row[i];
+    if (r.order == 1) return row[rotate_place(i)];
     int a = i / r.length, at = i % r.length;
     float sum = 0;
     for (int c = 0; c < r.order; c++)
-        sum = fmaf(r.basis[BACK ? c * r.order + a : a * r.order + c], row[c * r.length + at], sum);
+        sum = fmaf(r.basis[BACK ? c * r.order + a : a * r.order + c],
+                   row[rotate_place(c * r.length + at)], sum);
     return sum;
 }
 
@@ -56,7 +58,7 @@ static __global__ void __launch_bounds__(THREADS)
     int token = (int)blockIdx.x;
     x += (size_t)token * (size_t)r.n;
     for (int i = (int)threadIdx.x; i < r.n; i += THREADS)
-        row[i] = (BACK ? x[i] : with_sign(r, i, x[i])) * r.scale;
+        row[rotate_place(i)] = (BACK ? x[i] : with_sign(r, i, x[i])) * r.scale;
     block_sync();
     transform(row, r.n, r.length);
     for (int i = (int)threadIdx.x; i < r.n; i += THREADS) {
