@@ -32,13 +32,15 @@ static int new_outliers(struct gpu *gpu, struct weight *w, const struct outliers
     sell_pack(s, v);
     int rc = own(gpu, w, bytes, err);
     if (!rc) rc = send(gpu, w, s, bytes, err);
-    const char *at = static_cast<const char *>(w->beside);
-    w->outliers =
-        outliers_matrix{reinterpret_cast<const uint32_t *>(at + offsetof(struct sell, starts)),
-                        at + s->columns, reinterpret_cast<const uint16_t *>(at + s->values),
-                        s->whole     ? SELL_WHOLE
-                        : s->is_wide ? SELL_WIDE
-                                     : SELL_NARROW};
+    if (!rc) {
+        const char *at = static_cast<const char *>(w->beside);
+        w->outliers =
+            outliers_matrix{reinterpret_cast<const uint32_t *>(at + offsetof(struct sell, starts)),
+                            at + s->columns, reinterpret_cast<const uint16_t *>(at + s->values),
+                            s->whole     ? SELL_WHOLE
+                            : s->is_wide ? SELL_WIDE
+                                         : SELL_NARROW};
+    }
     free(s);
     return rc;
 }
