@@ -175,7 +175,7 @@ static bool turned_alike(const struct weight *a, const struct weight *b) {
     return a->in.n == b->in.n && (!a->in.n || rotation_same(&a->turns, &b->turns));
 }
 
-/* The input of the first call, where its matrix is stored between rotations. NULL after a failure. */
+/* V x for a matrix that is stored between rotations; NULL after a failure. */
 static const float *turn(struct gpu *gpu, const struct weight *w, const float *x) {
     size_t bytes = (size_t)gpu->n_rows * (size_t)w->cols * sizeof(float);
     if (!gpu_grow(gpu, &gpu->turned, bytes)) return NULL;
