@@ -9,9 +9,10 @@ import time
 import quality_measure as measure
 
 ROUNDS = 5
-# What decides how a matrix is stored and run, with the default. --codec is undone when a model is loaded.
+# What decides how a matrix is stored and run, with the default. --codec is undone when a model is loaded; blocks
+# of --pow2 are compact ones like others, but for the level `ref`.
 FORM = {"--params": "compact", "--group": "16", "--scale-bits": "4", "--bias-bits": "5", "--outliers": "0",
-        "--outlier-form": "sparse", "--incoherence": "none", "--act-bits": "16", "--pow2": None}
+        "--outlier-form": "sparse", "--incoherence": "none", "--act-bits": "16"}
 
 
 def form_of(row):
@@ -23,9 +24,7 @@ def form_of(row):
     for name, default in FORM.items():
         if name not in flags:
             continue
-        if default is None:
-            found.append(name)
-        elif flags[flags.index(name) + 1] != default:
+        if flags[flags.index(name) + 1] != default:
             found += [name, flags[flags.index(name) + 1]]
     return found
 
@@ -61,10 +60,8 @@ def rounds(model, path):
 
 def quantize(row, out):
     """Any codes in this form, the soonest found; the output matrix as the program stores it by default."""
-    form = form_of(row)
-    soon = ["--ranges", "2"] if "--pow2" in form else ["--method", "rtn"]
-    command = [measure.QUANTIZE, row.model.path, out, "--bits", str(row.bits), *form, *soon, "--refine", "0", "--static",
-               "--windows", "1", "--ctx", "256", "--calibration", row.model.calibration]
+    command = [measure.QUANTIZE, row.model.path, out, "--bits", str(row.bits), *form_of(row), "--method", "rtn",
+               "--refine", "0", "--static", "--windows", "1", "--ctx", "256", "--calibration", row.model.calibration]
     if not os.path.isdir(out):
         measure.run(command)
 
