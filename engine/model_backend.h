@@ -4,11 +4,10 @@
  * Borrows   its arguments during the call.
  * Thread    the one that will use the back end.
  * Fails     as backend_open().
- * Cost      as backend_open(), and a look at the list of tensors.
+ * Cost      as backend_open().
  *
- * Where the user leaves the choice ("auto") several GPUs are passed over for a model with parts that
- * are not split over them; the back end's note says so. Who names a back end gets that one, and its
- * refusal. */
+ * Refuses, before devices are opened, a model that does not divide by their number; parts that are not
+ * split over devices at all are refused when they are loaded. */
 #ifndef ENGINE_MODEL_BACKEND_H
 #define ENGINE_MODEL_BACKEND_H
 
