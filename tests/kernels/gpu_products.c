@@ -1,6 +1,8 @@
 /* Products with every kind of matrix, against sums in fp64. */
 #include "tests/kernels/gpu.h"
 
+#include <errno.h>
+
 struct matrix {
     struct weight_view view;
     void *block, *beside;
@@ -380,6 +382,19 @@ static void check_rotated_set(void) {
     check_set(m, CALLS, N, COLS);
 }
 
+/* More than any card's block has: 256 KiB. */
+static void check_too_long(void) {
+    const struct bcq_spec s = {BCQ_COMPACT, 2, ROTATION_MAX, 1, 16, 4, 5, 0};
+    struct weight *w = NULL;
+    struct matrix m;
+    struct error err;
+    with_rotation(&m, &s, false, 3);
+    expect(backend_weight_new(be, &w, WEIGHT_LINEAR, &m.view, &err) == -ENOTSUP &&
+               strstr(err.text, "65536 numbers does not fit"),
+           "%s: not refused", m.name);
+    matrix_free(&m);
+}
+
 void check_rotations(void) {
     static const int sizes[][2] = {{64, 64}, {48, 576}, {96, 172}, {36, 20}, {24, 44}, {128, 2048}};
     struct matrix m;
@@ -394,6 +409,7 @@ void check_rotations(void) {
         check_matrix(&m, 2 * beside_near, turn);
     }
     if (!is_left_out(7)) check_rotated_set();
+    if (!is_left_out(5)) check_too_long();
 }
 
 /* A block whose scales and biases lie elsewhere, and what follows them, too, as where they are unpacked. */
