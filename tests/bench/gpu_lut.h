@@ -7,9 +7,9 @@
  * Cost      every 8 inputs a table of 256 sums, for GPU_LUT_ROWS rows each; one look-up for 8 weights of
  *           a plane; every weight read once.
  *
- * From the paper (Park et al., arXiv 2206.09557, sections 3.2 to 3.4): keys of 8 signs, tables in shared
+ * From the paper (Park et al., arXiv 2206.09557, section 3): keys of 8 signs, tables in shared
  * memory, a block for a tile of inputs by many rows. Changed: partial sums of tiles go to memory and are
- * added in order where the paper adds atomically, so that a result can be checked; tables and sums are
+ * added in order where its kernels add atomically, so that a result can be checked; tables and sums are
  * fp32; a bias for each group, which our weights have. One token, as there. */
 #ifndef TESTS_BENCH_GPU_LUT_H
 #define TESTS_BENCH_GPU_LUT_H

@@ -330,7 +330,7 @@ Test(team, what_does_not_divide_is_refused) {
     close_block(&b);
 }
 
-/* What lies beside codes is not cut; a table that every device has whole may have it. */
+/* What lies beside codes is not cut; a matrix that every device has whole may have it. */
 static void check_beside_refused(struct backend *be, const struct outliers_view *outliers,
                                  const struct rotation_view *rotation, const char *says) {
     const struct bcq_spec spec = {BCQ_COMPACT, 64, 64, 3, 16, 4, 5, 0};
